@@ -1,0 +1,81 @@
+"""Weights in and out: whole files, no pickled objects, and nothing random by accident."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from core.errors import UserError
+from core.files import written_whole
+
+PREFIXES = ("module.", "backbone.", "model.", "encoder.")
+NESTS = ("teacher", "student", "state_dict", "model", "network")
+
+
+def save(path: Path, content: Mapping[str, Any]) -> None:
+    """Saves tensors, numbers, strings and containers of them, whole or not at all."""
+    with written_whole(path) as aside:
+        torch.save(dict(content), aside)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Loads what `save` wrote, or anybody's .pth or .safetensors file of tensors, onto the CPU.
+
+    Raises:
+        UserError: the file is missing, broken, or holds more than tensors and plain values.
+    """
+    if not path.is_file():
+        raise UserError(f"checkpoint {path} is missing; train this stage first or mend the path")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, KeyError, ValueError, SafetensorError) as error:
+        raise UserError(f"checkpoint {path} cannot be read: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # noqa: BLE001 (torch raises pickle's own class for foreign objects)
+        raise UserError(
+            f"checkpoint {path} holds more than tensors and is not loaded, because unpickling it "
+            f"could run code ({type(error).__name__}); save its state dict instead"
+        ) from None
+
+
+def find_state_dict(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a checkpoint of any common nesting, without common prefixes."""
+    for nest in NESTS:
+        if isinstance(content.get(nest), Mapping):
+            return find_state_dict(content[nest])
+    state = {k: v for k, v in content.items() if isinstance(v, Tensor)}
+    for prefix in PREFIXES:
+        if any(k.startswith(prefix) for k in state):
+            return find_state_dict(
+                {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            )
+    return state
+
+
+def load_weights(network: nn.Module, path: Path) -> None:
+    """Loads pre-trained weights into `network`; what the file has beside them (a head) is left out.
+
+    Raises:
+        UserError: a tensor that the network needs is missing or has another shape.
+    """
+    state = find_state_dict(load(path))
+    wanted = network.state_dict()
+    missing = [k for k in wanted if k not in state and not k.endswith("num_batches_tracked")]
+    if missing:
+        raise UserError(
+            f"{path} lacks {len(missing)} of the {len(wanted)} tensors of this network, first: "
+            f"{missing[0]}; is it the file of another architecture?"
+        )
+    wrong = [k for k in wanted if k in state and state[k].shape != wanted[k].shape]
+    if wrong:
+        k = wrong[0]
+        raise UserError(
+            f"{path}: {k} has shape {tuple(state[k].shape)}, expected {tuple(wanted[k].shape)}; "
+            "the network's name or arguments differ from those of the file"
+        )
+    network.load_state_dict({k: state[k] for k in wanted if k in state}, strict=False)

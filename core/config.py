@@ -1,0 +1,399 @@
+"""The settings of one experiment: typed, documented, read from one YAML file and the command line.
+
+All five scripts read the same file. Every key below can be overridden as `--section.key value`;
+a key that does not exist is refused, naming the nearest one. Sources: "Sec." and "Eq." are the MARS
+paper's (ICCV 2023); "default" marks a choice of ours where the paper is silent.
+"""
+
+import dataclasses
+import difflib
+import re
+import sys
+import warnings
+from dataclasses import dataclass, field
+from typing import Any, Literal, NoReturn
+
+import jsonargparse
+
+from core.errors import UserError
+
+VOC_CLASSES = (
+    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa"),
+    *("train", "tvmonitor"),
+)
+
+
+def _check(holds: bool, message: str) -> None:
+    if not holds:
+        raise UserError(message)
+
+
+@dataclass
+class BackboneConfig:
+    """A network of timm's, by name, and where its weights come from."""
+
+    name: str = "resnet50"
+    """timm's architecture name, such as resnet101 or vit_base_patch8_224."""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """Further constructor arguments of that architecture, for sizes of one's own."""
+    weights: str = "timm"
+    """A local .pth or .safetensors file; `timm`: timm fetches its own; `none`: random ones."""
+
+
+@dataclass
+class DataConfig:
+    """Images, image-level tags and, for scoring only, masks, in PASCAL VOC's layout."""
+
+    root: str = "data/VOCdevkit/VOC2012"
+    """Folder with JPEGImages, Annotations, ImageSets/Segmentation and SegmentationClass."""
+    train_list: str = "train"
+    """Name of the training list in ImageSets/Segmentation, without .txt."""
+    val_list: str = "val"
+    """Name of the list that is scored."""
+    classes: tuple[str, ...] = VOC_CLASSES
+    """Foreground class names; label c is the c-th of them, 0 is background."""
+    biased_classes: tuple[str, ...] = ()
+    """Classes known to come with a context; only the report uses this, to show them apart."""
+
+    def __post_init__(self):
+        _check(len(self.classes) > 0, "data.classes is empty; name at least one class")
+        _check(len(self.classes) <= 253, "data.classes has over 253 names; labels are 8-bit")
+        unknown = sorted(set(self.biased_classes) - set(self.classes))
+        _check(not unknown, f"data.biased_classes names {unknown}, which data.classes lacks")
+
+
+@dataclass
+class CrfConfig:
+    """Dense CRF; kernel widths in pixels and grey levels of the image it runs on."""
+
+    backend: Literal["auto", "numba", "pydensecrf"] = "auto"
+    """auto: numba where present, else pydensecrf."""
+    iterations: int = 10
+    """Mean-field iterations (the author's usual setting, here and below)."""
+    sxy_gaussian: float = 1
+    """Width of the spatial kernel, pixels."""
+    weight_gaussian: float = 3
+    """Weight of the spatial kernel."""
+    sxy_bilateral: float = 67
+    """Spatial width of the bilateral kernel, pixels."""
+    srgb_bilateral: float = 3
+    """Colour width of the bilateral kernel, grey levels."""
+    weight_bilateral: float = 4
+    """Weight of the bilateral kernel."""
+
+    def settings(self) -> dict[str, Any]:
+        """The keyword arguments of `core.crf.DenseCRF`."""
+        return dataclasses.asdict(self)
+
+
+@dataclass
+class AugmentConfig:
+    """Random views of a training image and its label map."""
+
+    scale: tuple[float, float] = (0.5, 1.5)
+    """Range of the random resize factor."""
+    crop: int = 512
+    """Side of the square crop, pixels; smaller images are padded."""
+    flip: bool = True
+    """Mirror every second view."""
+    jitter: tuple[float, float, float, float] = (0.3, 0.3, 0.3, 0.1)
+    """Strength of brightness, contrast, saturation and hue jitter."""
+
+
+@dataclass
+class SelfSupervisedConfig:
+    """Self-supervised training of the backbone from scratch, for images far from ImageNet."""
+
+    iterations: int = 0
+    """Steps; 0 leaves the backbone as its weight file has it."""
+    batch_size: int = 32
+    """Images per step, each in two views."""
+    lr: float = 1e-3
+    """Peak learning rate of AdamW (cosine, after a warm-up of a tenth)."""
+    weight_decay: float = 0.05
+    """AdamW weight decay."""
+    prototypes: int = 64
+    """Clusters that cells are assigned to."""
+    hidden: float = 0.8
+    """Largest share of the student's view that is hidden."""
+    teacher_size: int = 96
+    """Side of the teacher's view, pixels."""
+    student_size: int = 80
+    """Side of the student's view, pixels, a crop of the teacher's."""
+    ema: float = 0.99
+    """Decay of the teacher."""
+
+
+@dataclass
+class UssConfig:
+    """Stage 1, unsupervised semantic features: STEGO on a frozen self-supervised network."""
+
+    backbone: BackboneConfig = field(
+        default_factory=lambda: BackboneConfig(name="vit_base_patch8_224.dino")
+    )
+    """A vision transformer, or a ResNet."""
+    stage: int = 4
+    """The ResNet's stage that gives the features, 1 to 4; a ViT always gives its last tokens."""
+    features_dir: str | None = None
+    """Use <id>.npy feature files, (D, h, w), from this folder instead of stage 1."""
+    self_supervised: SelfSupervisedConfig = field(default_factory=SelfSupervisedConfig)
+    """Training of the network itself, where no weights fit the images."""
+    method: Literal["stego", "frozen"] = "stego"
+    """stego: a trained code head; frozen: the network's features as they are."""
+    code_dim: int = 70
+    """Width of STEGO's code."""
+    iterations: int = 5000
+    """STEGO's true iterations."""
+    batch_size: int = 16
+    """Images per STEGO step."""
+    resolution: int = 224
+    """Side of the square images that STEGO trains on, pixels."""
+    lr: float = 5e-4
+    """Adam's learning rate for the head."""
+    samples: int = 11
+    """Random points per image side: samples^2 points per image."""
+    neighbours: int = 7
+    """A positive pair is an image and one of its nearest neighbours."""
+    dropout: float = 0.1
+    """Channel dropout on the frozen features."""
+    weight_intra: float = 0.10
+    """Weight of pairs of an image with itself (STEGO, COCO-Stuff ViT-B/8; also the next five)."""
+    weight_inter: float = 1.0
+    """Weight of nearest-neighbour pairs."""
+    weight_negative: float = 0.1538
+    """Weight of random pairs."""
+    shift_intra: float = 0.12
+    """Shift b of pairs of an image with itself: a higher one pushes codes apart."""
+    shift_inter: float = 0.20
+    """Shift b of nearest-neighbour pairs."""
+    shift_negative: float = 1.0
+    """Shift b of random pairs."""
+    input_scale: float = 1.0
+    """Images are resized by this factor, then up to a multiple of the patch, for extraction."""
+    flip: bool = True
+    """Average features with those of the mirrored image."""
+    centre: bool = False
+    """Subtract the data set's mean feature: for features whose cosines are all high."""
+
+    def __post_init__(self):
+        _check(self.input_scale > 0, f"uss.input_scale must be positive, got {self.input_scale}")
+        _check(self.samples > 0, f"uss.samples must be positive, got {self.samples}")
+
+
+@dataclass
+class WsssConfig:
+    """Stage 2, a WSSS method on image-level tags: class activation maps of a ResNet classifier."""
+
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    """The ResNet."""
+    labels_dir: str | None = None
+    """Use <id>.png pseudo labels from this folder instead of stage 2."""
+    output_stride: Literal[8, 16] = 16
+    """Pixels per cell of the activation map."""
+    pooling: Literal["mean", "logmeanexp"] = "mean"
+    """From map to class score: the mean, as IRNet; log-mean-exp learns small objects faster."""
+    epochs: int = 5
+    """Passes over the training images."""
+    batch_size: int = 16
+    """Images per step."""
+    lr: float = 1e-4
+    """Peak learning rate of AdamW for the backbone."""
+    head_lr: float = 1e-3
+    """Peak learning rate for the new classifier."""
+    weight_decay: float = 0.02
+    """AdamW weight decay."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Views for training."""
+    scales: tuple[float, ...] = (1.0, 0.5, 1.5, 2.0)
+    """Scales whose activation maps are summed."""
+    flip: bool = True
+    """Add the mirrored image at each scale."""
+    threshold: float = 0.30
+    """Background score against the class maps in [0, 1]."""
+    sharpness: float = 6.0
+    """The CRF's unary is the softmax of this factor times the scores."""
+    refine: Literal["crf", "none"] = "crf"
+    """Refinement of the maps before the argmax."""
+    crf: CrfConfig = field(default_factory=CrfConfig)
+    """Settings of that refinement."""
+
+    def __post_init__(self):
+        _check(0 < self.threshold < 1, f"wsss.threshold must lie in (0, 1), got {self.threshold}")
+
+
+@dataclass
+class DebiasConfig:
+    """Stage 3, debiased centroids and debiased labels (Eq. 1-5)."""
+
+    k_fg: int = 2
+    """Clusters per class region, K_fg (Sec. 4.1)."""
+    k_bg: int = 2
+    """Clusters per background region, K_bg (Sec. 4.1)."""
+    alpha: float = 0.40
+    """Share of the farthest foreground centroids that is kept (Sec. 4.1)."""
+    distance: Literal["mean", "min"] = "mean"
+    """Over the background centroids: the mean of Eq. 1, or the introduction's minimum."""
+    scale: Literal["raw", "minmax"] = "raw"
+    """Similarity map as it is, or stretched to [0, 1] inside each image's labelled region."""
+    unary: Literal["gamma", "logistic"] = "gamma"
+    """Its unary: p_fg = M, p_bg = (1 - M)^gamma; or p_fg = logistic(slope (M - threshold))."""
+    gamma: float = 1.0
+    """Exponent of the first form; 1 is a threshold of 0.5 (default)."""
+    threshold: float = 0.5
+    """Centre of the second form."""
+    slope: float = 10.0
+    """Slope of the second form."""
+    refine: Literal["crf", "none"] = "crf"
+    """Refinement of the similarity map (Sec. 3.3)."""
+    crf: CrfConfig = field(default_factory=CrfConfig)
+    """Settings of that refinement."""
+    output_dir: str | None = None
+    """Where to write centroids and labels; None: <run_dir>/debias."""
+
+    def __post_init__(self):
+        _check(self.k_fg >= 1 and self.k_bg >= 1, "debias.k_fg and debias.k_bg must be at least 1")
+        _check(
+            0 < self.alpha <= 1, f"debias.alpha must lie in (0, 1], got {self.alpha}; paper: 0.40"
+        )
+        _check(0 < self.threshold < 1, f"debias.threshold must lie in (0, 1), got {self.threshold}")
+
+
+@dataclass
+class SegmentationConfig:
+    """Stage 4, DeepLabv3+ with an EMA teacher (Eq. 6-7)."""
+
+    mode: Literal["wsss", "ignore", "complement", "mars", "supervised"] = "mars"
+    """wsss: plain pseudo labels; ignore: biased pixels left out; complement: the teacher fills
+    them;
+    mars: the same under the certainty-weighted loss; supervised: ground truth, the upper bound."""
+    name: str | None = None
+    """Folder name below <run_dir>/segmentation; None: the mode."""
+    labels_dir: str | None = None
+    """Use <id>.png labels from this folder instead of stage 2's (wsss) or stage 3's."""
+    backbone: BackboneConfig = field(default_factory=lambda: BackboneConfig(name="resnet101"))
+    """The ResNet."""
+    output_stride: Literal[8, 16] = 8
+    """Pixels per cell of the deepest feature map."""
+    aspp_dim: int = 256
+    """Width of the ASPP and decoder."""
+    low_dim: int = 48
+    """Width of the projected low-level features."""
+    rates: tuple[int, ...] = (12, 24, 36)
+    """Dilations of the ASPP."""
+    dropout: float = 0.1
+    """Dropout before the last layer."""
+    norm: Literal["train", "frozen"] = "train"
+    """Backbone normalisation: batch statistics, or those of the weight file."""
+    epochs: int = 100
+    """Passes over the training images (the author's later code; also the next values)."""
+    batch_size: int = 16
+    """Images per step."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """sgd has momentum 0.9 and a polynomial schedule; adamw a one-cycle one."""
+    lr: float = 1e-3
+    """Learning rate of the backbone."""
+    head_lr: float = 1e-2
+    """Learning rate of the new layers."""
+    weight_decay: float = 4e-5
+    """Weight decay."""
+    ema: float = 0.999
+    """Decay of the teacher, an exponential moving average of all float state."""
+    warmup: float = 0.0
+    """Share of the training before the teacher fills biased pixels; they are ignored until then."""
+    refine: Literal["none", "crf", "pamr"] = "crf"
+    """Refinement R of the teacher's prediction (Sec. 3.4)."""
+    crf: CrfConfig = field(default_factory=CrfConfig)
+    """Settings of that refinement."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Views for training."""
+
+    def __post_init__(self):
+        _check(0 < self.ema < 1, f"segmentation.ema must lie in (0, 1), got {self.ema}")
+        _check(0 <= self.warmup < 1, f"segmentation.warmup must lie in [0, 1), got {self.warmup}")
+
+
+@dataclass
+class EvaluationConfig:
+    """Stage 5, scoring."""
+
+    scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
+    """Scales of test-time augmentation (the author's)."""
+    flip: bool = True
+    """Average with the mirrored image."""
+    refine: Literal["crf", "none"] = "crf"
+    """Post-processing of the averaged probabilities."""
+    crf: CrfConfig = field(default_factory=CrfConfig)
+    """Settings of that refinement."""
+
+
+@dataclass
+class Config:
+    """Settings of the whole experiment:"""
+
+    run_dir: str = "runs/voc"
+    """Folder of all results of this experiment."""
+    seed: int = 0
+    """Seed of every random choice."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 autocast on GPUs, and on CPUs that have instructions for it."""
+    workers: int = 4
+    """Processes that load images, and threads of per-image work; 0: none beside the main one."""
+    checkpoint_every: int = 200
+    """Iterations between checkpoints of a training."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Data set."""
+    uss: UssConfig = field(default_factory=UssConfig)
+    """Stage 1."""
+    wsss: WsssConfig = field(default_factory=WsssConfig)
+    """Stage 2."""
+    debias: DebiasConfig = field(default_factory=DebiasConfig)
+    """Stage 3."""
+    segmentation: SegmentationConfig = field(default_factory=SegmentationConfig)
+    """Stage 4."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """Stage 5."""
+
+
+class _Parser(jsonargparse.ArgumentParser):
+    """Says one thing when the configuration is wrong, and names the nearest key."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        unknown = re.search(r"does not accept option '([\w.]+)'", message)
+        unknown = unknown or re.search(r"unrecognized arguments: --([\w.-]+)", message)
+        if unknown:
+            key = unknown[1]
+            group = re.search(r"Group '([\w.]+)'", message)
+            full = f"{group[1]}.{key}" if group and not key.startswith(group[1]) else key
+            known = [a.dest for a in self._actions]
+            near = difflib.get_close_matches(full, known, 1, 0.5)
+            hint = f"; did you mean `{near[0]}`?" if near else ""
+            message = f"there is no setting `{full}`{hint} (--help lists all of them)"
+        sys.exit(f"error: {message}")
+
+
+def make_parser(prog: str, description: str) -> jsonargparse.ArgumentParser:
+    """A parser with `--config` and every key of `Config`."""
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = _Parser(prog=prog, description=description)
+    parser.add_argument("--config", action="config", help="The experiment, a YAML file.")
+    parser.add_class_arguments(Config, None)
+    return parser
+
+
+def parse(parser: jsonargparse.ArgumentParser, args: list[str] | None = None) -> tuple[Config, Any]:
+    """Parses the command line; returns the configuration and the other arguments.
+
+    Raises:
+        UserError: a value lies outside its range.
+        SystemExit: an unknown key or a value of the wrong type, after one message.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", category=DeprecationWarning)
+        namespace = parser.instantiate(parser.parse_args(args))
+    values = vars(namespace)
+    names = {f.name for f in dataclasses.fields(Config)}
+    config = Config(**{k: v for k, v in values.items() if k in names})
+    return config, namespace

@@ -1,0 +1,260 @@
+"""MARS itself: debiased centroids, debiased labels and the loss that completes them (Eq. 1-7).
+
+Pure functions on tensors, without files, networks or settings. Names of dimensions: D feature
+width, H W pixels, h w feature cells, C classes without background, K clusters, Nf and Nb centroids.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from core.labels import BACKGROUND, BIASED, IGNORE
+
+
+def cell_labels(label: Tensor, size: tuple[int, int]) -> Tensor:
+    """Labels of feature cells: the label that most of a cell's pixels have.
+
+    Pixels marked ignore have no vote unless the whole cell is ignored. A class that wins no cell at
+    all takes the cell where it has most pixels, so that a small object keeps a region.
+
+    Args:
+        label: (H, W) integers, 0..C or 255.
+        size: (h, w) of the feature map; each pixel belongs to the cell that its centre falls into.
+
+    Returns:
+        (h, w) int64, 0..C or 255.
+    """
+    (height, width), (rows, cols) = label.shape, size
+    y = torch.arange(height).mul(rows).div(height, rounding_mode="floor")
+    x = torch.arange(width).mul(cols).div(width, rounding_mode="floor")
+    cell = (y[:, None] * cols + x[None]).flatten()
+    values, index = label.flatten().long().unique(return_inverse=True)
+    votes = torch.zeros(rows * cols, len(values), dtype=torch.int64)
+    votes.view(-1).index_add_(0, cell * len(values) + index, torch.ones_like(cell))
+    spoken = votes * (values != IGNORE)
+    winner = torch.where(spoken.any(1), spoken.argmax(1), votes.argmax(1))
+    cells = values[winner]
+    for k, value in enumerate(values.tolist()):
+        if value not in (BACKGROUND, IGNORE) and not (cells == value).any():
+            cells[votes[:, k].argmax()] = value
+    return cells.view(rows, cols)
+
+
+def kmeans(
+    points: Tensor, k: int, generator: torch.Generator, restarts: int = 3, steps: int = 50
+) -> tuple[Tensor, Tensor]:
+    """Spherical K-means with k-means++ seeds; the tightest of several starts.
+
+    Args:
+        points: (n, D) unit vectors, n >= 1.
+        k: clusters; fewer come out when there are fewer distinct points.
+        generator: of the seeds, on the CPU.
+        restarts: starts to choose from.
+        steps: at most this many iterations each.
+
+    Returns:
+        (k', D) unit centroids and (n,) int64 cluster of each point, 1 <= k' <= k.
+    """
+    best = None
+    for _ in range(restarts if k > 1 else 1):
+        centroids = _seeds(points, k, generator)
+        assignment = (points @ centroids.T).argmax(1)
+        for _ in range(steps):
+            sums = torch.zeros_like(centroids).index_add_(0, assignment, points)
+            centroids = F.normalize(sums, dim=1)
+            similarity, update = (points @ centroids.T).max(1)
+            if torch.equal(update, assignment):
+                break
+            assignment = update
+        score = similarity.sum().item()
+        if best is None or score > best[0]:
+            best = score, centroids, assignment
+    _, centroids, assignment = best
+    kept = assignment.unique()  # a cluster may have lost its last point
+    renumbered = torch.searchsorted(kept, assignment)
+    return centroids[kept], renumbered
+
+
+def _seeds(points: Tensor, k: int, generator: torch.Generator) -> Tensor:
+    first = torch.randint(len(points), (1,), generator=generator)
+    chosen = [points[first]]
+    for _ in range(k - 1):
+        gap = (1 - (points @ torch.cat(chosen).T).max(1).values).clamp(min=0)
+        if gap.max() < 1e-6:
+            break  # no point differs from those chosen
+        draw = torch.multinomial(gap.cpu(), 1, generator=generator)
+        chosen.append(points[draw.to(points.device)])
+    return torch.cat(chosen)
+
+
+def image_centroids(
+    feat: Tensor, label: Tensor, k_fg: int, k_bg: int, generator: torch.Generator
+) -> tuple[dict[int, Tensor], Tensor]:
+    """Clusters the features of each labelled region of one image (Sec. 3.2).
+
+    A region of fewer than max(4, K) cells has one centroid, its mean.
+
+    Args:
+        feat: (D, h, w) features.
+        label: (H, W) pseudo label, 0..C or 255, at any size.
+        k_fg: clusters of each class region, K_fg.
+        k_bg: clusters of the background region, K_bg.
+        generator: of K-means' seeds.
+
+    Returns:
+        {label: (K, D) unit centroids} for the labels present, ascending, and (h, w) int64: which
+        of the centroids, counted through in that order, each cell belongs to; -1 where ignored.
+    """
+    width, rows, cols = feat.shape
+    cells = cell_labels(label, (rows, cols)).flatten()
+    points = F.normalize(feat.float().flatten(1).T, dim=1)  # (h w, D)
+    centroids, clusters, count = {}, torch.full((rows * cols,), -1), 0
+    for value in cells.unique().tolist():
+        if value == IGNORE:
+            continue
+        region = (cells == value).nonzero().squeeze(1)
+        k = k_bg if value == BACKGROUND else k_fg
+        k = k if len(region) >= max(4, k) else 1
+        centroids[value], assignment = kmeans(points[region], k, generator)
+        clusters[region] = assignment + count
+        count += len(centroids[value])
+    return centroids, clusters.view(rows, cols)
+
+
+def background_distance(fg: Tensor, bg: Tensor, kind: str = "mean") -> Tensor:
+    """Distance of each foreground centroid to the backgrounds of all images (Eq. 1).
+
+    D(a, b) = (1 - cos(a, b)) / 2. The paper's formula averages over all background centroids; its
+    introduction speaks of the nearest one, which `kind="min"` takes.
+
+    Args:
+        fg: (Nf, D).
+        bg: (Nb, D).
+        kind: "mean" or "min".
+
+    Returns:
+        (Nf,) in [0, 1].
+    """
+    fg, bg = F.normalize(fg, dim=1), F.normalize(bg, dim=1)
+    if kind == "min":
+        return (1 - torch.cat([(part @ bg.T).amax(1) for part in fg.split(1024)])) / 2
+    # Cosine similarity is linear in the unit vectors, so their mean stands for all Nb of them.
+    return (1 - fg @ bg.mean(0)) / 2
+
+
+def select_farthest(distance: Tensor, alpha: float) -> Tensor:
+    """(n_c,) indices of the n_c = ceil(alpha Nf) largest distances, farthest first (Eq. 3)."""
+    count = math.ceil(round(alpha * len(distance), 6))  # .4 * 5 must be 2, whatever floats say
+    return distance.sort(descending=True, stable=True).indices[:count]
+
+
+def debiased_centroid(fg: Tensor, bg: Tensor, alpha: float = 0.40, kind: str = "mean") -> Tensor:
+    """Averages the foreground centroids that lie farthest from every background (Eq. 1-3).
+
+    Rails found under a train also lie in the backgrounds of other images, so centroids of context
+    sit nearer to `bg` than centroids of the object. The far `alpha` share is kept.
+
+    Args:
+        fg: (Nf, D) centroids of one class, K_fg per training image that shows it.
+        bg: (Nb, D) background centroids of all training images.
+        alpha: share of `fg` kept, in (0, 1]; the count is rounded up.
+        kind: of distance, see `background_distance`.
+
+    Returns:
+        (D,) mean of the kept unit centroids, not unit length itself.
+
+    Raises:
+        ValueError: `fg` or `bg` is empty, their widths differ, or alpha is out of range.
+    """
+    if fg.ndim != 2 or bg.ndim != 2 or fg.shape[1] != bg.shape[1] or not len(fg) or not len(bg):
+        raise ValueError(f"fg, bg must be non-empty (N, D): got {(*fg.shape,)}, {(*bg.shape,)}")
+    if not 0 < alpha <= 1:
+        raise ValueError(f"alpha must be in (0, 1], got {alpha}; the paper uses 0.40")
+    kept = select_farthest(background_distance(fg, bg, kind), alpha)
+    return F.normalize(fg, dim=1)[kept].mean(0)
+
+
+def debiased_score(feat: Tensor, centroids: Tensor, tags: Tensor) -> Tensor:
+    """Similarity to the debiased centroid of any class of the image (Eq. 4).
+
+    The maximum runs over all classes of the image, not the pixel's own label alone, because
+    features confuse classes of one kind: a horse that resembles the sheep centroid is an object all
+    the same.
+
+    Args:
+        feat: (D, H, W) features.
+        centroids: (C, D), one per class; a zero row (a class never seen) is similar to nothing.
+        tags: (C,) bool, classes of the image.
+
+    Returns:
+        (H, W) in [0, 1]; 0 everywhere if no class is tagged.
+    """
+    chosen = F.normalize(centroids[tags.bool()], dim=1)
+    if not len(chosen):
+        return feat.new_zeros(feat.shape[1:])
+    similarity = torch.einsum("cd,dhw->chw", chosen, F.normalize(feat, dim=0))
+    return similarity.amax(0).clamp(0, 1)
+
+
+def mark_biased(wsss_label: Tensor, debiased_mask: Tensor) -> Tensor:
+    """Marks labelled pixels outside the debiased mask as biased; background never changes (Eq. 5).
+
+    Args:
+        wsss_label: (H, W) integers, 0..C or 255.
+        debiased_mask: (H, W) bool, the refined similarity map M.
+
+    Returns:
+        (H, W) int64: -1 where biased, else the WSSS label.
+    """
+    label = wsss_label.long()
+    biased = (label != BACKGROUND) & (label != IGNORE) & ~debiased_mask
+    return torch.where(biased, BIASED, label)
+
+
+def complement(debiased_label: Tensor, teacher_label: Tensor) -> Tensor:
+    """Fills biased pixels with the teacher's label (Fig. 6): (..., H, W) int64."""
+    return torch.where(debiased_label == BIASED, teacher_label, debiased_label)
+
+
+def certain_mask(debiased_label: Tensor, teacher_probs: Tensor, tags: Tensor) -> Tensor:
+    """Certainty W of each pixel's label (Eq. 6).
+
+    1 where the debiased label stands; where it was biased, the teacher's best probability of a
+    class that the image shows. Background is not among those, so a biased pixel that the teacher
+    takes for background weighs almost nothing.
+
+    Args:
+        debiased_label: (B, H, W) int64.
+        teacher_probs: (B, 1 + C, H, W), background first.
+        tags: (B, C) multi-hot.
+
+    Returns:
+        (B, H, W) in [0, 1].
+    """
+    tagged = (teacher_probs[:, 1:] * tags[:, :, None, None]).amax(1)
+    return torch.where(debiased_label == BIASED, tagged, 1.0)
+
+
+def weighted_cross_entropy(
+    logits: Tensor, label: Tensor, certainty: Tensor | None = None
+) -> Tensor:
+    """Certainty-weighted cross entropy (Eq. 7), averaged over the pixels that have a label.
+
+    The paper writes a sum; the average keeps the learning rate of plain cross entropy, which this
+    is when `certainty` is None.
+
+    Args:
+        logits: (B, 1 + C, H, W).
+        label: (B, H, W) int64; 255 and -1 have no label.
+        certainty: (B, H, W), W.
+
+    Returns:
+        () loss; 0 if no pixel has a label.
+    """
+    label = torch.where(label == BIASED, IGNORE, label)
+    loss = F.cross_entropy(logits, label, ignore_index=IGNORE, reduction="none")
+    if certainty is not None:
+        loss = loss * certainty
+    return loss.sum() / (label != IGNORE).sum().clamp(min=1)

@@ -1,0 +1,33 @@
+"""Errors that a user can cause and mend, told in one message."""
+
+import sys
+from collections.abc import Callable, Sequence
+
+
+class UserError(Exception):
+    """Something in the input is wrong: says what, where, what was expected, and the remedy."""
+
+
+def refuse_together(problems: Sequence[str], remedy: str) -> None:
+    """Raises one `UserError` with the first of `problems`, a count of the rest, and `remedy`."""
+    if problems:
+        shown = "\n".join(f"  - {p}" for p in problems[:8])
+        more = f"\n  ... and {len(problems) - 8} more" if len(problems) > 8 else ""
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise UserError(f"{count} with the input:\n{shown}{more}\nRemedy: {remedy}")
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Runs a script's `main`; what a user can cause ends in one message, not a traceback."""
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except OSError as error:  # disk full, no permission, too many open files
+        place = f" ({error.filename})" if error.filename else ""
+        sys.exit(
+            f"error: {error.strerror or error}{place}\n"
+            "Nothing finished was lost; run the same command again once this is mended."
+        )
+    except KeyboardInterrupt:
+        sys.exit("\nstopped; run the same command again to go on from here")

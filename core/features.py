@@ -1,0 +1,157 @@
+"""Unsupervised semantic features F of images, from a trained network or from anybody's files."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from core import checkpoint
+from core.config import Config, UssConfig
+from core.datasets import Split
+from core.errors import UserError
+from core.models.backbones import feature_network
+from core.models.stego import StegoHead
+from core.runs import Run
+from core.transforms import normalise
+
+FeatureSource = Callable[[Sequence[int]], Iterator[tuple[int, Tensor]]]
+"""Indices of images -> pairs of an index and its (D, h, w) float32 features."""
+
+
+class SemanticFeatures(nn.Module):
+    """A frozen network, STEGO's head where trained, and the mean feature where taken out."""
+
+    def __init__(self, config: UssConfig):
+        super().__init__()
+        self.config = config
+        self.backbone = feature_network(config.backbone, config.stage)
+        self.head = None
+        if config.method == "stego":
+            self.head = StegoHead(self.backbone.dim, config.code_dim, config.dropout)
+        width = config.code_dim if self.head else self.backbone.dim
+        self.register_buffer("mean", torch.zeros(width))
+
+    def encode(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W), sides multiples of the patch -> (B, D, H/patch, W/patch)."""
+        feat = self.backbone(images)
+        return self.head(feat) if self.head else feat
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) normalised images of any size -> (B, D, h, w) features.
+
+        The image is resized by `input_scale`, then up to the next multiple of the patch.
+        """
+        patch = self.backbone.patch
+        size = [-(-round(n * self.config.input_scale) // patch) * patch for n in images.shape[-2:]]
+        if size != list(images.shape[-2:]):
+            images = F.interpolate(images, size, mode="bicubic")
+        feat = self.encode(images).float()
+        if self.config.flip:
+            feat = (feat + self.encode(images.flip(-1)).float().flip(-1)) / 2
+        return feat - self.mean[:, None, None]
+
+
+def load_semantic_features(run: Run) -> SemanticFeatures:
+    """The network that stage 1 trained."""
+    path = run.uss / "checkpoint.pth"
+    state = checkpoint.load(path)
+    config = run.config.uss
+    blank = UssConfig(**{**vars(config), "backbone": _without_weights(config)})
+    network = SemanticFeatures(blank)
+    try:
+        network.load_state_dict(state["network"])
+    except (KeyError, RuntimeError) as error:
+        raise UserError(
+            f"{path} does not fit the uss section of this configuration "
+            f"({str(error).splitlines()[0]})"
+        ) from None
+    return network.eval()
+
+
+def _without_weights(config: UssConfig):
+    return type(config.backbone)(config.backbone.name, config.backbone.arguments, "none")
+
+
+def network_features(
+    network: nn.Module, split: Split, device: torch.device, autocast: torch.autocast
+) -> FeatureSource:
+    """Features computed on the fly, in batches of consecutive images of one size."""
+
+    @torch.inference_mode()
+    def source(indices: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+        batch: list[tuple[int, np.ndarray]] = []
+        for index in (*indices, None):
+            image = None if index is None else split.read_image(index)
+            full = len(batch) == 16 or (
+                batch and image is not None and image.shape != batch[0][1].shape
+            )
+            if batch and (full or index is None):
+                pixels = torch.from_numpy(np.stack([i for _, i in batch])).permute(0, 3, 1, 2)
+                with autocast:
+                    feats = network(normalise(pixels.to(device)))
+                yield from zip((i for i, _ in batch), feats.float().cpu(), strict=True)
+                batch = []
+            if index is not None:
+                batch.append((index, image))
+
+    return source
+
+
+def file_features(folder: Path, split: Split) -> FeatureSource:
+    """Features read from `<id>.npy` files, (D, h, w) of any float type.
+
+    Raises:
+        UserError: files are missing.
+    """
+    paths = [folder / f"{i}.npy" for i in split.ids]
+    missing = [p for p in paths if not p.is_file()]
+    if missing:
+        raise UserError(
+            f"{len(missing)} of {len(paths)} feature files are missing, first: {missing[0]}; "
+            "uss.features_dir needs one <id>.npy of shape (D, h, w) for each training image"
+        )
+
+    def source(indices: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+        for index in indices:
+            try:
+                array = np.load(paths[index], allow_pickle=False)
+            except (OSError, ValueError, EOFError) as error:
+                raise UserError(f"features {paths[index]} cannot be read ({error})") from None
+            if array.ndim != 3 or array.dtype.kind != "f" or not np.isfinite(array).all():
+                raise UserError(
+                    f"features {paths[index]} are {array.shape} {array.dtype}, perhaps not finite; "
+                    "expected finite floats (D, h, w)"
+                )
+            yield index, torch.from_numpy(array.astype(np.float32))
+
+    return source
+
+
+def mean_feature(source: FeatureSource, count: int) -> Tensor:
+    """(D,) the mean over all images of each image's mean feature."""
+    total = sum(feat.double().mean((1, 2)) for _, feat in source(range(count)))
+    return (total / count).float()
+
+
+def centred(source: FeatureSource, mean: Tensor) -> FeatureSource:
+    """The same features with the (D,) mean taken out."""
+
+    def shifted(indices: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+        for index, feat in source(indices):
+            yield index, feat - mean[:, None, None]
+
+    return shifted
+
+
+def feature_source(
+    config: Config, split: Split, device: torch.device, autocast: torch.autocast
+) -> FeatureSource:
+    """The configured features: somebody's files, or stage 1's network."""
+    if config.uss.features_dir:
+        source = file_features(Path(config.uss.features_dir), split)
+        return centred(source, mean_feature(source, len(split))) if config.uss.centre else source
+    network = load_semantic_features(Run(config)).to(device)
+    return network_features(network, split, device, autocast)

@@ -1,0 +1,58 @@
+"""Segmentation scores from one exact confusion matrix."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from core.labels import IGNORE
+
+
+def confusion_matrix(prediction: np.ndarray, truth: np.ndarray, num_classes: int) -> np.ndarray:
+    """Counts pixels by true and predicted label.
+
+    Args:
+        prediction: (H, W) uint8, 0..C; 255 and 254 inside the valid area count as background.
+        truth: (H, W) uint8, 0..C; 255 is left out.
+        num_classes: C, without background.
+
+    Returns:
+        (1 + C, 1 + C) int64, rows true, columns predicted.
+    """
+    size = num_classes + 1
+    valid = truth != IGNORE
+    predicted = np.where(prediction < size, prediction, 0)[valid].astype(np.int64)
+    pairs = truth[valid].astype(np.int64) * size + predicted
+    return np.bincount(pairs, minlength=size * size).reshape(size, size)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """IoU, and false positives and negatives as shares of the union, by label, background first.
+
+    A label that occurs neither in truth nor in prediction is NaN and left out of the means.
+    """
+
+    iou: np.ndarray  # (1 + C,)
+    fp: np.ndarray  # (1 + C,) FP / (TP + FP + FN)
+    fn: np.ndarray  # (1 + C,) FN / (TP + FP + FN)
+    fp_per_tp: np.ndarray  # (1 + C,) FP / TP, the SEAM paper's definition
+    fn_per_tp: np.ndarray  # (1 + C,) FN / TP
+
+    @property
+    def miou(self) -> float:
+        """Mean IoU, background included."""
+        return float(np.nanmean(self.iou))
+
+    def mean(self, values: np.ndarray, labels: list[int] | None = None) -> float:
+        """Mean of `values` over `labels`, by default all foreground ones (the paper's Table 6)."""
+        chosen = values[labels] if labels is not None else values[1:]
+        return float(np.nanmean(chosen)) if np.isfinite(chosen).any() else float("nan")
+
+
+def scores(matrix: np.ndarray) -> Scores:
+    """Scores of a (1 + C, 1 + C) confusion matrix, rows true, columns predicted."""
+    tp = np.diag(matrix).astype(float)
+    fp, fn = matrix.sum(0) - tp, matrix.sum(1) - tp
+    with np.errstate(divide="ignore", invalid="ignore"):
+        union = tp + fp + fn
+        return Scores(tp / union, fp / union, fn / union, fp / tp, fn / tp)

@@ -1,0 +1,40 @@
+"""A classifier whose last layer is a class activation map."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from core.config import BackboneConfig
+from core.models.backbones import ResNet
+
+
+class CamClassifier(nn.Module):
+    """ResNet and a 1x1 convolution; the class logits are the map's global average (as in IRNet).
+
+    With log-mean-exp pooling they lie between the average and the maximum (Pinheiro and Collobert,
+    CVPR 2015), so that a small object is not outvoted by its surroundings.
+    """
+
+    def __init__(
+        self, backbone: BackboneConfig, output_stride: int, num_classes: int, pooling: str = "mean"
+    ):
+        super().__init__()
+        self.pooling = pooling
+        self.backbone = ResNet(backbone, output_stride)
+        self.classifier = nn.Conv2d(self.backbone.dim, num_classes, 1, bias=False)
+
+    def maps(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, C, H/stride, W/stride) class scores, any sign."""
+        return self.classifier(self.backbone(images)[1])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, C) logits."""
+        maps = self.maps(images).flatten(2)
+        if self.pooling == "mean":
+            return maps.mean(2)
+        return maps.float().logsumexp(2) - math.log(maps.shape[2])
+
+    def activation(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, C, H/stride, W/stride) activation maps, not negative."""
+        return torch.relu(self.maps(images))

@@ -1,0 +1,72 @@
+"""From class activation maps to pseudo labels, and the files of both."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from core.config import WsssConfig
+from core.crf import DenseCRF
+from core.errors import UserError
+from core.files import written_whole
+
+
+def save_cam(path: Path, keys: np.ndarray, cam: np.ndarray) -> None:
+    """Saves the (K,) labels, 1-based, and (K, h, w) maps in [0, 1] of one image."""
+    with written_whole(path) as aside:
+        with aside.open("wb") as file:
+            np.savez(file, keys=keys.astype(np.int16), cam=cam.astype(np.float16))
+
+
+def load_cam(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Reads what `save_cam` wrote: (K,) int16 and (K, h, w) float32."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return file["keys"], file["cam"].astype(np.float32)
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise UserError(
+            f"activation maps {path} cannot be read ({error}); run train_wsss.py"
+        ) from None
+
+
+def normalise_cams(maps: np.ndarray) -> np.ndarray:
+    """Divides each of (K, h, w) maps, not negative, by its maximum."""
+    return maps / (maps.max((1, 2), keepdims=True) + 1e-5)
+
+
+def cam_label(
+    image: np.ndarray,
+    keys: np.ndarray,
+    cam: np.ndarray,
+    threshold: float,
+    crf: DenseCRF | None,
+    sharpness: float,
+) -> np.ndarray:
+    """The pseudo label Y^b of one image: argmax over a constant background score and its class
+    maps.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        keys: (K,) labels of the maps, 1-based.
+        cam: (K, h, w) in [0, 1].
+        threshold: the background's score.
+        crf: refinement of the softmax of the scores; None for none.
+        sharpness: factor on the scores in that softmax.
+
+    Returns:
+        (H, W) uint8 labels.
+    """
+    height, width = image.shape[:2]
+    labels = np.concatenate([[0], keys]).astype(np.uint8)
+    scores = [np.full((height, width), threshold, np.float32)]
+    scores += [cv2.resize(m, (width, height), interpolation=cv2.INTER_LINEAR) for m in cam]
+    scores = np.stack(scores)
+    if crf is not None and len(keys):
+        exponent = np.exp(sharpness * (scores - scores.max(0)))
+        scores = crf(image, (exponent / exponent.sum(0)).astype(np.float32))
+    return labels[scores.argmax(0)]
+
+
+def label_crf(config: WsssConfig) -> DenseCRF | None:
+    """The configured refinement of pseudo labels."""
+    return DenseCRF(**config.crf.settings()) if config.refine == "crf" else None

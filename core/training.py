@@ -1,0 +1,178 @@
+"""What every training shares: device, precision, seeds, schedules, EMA and one resumable loop."""
+
+import copy
+import json
+import math
+import random
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from core import checkpoint
+from core.config import Config
+from core.errors import UserError
+
+
+def pick_device(config: Config) -> torch.device:
+    """The configured device; `auto` is the first GPU where there is one."""
+    name = config.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"device {name!r} is unknown; use auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device {name!r} was asked for, but this PyTorch sees no GPU; use auto")
+    return device
+
+
+def autocast(config: Config, device: torch.device) -> torch.autocast:
+    """bf16 autocast where the configuration asks for it, or where `auto` finds it worth while."""
+    fast = device.type == "cuda" or _cpu_multiplies_bf16()
+    enabled = config.precision == "bf16" or (config.precision == "auto" and fast)
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+
+
+def _cpu_multiplies_bf16() -> bool:
+    return bool(
+        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()  # noqa: SLF001
+    )
+
+
+def seed_everything(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def poly(iterations: int, power: float = 0.9) -> Callable[[int], float]:
+    """Factor on the learning rate at step t: (1 - t / T)^power."""
+    return lambda step: (1 - step / iterations) ** power
+
+
+def one_cycle(iterations: int, warmup: float = 0.1) -> Callable[[int], float]:
+    """Factor at step t: a linear rise over the first `warmup` share, then half a cosine to 0."""
+    rise = max(1, round(iterations * warmup))
+
+    def factor(step: int) -> float:
+        if step < rise:
+            return (step + 1) / rise
+        return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, iterations - rise)))
+
+    return factor
+
+
+class EMA:
+    """An exponential moving average of a network, all float state included; in evaluation mode.
+
+    The average starts as a copy, and its decay rises as min(decay, (1 + t) / (10 + t)), so that a
+    short training does not end beside its own start.
+    """
+
+    def __init__(self, network: nn.Module, decay: float):
+        self.network = copy.deepcopy(network).eval().requires_grad_(False)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self, network: nn.Module, step: int) -> None:
+        decay = min(self.decay, (1 + step) / (10 + step))
+        ours, theirs = self.network.state_dict(), network.state_dict()
+        floats = [k for k, v in ours.items() if v.is_floating_point()]
+        torch._foreach_lerp_([ours[k] for k in floats], [theirs[k] for k in floats], 1 - decay)
+        for k in ours.keys() - set(floats):
+            ours[k].copy_(theirs[k])
+
+
+def train(
+    name: str,
+    networks: Mapping[str, nn.Module],
+    optimizer: torch.optim.Optimizer,
+    schedule: Callable[[int], float],
+    batches: Callable[[int], Iterable[dict[str, Tensor]]],
+    step: Callable[[dict[str, Tensor], int], dict[str, Tensor]],
+    iterations: int,
+    folder: Path,
+    config: Config,
+    ema: EMA | None = None,
+) -> None:
+    """Runs a training to its end, from its last checkpoint where there is one.
+
+    A run that was killed and started again ends with the weights of an uninterrupted one: batch t
+    and the random state at step t are functions of (seed, t), and everything else is in the
+    checkpoint.
+
+    Args:
+        name: for the progress bar.
+        networks: everything with weights or buffers to save, by name.
+        optimizer: its groups' learning rates are multiplied by `schedule`.
+        schedule: step -> factor on the initial learning rates.
+        batches: first step -> batches from there on.
+        step: (batch, t) -> losses and figures to log; the key "loss" is minimised.
+        iterations: steps in all.
+        folder: gets `checkpoint.pth` and `log.jsonl`.
+        config: seed, `checkpoint_every`.
+        ema: updated after each step; its network must be among `networks`.
+
+    Raises:
+        UserError: the loss is not finite; the last checkpoint is kept.
+    """
+    path, log_path = folder / "checkpoint.pth", folder / "log.jsonl"
+    start, log = 0, []
+    if path.exists():
+        state = checkpoint.load(path)
+        start, log = state["iteration"], json.loads(state["log"])
+        for key, network in networks.items():
+            network.load_state_dict(state[key])
+        optimizer.load_state_dict(state["optimizer"])
+    sums: dict[str, Tensor] = state["sums"] if start else {}
+    rates = [group.setdefault("initial_lr", group["lr"]) for group in optimizer.param_groups]
+    every = max(1, iterations // 100)
+    bar = tqdm(total=iterations, initial=start, desc=name, unit="it", mininterval=1)
+    began = time.monotonic()
+    for t, batch in zip(range(start, iterations), batches(start), strict=False):
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * schedule(t)
+        torch.manual_seed((config.seed + 1) * 1_000_003 + t)  # dropout, as if never interrupted
+        figures = step(batch, t)
+        optimizer.zero_grad(set_to_none=True)
+        figures["loss"].backward()
+        optimizer.step()
+        if ema is not None:
+            ema.update(networks["network"], t)
+        for key, value in figures.items():
+            sums[key] = sums.get(key, 0) + value.detach()
+        last = t + 1 == iterations
+        if (t + 1) % every == 0 or last:
+            entry = {
+                k: float(v) / (t + 1 - (log[-1]["iteration"] if log else 0))
+                for k, v in sums.items()
+            }
+            if not math.isfinite(entry["loss"]):
+                raise UserError(
+                    f"{name}: the loss is not finite at iteration {t + 1}; {path} keeps the state "
+                    "before it. Lower the learning rate or set precision: fp32"
+                )
+            log.append({"iteration": t + 1, **{k: round(v, 6) for k, v in entry.items()}})
+            sums = {}
+            bar.set_postfix(loss=f"{entry['loss']:.3f}")
+        bar.update()
+        if last or (t + 1) % config.checkpoint_every == 0:
+            state = {key: network.state_dict() for key, network in networks.items()}
+            state |= {
+                "optimizer": optimizer.state_dict(),
+                "iteration": t + 1,
+                "log": json.dumps(log),
+            }
+            state["sums"] = sums
+            checkpoint.save(path, state)
+    bar.close()
+    if start < iterations:
+        rate = (time.monotonic() - began) / (iterations - start)
+        print(f"{name}: {iterations} iterations, {rate:.3f} s each")
+    log_path.write_text("".join(json.dumps(entry) + "\n" for entry in log))

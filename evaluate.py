@@ -1,0 +1,240 @@
+"""Stage 5: score a trained segmenter, or any folder of label maps.
+
+    python evaluate.py --config configs/demo.yaml                      # the checkpoint of
+    segmentation.mode
+    python evaluate.py --config configs/demo.yaml --predictions runs/demo/wsss/labels --split train
+    python evaluate.py --predictions DIR --masks DIR --num_classes 20 --output scores.json
+
+Prints a table and writes JSON: mIoU (background included), FP and FN (shares of the union, mean
+over the foreground classes, as in the paper's Table 6), and every class. A missing prediction is an
+error unless --allow-missing is given, and then the score says how many images it stands on. In
+predictions, biased (254) and ignored (255) pixels count as background.
+"""
+
+import sys
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from core import checkpoint
+from core.config import BackboneConfig, Config, make_parser, parse
+from core.crf import DenseCRF
+from core.datasets import Split, batches_by_size, ground_truth, read_split
+from core.errors import UserError, run_script
+from core.files import write_json
+from core.inference import multi_scale
+from core.labels import read_label, write_label
+from core.metrics import confusion_matrix, scores
+from core.models.backbones import to_device
+from core.models.deeplab import DeepLabV3Plus
+from core.runs import Run, Stage
+from core.training import autocast, pick_device
+
+DEFINITIONS = {
+    "miou": "mean over background and classes of TP / (TP + FP + FN)",
+    "fp": "mean over classes, without background, of FP / (TP + FP + FN)",
+    "fn": "mean over classes, without background, of FN / (TP + FP + FN)",
+    "fp_per_tp": "mean over classes, without background, of FP / TP (the SEAM paper's definition)",
+    "fn_per_tp": "mean over classes, without background, of FN / TP (the SEAM paper's definition)",
+}
+
+
+def main() -> None:
+    parser = make_parser("evaluate.py", __doc__)
+    parser.add_argument("--predictions", type=str | None, help="Score this folder of <id>.png.")
+    parser.add_argument("--masks", type=str | None, help="Ground truth; without a --config.")
+    parser.add_argument("--num_classes", type=int | None, help="Without background and --config.")
+    parser.add_argument("--split", type=str, default="val", help="train or val, with a --config.")
+    parser.add_argument("--name", type=str | None, help="Folder below <run_dir>/evaluation.")
+    parser.add_argument(
+        "--output", type=str | None, help="Write the scores to this JSON file, too."
+    )
+    parser.add_argument("--allow-missing", action="store_true", help="Score what is there.")
+    config, options = parse(parser)
+    if options.masks:
+        result = score_folders(options)
+        if options.output:
+            write_json(Path(options.output), result)
+    elif options.predictions:
+        result = score_labels(config, options)
+    else:
+        result = score_checkpoint(config, options)
+    print_table(result)
+
+
+def score_folders(options) -> dict:
+    """Scores two folders of label maps without a configuration."""
+    if not options.predictions or options.num_classes is None:
+        raise UserError("--masks goes together with --predictions and --num_classes")
+    masks = sorted(Path(options.masks).glob("*.png"))
+    if not masks:
+        raise UserError(f"{options.masks} holds no PNG masks")
+    predictions = [Path(options.predictions) / mask.name for mask in masks]
+    names = [str(c) for c in range(1, options.num_classes + 1)]
+    return score_files(predictions, masks, names, options.allow_missing)
+
+
+def score_labels(config: Config, options) -> dict:
+    """Scores a folder of label maps against the masks of one list of the data set."""
+    split = read_split(config.data, options.split)
+    predictions = [Path(options.predictions) / f"{i}.png" for i in split.ids]
+    masks = ground_truth(config.data, split)
+    result = score_files(predictions, masks, config.data.classes, options.allow_missing)
+    name = options.name or Path(options.predictions).name
+    write_json(Path(options.output or Run(config).evaluation(name) / "scores.json"), result)
+    return result
+
+
+def score_checkpoint(config: Config, options) -> dict:
+    """Predicts one list with the EMA of the configured training, then scores the predictions."""
+    run, split = Run(config), read_split(config.data, options.split)
+    masks = ground_truth(config.data, split)
+    weights = run.segmentation() / "checkpoint.pth"
+    name = options.name or run.segmentation().name
+    identity, inputs = ("seed", "data", "segmentation", "evaluation"), {"ids": split.ids}
+    stage = Stage(run.evaluation(name), f"stage 5, evaluation ({name})", config, identity, inputs)
+    folder = stage.folder / "predictions"
+    if not stage.already_done():
+        predict(config, weights, split, folder)
+    predictions = [folder / f"{i}.png" for i in split.ids]
+    result = score_files(predictions, masks, config.data.classes, options.allow_missing)
+    write_json(stage.folder / "scores.json", result)
+    if options.output:
+        write_json(Path(options.output), result)
+    if not stage.finished:
+        stage.finish({k: result[k] for k in ("miou", "fp", "fn")})
+    return result
+
+
+def load_segmenter(config: Config, weights: Path) -> DeepLabV3Plus:
+    """The EMA teacher of a training, which is what a user deploys."""
+    state = checkpoint.load(weights)
+    settings = config.segmentation
+    own = BackboneConfig(settings.backbone.name, settings.backbone.arguments, "none")
+    network = DeepLabV3Plus(
+        type(settings)(**{**vars(settings), "backbone": own}), len(config.data.classes)
+    )
+    try:
+        network.load_state_dict(state["ema"])
+    except (KeyError, RuntimeError) as error:
+        raise UserError(
+            f"{weights} does not fit the segmentation section of this configuration "
+            f"({str(error).splitlines()[0]})"
+        ) from None
+    return network.eval()
+
+
+def predict(config: Config, weights: Path, split: Split, folder: Path) -> None:
+    """Writes the predicted label map of every image that has none yet."""
+    settings, device = config.evaluation, pick_device(config)
+    network = to_device(load_segmenter(config, weights), device)
+    cast = autocast(config, device)
+    crf = DenseCRF(**settings.crf.settings()) if settings.refine == "crf" else None
+    todo = [k for k, i in enumerate(split.ids) if not (folder / f"{i}.png").exists()]
+    rest = Split(
+        tuple(split.ids[k] for k in todo), tuple(split.images[k] for k in todo), split.tags[todo]
+    )
+
+    def probabilities(images: torch.Tensor) -> torch.Tensor:
+        return network(images).float().softmax(1)
+
+    def finish(index: int, probs: np.ndarray) -> None:
+        label = most_likely(rest.read_image(index), probs, crf)
+        write_label(folder / f"{rest.ids[index]}.png", label)
+
+    bar = tqdm(total=len(split), initial=len(split) - len(rest), desc="predicting", unit="image")
+    with ThreadPoolExecutor(max(1, config.workers)) as pool:
+        for indices, images in batches_by_size(rest, config.segmentation.batch_size):
+            with cast:
+                probs = multi_scale(
+                    probabilities, images.to(device), settings.scales, settings.flip
+                )
+            for _ in pool.map(finish, indices, probs.cpu().numpy()):
+                bar.update()
+    bar.close()
+
+
+def most_likely(image: np.ndarray, probs: np.ndarray, crf: DenseCRF | None) -> np.ndarray:
+    """(1 + C, H, W) probabilities -> (H, W) uint8 labels, refined over the labels that matter.
+
+    Labels that nowhere exceed 0.05 are left out, as in the author's later code.
+    """
+    present = np.flatnonzero(probs.max((1, 2)) > 0.05)
+    probs = probs[present]
+    if crf is not None and len(present) > 1:
+        probs = crf(image, np.ascontiguousarray(probs))
+    return present[probs.argmax(0)].astype(np.uint8)
+
+
+def score_files(
+    predictions: Sequence[Path], masks: Sequence[Path], classes: Sequence[str], allow_missing: bool
+) -> dict:
+    """Scores predicted label maps against masks, file by file.
+
+    Raises:
+        UserError: a prediction is missing and that is not allowed, or a file is not a label map.
+    """
+    pairs = [(p, m) for p, m in zip(predictions, masks, strict=True) if p.is_file()]
+    missing = len(masks) - len(pairs)
+    if missing and (not allow_missing or not pairs):
+        first = next(p for p in predictions if not p.is_file())
+        raise UserError(
+            f"{missing} of {len(masks)} predictions are missing, first: {first}; a score on part "
+            "of the images is not comparable. Make them, or give --allow-missing"
+        )
+    matrix = np.zeros((len(classes) + 1,) * 2, np.int64)
+    for prediction, mask in _progress(pairs):
+        truth = read_label(mask, len(classes))
+        matrix += confusion_matrix(
+            read_label(prediction, len(classes), truth.shape), truth, len(classes)
+        )
+    return summarise(matrix, classes, len(pairs), len(masks))
+
+
+def summarise(matrix: np.ndarray, classes: Sequence[str], scored: int, total: int) -> dict:
+    """The content of scores.json."""
+    s = scores(matrix)
+    values = {"miou": s.miou}
+    for key in ("fp", "fn", "fp_per_tp", "fn_per_tp"):
+        values[key] = s.mean(getattr(s, key))
+    lists = {key: [_number(v) for v in getattr(s, key)] for key in ("iou", "fp", "fn")}
+    return {
+        **{k: _number(v) for k, v in values.items()},
+        "classes": ["background", *classes],
+        "per_class": lists,
+        "images": {"scored": scored, "of": total},
+        "definitions": DEFINITIONS,
+        "confusion_matrix": matrix.tolist(),
+    }
+
+
+def _number(value: float) -> float | None:
+    """JSON has no NaN; None is a class that occurs nowhere."""
+    return round(float(value), 6) if np.isfinite(value) else None
+
+
+def _progress(items: Sequence) -> Iterable:
+    return tqdm(items, desc="scoring", unit="image", disable=len(items) < 200)
+
+
+def print_table(result: dict) -> None:
+    """The scores for a person, in per cent."""
+    rows = zip(result["classes"], *result["per_class"].values(), strict=True)
+    print(f"{'':14}{'IoU':>7}{'FP':>7}{'FN':>7}")
+    for name, *values in rows:
+        print(f"{name:14}" + "".join("      -" if v is None else f"{v:7.1%}" for v in values))
+    images = result["images"]
+    print(
+        f"mIoU {result['miou']:.1%}   FP {result['fp']:.3f}   FN {result['fn']:.3f}   "
+        f"({images['scored']}/{images['of']} images)"
+    )
+    if images["scored"] < images["of"]:
+        print("a part of the images only: do not compare this score", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,212 @@
+"""Stage 3: find the debiased centroid of each class and mark biased pixels (Eq. 1-5).
+
+    python make_debiased_labels.py --config configs/demo.yaml
+    python make_debiased_labels.py --config configs/voc.yaml \
+        --wsss.labels_dir THEIR_LABELS --uss.features_dir THEIR_FEATURES --debias.output_dir OURS
+
+Reads the training images and tags, any folder of pseudo labels and any features. Writes below
+<run_dir>/debias/ (or debias.output_dir):
+    clusters/<id>.npz   per image: vectors (n, D), labels (n,), sizes (n,), cells (h, w)
+    centroids.npz       all of them, distances, the selection and the debiased centroids
+    labels/<id>.png     pseudo labels in which biased pixels are 254
+"""
+
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from core.config import Config, DebiasConfig, make_parser, parse
+from core.crf import DenseCRF
+from core.datasets import Split, label_files, read_split
+from core.debias import (
+    background_distance,
+    debiased_score,
+    image_centroids,
+    mark_biased,
+    select_farthest,
+)
+from core.errors import UserError, run_script
+from core.features import FeatureSource, feature_source
+from core.files import written_whole
+from core.labels import BIASED, read_label, to_disk, write_label
+from core.runs import Run, Stage
+from core.training import autocast, pick_device
+
+
+def main() -> None:
+    config, _ = parse(make_parser("make_debiased_labels.py", __doc__))
+    run, split = Run(config), read_split(config.data, "train")
+    labels = label_files(
+        run.wsss_labels, split, "run train_wsss.py, or set wsss.labels_dir to your labels"
+    )
+    device = pick_device(config)
+    identity, inputs = ("seed", "data", "uss", "wsss", "debias"), {"ids": split.ids}
+    stage = Stage(run.debias, "stage 3, debiasing", config, identity, inputs)
+    if stage.already_done():
+        return
+    features = feature_source(config, split, device, autocast(config, device))
+    cluster_images(config, run, split, labels, features)
+    stage.save()
+    centroids = debias_centroids(config, run, split)
+    removed = write_debiased_labels(config, run, split, labels, features, centroids)
+    stage.finish({"removed": removed})
+    shares = ", ".join(f"{c} {v:.0%}" for c, v in zip(config.data.classes, removed, strict=True))
+    print(
+        f"{len(split)} debiased labels in {run.debias / 'labels'}\nremoved as biased: {shares}\n"
+        "next: python train_segmentation.py, with the same --config"
+    )
+
+
+def cluster_images(
+    config: Config, run: Run, split: Split, labels: tuple[Path, ...], features: FeatureSource
+) -> None:
+    """Pass 1: K-means inside each labelled region of every image not done yet."""
+    folder, settings = run.debias / "clusters", config.debias
+    todo = [k for k, i in enumerate(split.ids) if not (folder / f"{i}.npz").exists()]
+    bar = tqdm(
+        features(todo), "centroids", len(split), initial=len(split) - len(todo), unit="image"
+    )
+    for index, feat in bar:
+        image_id = split.ids[index]
+        label = torch.from_numpy(read_label(labels[index], len(config.data.classes)))
+        seed = config.seed ^ zlib.crc32(
+            image_id.encode()
+        )  # of the image, not of its place in the list
+        generator = torch.Generator().manual_seed(seed)
+        centroids, cells = image_centroids(feat, label, settings.k_fg, settings.k_bg, generator)
+        vectors = torch.cat([*centroids.values()]) if centroids else feat.new_zeros(0, len(feat))
+        with written_whole(folder / f"{image_id}.npz") as aside, aside.open("wb") as file:
+            np.savez(
+                file,
+                vectors=vectors.numpy(),
+                labels=np.array([c for c, v in centroids.items() for _ in v], np.int16),
+                sizes=np.bincount(cells[cells >= 0].flatten(), minlength=len(vectors)),
+                cells=cells.numpy().astype(np.int16),
+            )
+
+
+def debias_centroids(config: Config, run: Run, split: Split) -> torch.Tensor:
+    """Eq. 1-3 for every class: (C, D), a zero row for a class without centroids."""
+    parts = [np.load(run.debias / "clusters" / f"{i}.npz") for i in split.ids]
+    vectors = torch.from_numpy(np.concatenate([p["vectors"] for p in parts]))
+    labels = np.concatenate([p["labels"] for p in parts])
+    settings = config.debias
+    background = vectors[labels == 0]
+    if not len(background):
+        raise UserError(
+            f"no label map in {run.wsss_labels} has background; Eq. 1 compares with backgrounds"
+        )
+    distance = torch.zeros(len(vectors))
+    selected = np.zeros(len(vectors), bool)
+    centroids = torch.zeros(len(config.data.classes), vectors.shape[1])
+    for c in range(1, len(centroids) + 1):
+        rows = (labels == c).nonzero()[0]
+        if not len(rows):
+            continue
+        distance[rows] = background_distance(vectors[rows], background, settings.distance)
+        kept = rows[select_farthest(distance[rows], settings.alpha).numpy()]
+        selected[kept] = True
+        centroids[c - 1] = F.normalize(vectors[kept], dim=1).mean(0)
+    with written_whole(run.debias / "centroids.npz") as aside, aside.open("wb") as file:
+        np.savez(
+            file,
+            vectors=vectors.numpy(),
+            labels=labels,
+            images=np.repeat(np.arange(len(parts)), [len(p["labels"]) for p in parts]),
+            sizes=np.concatenate([p["sizes"] for p in parts]),
+            distance=distance.numpy(),
+            selected=selected,
+            centroids=centroids.numpy(),
+        )
+    return centroids
+
+
+def write_debiased_labels(
+    config: Config,
+    run: Run,
+    split: Split,
+    labels: tuple[Path, ...],
+    features: FeatureSource,
+    centroids: torch.Tensor,
+) -> list[float]:
+    """Pass 2: similarity, refinement and Eq. 5. Returns the share of each class that was marked."""
+    folder, size = run.debias / "labels", len(config.data.classes) + 1
+    todo = [k for k, i in enumerate(split.ids) if not (folder / f"{i}.png").exists()]
+    crf = DenseCRF(**config.debias.crf.settings()) if config.debias.refine == "crf" else None
+
+    def work(item: tuple[int, torch.Tensor]) -> None:
+        index, feat = item
+        image = split.read_image(index)
+        label = torch.from_numpy(read_label(labels[index], size - 1, image.shape[:2]))
+        score = debiased_score(feat, centroids, torch.from_numpy(split.tags[index]))
+        mask = refine(score, image, label, config.debias, crf)
+        write_label(folder / f"{split.ids[index]}.png", to_disk(mark_biased(label, mask).numpy()))
+
+    with ThreadPoolExecutor(max(1, config.workers)) as pool:
+        bar = tqdm(total=len(split), initial=len(split) - len(todo), desc="debiasing", unit="image")
+        for chunk in _chunks(features(todo), 64):
+            for _ in pool.map(work, chunk):
+                bar.update()
+        bar.close()
+    before, marked = np.zeros(size, np.int64), np.zeros(size, np.int64)
+    for index, image_id in enumerate(split.ids):
+        wsss = read_label(labels[index])
+        biased = read_label(folder / f"{image_id}.png") == to_disk(np.array(BIASED))
+        before += np.bincount(wsss[wsss < size], minlength=size)
+        marked += np.bincount(wsss[biased], minlength=size)
+    return (marked[1:] / np.maximum(before[1:], 1)).tolist()
+
+
+def refine(
+    score: torch.Tensor,
+    image: np.ndarray,
+    label: torch.Tensor,
+    settings: DebiasConfig,
+    crf: DenseCRF | None,
+) -> torch.Tensor:
+    """Turns the similarity map of Eq. 4 into the binary mask M.
+
+    Args:
+        score: (h, w) in [0, 1], at the features' size.
+        image: (H, W, 3) uint8 RGB.
+        label: (H, W) pseudo label.
+        settings: unary and scale.
+        crf: two-label refinement; None leaves the unary's own decision.
+
+    Returns:
+        (H, W) bool, True where the pixel resembles a debiased centroid.
+    """
+    score = F.interpolate(score[None, None], image.shape[:2], mode="bilinear")[0, 0].clamp(0, 1)
+    region = (label > 0) & (label < 254)
+    if settings.scale == "minmax" and region.any():
+        low, high = score[region].min(), score[region].max()
+        score = ((score - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
+    if settings.unary == "gamma":
+        probs = torch.stack([(1 - score) ** settings.gamma, score])
+    else:
+        debiased = torch.sigmoid(settings.slope * (score - settings.threshold))
+        probs = torch.stack([1 - debiased, debiased])
+    if crf is not None and region.any():
+        probs = torch.from_numpy(crf(image, probs.float().numpy()))
+    return probs[1] > probs[0]
+
+
+def _chunks(items: Iterator, size: int) -> Iterator[list]:
+    chunk = []
+    for item in items:
+        chunk.append(item)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,96 @@
+"""A tiny data set in VOC's layout, and a tiny experiment on it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+CLASSES = ["boat", "train", "sheep", "bird", "car", "bottle", "cat", "plane"]
+
+
+def run_python(*arguments, **options) -> subprocess.CompletedProcess:
+    """Runs one of the repository's scripts as a user would."""
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, **options)
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory) -> Path:
+    """16 + 6 pictures of the demo benchmark."""
+    root = tmp_path_factory.mktemp("data") / "tiny"
+    sizes = ("--train", 16, "--val", 6, "--seed", 3, "--workers", 1)
+    done = run_python("tools/make_demo_dataset.py", "--root", root, *sizes)
+    assert done.returncode == 0, done.stderr
+    return root
+
+
+def tiny_config(data: Path, run_dir: Path) -> dict:
+    """Settings with which every stage takes seconds and random weights are asked for."""
+    resnet = {
+        "name": "resnet18",
+        "arguments": {"channels": [8, 8, 16, 16], "stem_width": 8},
+        "weights": "none",
+    }
+    vit = {
+        "name": "vit_tiny_patch16_224",
+        "arguments": {
+            "img_size": 64,
+            "patch_size": 16,
+            "embed_dim": 32,
+            "depth": 1,
+            "num_heads": 2,
+        },
+        "weights": "none",
+    }
+    augment = {"scale": [0.75, 1.25], "crop": 64, "jitter": [0.2, 0.2, 0.2, 0.0]}
+    crf = {"iterations": 2, "sxy_bilateral": 20, "srgb_bilateral": 8}
+    return {
+        "run_dir": str(run_dir),
+        "device": "cpu",
+        "precision": "fp32",
+        "workers": 0,
+        "checkpoint_every": 2,
+        "data": {"root": str(data), "classes": CLASSES, "biased_classes": CLASSES[:4]},
+        "uss": {
+            "backbone": vit,
+            "code_dim": 8,
+            "resolution": 64,
+            "iterations": 4,
+            "batch_size": 4,
+            "samples": 5,
+            "neighbours": 3,
+            "centre": True,
+        },
+        "wsss": {
+            "backbone": resnet,
+            "output_stride": 8,
+            "epochs": 1,
+            "batch_size": 4,
+            "augment": augment,
+            "scales": [1.0, 1.5],
+            "crf": crf,
+        },
+        "debias": {"crf": crf},
+        "segmentation": {
+            "backbone": resnet,
+            "aspp_dim": 8,
+            "low_dim": 8,
+            "rates": [2, 4],
+            "epochs": 1,
+            "batch_size": 4,
+            "augment": augment,
+            "crf": crf,
+        },
+        "evaluation": {"scales": [1.0], "crf": crf},
+    }
+
+
+@pytest.fixture
+def experiment(tiny_data, tmp_path) -> Path:
+    """A configuration file of a tiny experiment with its own run folder."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tiny_config(tiny_data, tmp_path / "run")))
+    return path

@@ -1,0 +1,73 @@
+import ast
+from pathlib import Path
+
+import pytest
+
+from core.config import Config, make_parser, parse
+from core.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+LEAVES = {"errors", "files", "labels", "metrics", "losses", "config", "crf", "debias", "pamr"}
+MAY_IMPORT = {"errors", "files", "labels", "permutohedral"}
+
+
+def parsed(*arguments: str) -> Config:
+    return parse(make_parser("test", "test"), list(arguments))[0]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)
+def test_shipped_configurations_are_valid(path):
+    config = parsed(f"--config={path}")
+    assert set(config.data.biased_classes) <= set(config.data.classes)
+
+
+def test_command_line_overrides_the_file():
+    config = parsed(f"--config={ROOT / 'configs/demo.yaml'}", "--debias.alpha=0.2")
+    assert config.debias.alpha == 0.2 and config.data.classes[0] == "boat"
+
+
+def test_paper_values_are_the_defaults():
+    debias = parsed().debias
+    assert (debias.k_fg, debias.k_bg, debias.alpha, debias.distance) == (2, 2, 0.40, "mean")
+
+
+def test_typo_is_answered_with_the_nearest_key(tmp_path):
+    with pytest.raises(SystemExit, match="debias.alpha"):
+        parsed("--debias.alhpa=0.2")
+    (tmp_path / "x.yaml").write_text("debias: {k_fgg: 3}\n")
+    with pytest.raises(SystemExit, match="debias.k_fg"):
+        parsed(f"--config={tmp_path / 'x.yaml'}")
+
+
+def test_value_of_the_wrong_type_is_one_message():
+    with pytest.raises(SystemExit, match="debias.alpha"):
+        parsed("--debias.alpha=many")
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        *("--debias.alpha=0", "--debias.alpha=1.5", "--debias.k_fg=0", "--wsss.threshold=1"),
+        *("--segmentation.ema=1", "--data.classes=[]", "--data.biased_classes=[unicorn]"),
+        *("--uss.input_scale=0", "--segmentation.warmup=1", "--debias.threshold=0"),
+    ],
+)
+def test_value_outside_its_range_is_refused(argument):
+    with pytest.raises(UserError, match=argument.split("=")[0].lstrip("-").split(".")[-1]):
+        parsed(argument)
+
+
+def test_imports_go_one_way():
+    """Core imports no script and no tool, and its leaves import next to nothing."""
+    for path in (ROOT / "core").rglob("*.py"):
+        names = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names.add(node.module)
+            elif isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+        ours = {n.split(".")[1] for n in names if n.startswith("core.")}
+        outside = {n.split(".")[0] for n in names} & {"tools", "tests", "train_uss", "evaluate"}
+        assert not outside, f"{path} imports {outside}"
+        if path.stem in LEAVES and path.parent.name == "core":
+            assert ours <= MAY_IMPORT, f"{path} imports {ours - MAY_IMPORT}"

@@ -1,0 +1,130 @@
+"""Diagnoses stage 3 with ground truth: did it select objects, and did it remove context?
+
+    python tools/analyse_bias.py --config configs/demo.yaml [--control DIR]
+
+Selection (the paper's Fig. 8): a centroid is a *target* if its cluster's IoU with the class mask
+exceeds 0.3 and *biased* if it is below 0.1; others are not counted. Removal: which part of the
+false pixels of each class was marked biased, and which part of the object was kept. `--control`
+names the output of another stage 3, on the classifier's own features. Writes
+<run_dir>/analysis.json.
+"""
+
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from core.config import Config, make_parser, parse
+from core.datasets import Split, ground_truth, read_split
+from core.errors import run_script
+from core.files import write_json
+from core.labels import BIASED_ON_DISK, read_label
+from core.runs import Run
+
+TARGET, BIASED = 0.3, 0.1  # IoU, Fig. 8
+
+
+def main() -> None:
+    parser = make_parser("analyse_bias.py", __doc__)
+    parser.add_argument("--control", type=str | None, help="debias folder of the negative control")
+    config, options = parse(parser)
+    run, split = Run(config), read_split(config.data, "train")
+    masks = [read_label(p, len(config.data.classes)) for p in ground_truth(config.data, split)]
+    analysis = {
+        "selection": selection(config, run.debias, split, masks),
+        "removal": removal(config, run, run.debias / "labels", split, masks),
+    }
+    if options.control:
+        folder = Path(options.control) / "labels"
+        analysis["control"] = removal(config, run, folder, split, masks)
+    write_json(run.folder / "analysis.json", analysis)
+    chosen, every = analysis["selection"]["mean_selected"], analysis["selection"]["mean_all"]
+    print(f"target share: selected {chosen:.1%}, all {every:.1%}")
+    for key in ("removal", "control"):
+        for group in ("mean_biased", "mean_unbiased"):
+            values = analysis.get(key, {}).get(group, {})
+            shown = ", ".join(f"{k} {v:.1%}" for k, v in values.items() if v is not None)
+            print(f"{key}, {group}: {shown}" if shown else f"{key}, {group}: none")
+
+
+def selection(config: Config, folder: Path, split: Split, masks: list[np.ndarray]) -> dict:
+    """Share of target centroids among the selected ones and among all, by class."""
+    with np.load(folder / "centroids.npz") as file:
+        labels, images, selected = file["labels"], file["images"], file["selected"]
+    overlap = np.zeros(len(labels))
+    for image, image_id in enumerate(split.ids):
+        rows = np.flatnonzero(images == image)
+        with np.load(folder / "clusters" / f"{image_id}.npz") as file:
+            cells = file["cells"]
+        height, width = masks[image].shape
+        clusters = cv2.resize(cells, (width, height), interpolation=cv2.INTER_NEAREST)
+        for k, row in enumerate(rows):
+            cluster, mask = clusters == k, masks[image] == labels[row]
+            overlap[row] = (cluster & mask).sum() / max(1, (cluster | mask).sum())
+    classes = {}
+    for c, name in enumerate(config.data.classes, 1):
+        ours = labels == c
+        classes[name] = {
+            "target_share_selected": _target_share(overlap[ours & selected]),
+            "target_share_all": _target_share(overlap[ours]),
+            "selected": int((ours & selected).sum()),
+            "centroids": int(ours.sum()),
+        }
+    return {
+        "classes": classes,
+        "mean_selected": _mean(v["target_share_selected"] for v in classes.values()),
+        "mean_all": _mean(v["target_share_all"] for v in classes.values()),
+    }
+
+
+def _target_share(overlap: np.ndarray) -> float | None:
+    target, biased = (overlap > TARGET).sum(), (overlap < BIASED).sum()
+    return round(float(target / (target + biased)), 4) if target + biased else None
+
+
+def removal(config: Config, run: Run, folder: Path, split: Split, masks: list[np.ndarray]) -> dict:
+    """Shares of false pixels removed, of object pixels kept, and the precision of the removal."""
+    size = len(config.data.classes) + 1
+    false, false_out, true, true_out = (np.zeros(size, np.int64) for _ in range(4))
+    for image_id, mask in zip(split.ids, masks, strict=True):
+        label = read_label(run.wsss_labels / f"{image_id}.png")
+        marked = read_label(folder / f"{image_id}.png") == BIASED_ON_DISK
+        right = label == mask
+        valid = (mask < size) & (label < size)
+        false += np.bincount(label[valid & ~right], minlength=size)
+        false_out += np.bincount(label[valid & ~right & marked], minlength=size)
+        true += np.bincount(label[valid & right], minlength=size)
+        true_out += np.bincount(label[valid & right & marked], minlength=size)
+    classes = {}
+    for c, name in enumerate(config.data.classes, 1):
+        classes[name] = {
+            "context_removed": _ratio(false_out[c], false[c]),
+            "object_kept": _ratio(true[c] - true_out[c], true[c]),
+            "precision": _ratio(false_out[c], false_out[c] + true_out[c]),
+        }
+    biased = set(config.data.biased_classes)
+    groups = {"mean_biased": biased, "mean_unbiased": set(config.data.classes) - biased}
+    means = {
+        group: {
+            key: _mean(classes[n][key] for n in sorted(names))
+            for key in next(iter(classes.values()))
+        }
+        for group, names in groups.items()
+    }
+    return {"classes": classes, **means}
+
+
+def _ratio(part: int, whole: int) -> float | None:
+    return round(float(part / whole), 4) if whole else None
+
+
+def _mean(values) -> float | None:
+    values = [v for v in values if v is not None]
+    return round(float(np.mean(values)), 4) if values else None
+
+
+if __name__ == "__main__":
+    run_script(main)

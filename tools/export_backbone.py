@@ -1,0 +1,48 @@
+"""Exports the backbone of a checkpoint as a small file that `backbone.weights` can name.
+
+    python tools/export_backbone.py runs/demo_corpus/wsss/checkpoint.pth
+    data/demo/resnet.safetensors
+
+Takes the backbone of a classifier (train_wsss.py) or of features (train_uss.py), in float16.
+"""
+
+import argparse
+import hashlib
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from core import checkpoint
+from core.errors import UserError, run_script
+from core.files import written_whole
+
+PREFIX = "backbone.net."
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("output", type=Path, help="a .safetensors file")
+    options = parser.parse_args()
+    state = checkpoint.load(options.checkpoint).get("network", {})
+    tensors = {
+        key.removeprefix(PREFIX): value.to(torch.float16).contiguous()
+        for key, value in state.items()
+        if key.startswith(PREFIX) and value.is_floating_point()
+    }
+    if not tensors:
+        raise UserError(f"{options.checkpoint} has no network with a backbone; train stage 1 or 2")
+    with written_whole(options.output) as aside:
+        save_file(tensors, aside)
+    digest = hashlib.sha256(options.output.read_bytes()).hexdigest()
+    print(f"{options.output}: {options.output.stat().st_size} bytes, SHA-256 {digest}")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,61 @@
+"""Writes features of the training images as <id>.npy files, (D, h, w) float16.
+
+    python tools/export_features.py --config configs/demo.yaml --source classifier --output DIR
+
+Sources: uss (stage 1's network) or classifier (the deepest features of stage 2's, the paper's
+negative
+control: they do not tell a class from its context). `uss.features_dir` takes such a folder, or
+anybody's.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from core import checkpoint
+from core.config import BackboneConfig, Config, make_parser, parse
+from core.datasets import read_split
+from core.errors import run_script
+from core.features import load_semantic_features, network_features
+from core.files import written_whole
+from core.models.backbones import to_device
+from core.models.cam import CamClassifier
+from core.runs import Run
+from core.training import autocast, pick_device
+
+
+def main() -> None:
+    parser = make_parser("export_features.py", __doc__)
+    parser.add_argument("--source", type=str, default="uss", help="uss or classifier")
+    parser.add_argument("--output", type=str, required=True, help="folder to write")
+    config, options = parse(parser)
+    run, split, device = Run(config), read_split(config.data, "train"), pick_device(config)
+    if options.source == "classifier":
+        classifier = to_device(load_classifier(config, run), device)
+        network = lambda images: classifier.backbone(images)[1]  # noqa: E731
+    else:
+        network = load_semantic_features(run).to(device)
+    source = network_features(network, split, device, autocast(config, device))
+    folder = Path(options.output)
+    todo = [k for k, i in enumerate(split.ids) if not (folder / f"{i}.npy").exists()]
+    for index, feat in tqdm(source(todo), "features", len(todo), unit="image"):
+        with written_whole(folder / f"{split.ids[index]}.npy") as aside, aside.open("wb") as file:
+            np.save(file, feat.numpy().astype(np.float16))
+    print(f"{len(split)} feature files in {folder}")
+
+
+def load_classifier(config: Config, run: Run) -> CamClassifier:
+    """Stage 2's classifier."""
+    own = config.wsss.backbone
+    blank = BackboneConfig(own.name, own.arguments, "none")
+    classifier = CamClassifier(blank, config.wsss.output_stride, len(config.data.classes))
+    classifier.load_state_dict(checkpoint.load(run.wsss / "checkpoint.pth")["network"])
+    return classifier.eval()
+
+
+if __name__ == "__main__":
+    run_script(main)

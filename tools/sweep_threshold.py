@@ -1,0 +1,75 @@
+"""Finds the label threshold that scores best on the training masks: the baseline's best case.
+
+    python tools/sweep_threshold.py --config configs/demo.yaml
+
+Uses ground truth, so its labels serve the plain baseline alone; stage 3 keeps wsss.threshold.
+Writes <run_dir>/wsss/threshold_sweep.json and pseudo labels at the best threshold,
+<run_dir>/wsss/labels_best/.
+"""
+
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from core.config import make_parser, parse
+from core.datasets import ground_truth, read_split
+from core.errors import run_script
+from core.files import write_json
+from core.labels import read_label, write_label
+from core.metrics import confusion_matrix, scores
+from core.pseudo_labels import cam_label, label_crf, load_cam
+from core.runs import Run
+
+THRESHOLDS = (0.20, 0.25, 0.30, 0.35, 0.40, 0.45, 0.50, 0.60)
+
+
+def main() -> None:
+    parser = make_parser("sweep_threshold.py", __doc__)
+    parser.add_argument("--every", type=int, default=4, help="score every n-th training image")
+    config, options = parse(parser)
+    run, split = Run(config), read_split(config.data, "train")
+    masks, crf = ground_truth(config.data, split), label_crf(config.wsss)
+    classes = config.data.classes
+
+    def label(index: int, threshold: float) -> np.ndarray:
+        keys, cam = load_cam(run.wsss / "cams" / f"{split.ids[index]}.npz")
+        sharpness = config.wsss.sharpness
+        return cam_label(split.read_image(index), keys, cam, threshold, crf, sharpness)
+
+    def counts(index: int) -> np.ndarray:
+        truth = read_label(masks[index], len(classes))
+        found = [confusion_matrix(label(index, t), truth, len(classes)) for t in THRESHOLDS]
+        return np.stack(found)
+
+    def write_best(index: int) -> None:
+        write_label(run.wsss / "labels_best" / f"{split.ids[index]}.png", label(index, best))
+
+    with ThreadPoolExecutor(max(1, config.workers)) as pool:
+        chosen = range(0, len(split), options.every)
+        bar = tqdm(pool.map(counts, chosen), "thresholds", len(chosen), unit="image")
+        matrices = sum(bar)
+        biased = [1 + classes.index(c) for c in config.data.biased_classes]
+        others = [c for c in range(1, len(classes) + 1) if c not in biased]
+        rows = []
+        for threshold, matrix in zip(THRESHOLDS, matrices, strict=True):
+            s = scores(matrix)
+            row = {"threshold": threshold, "miou": s.miou}
+            row |= {"biased": s.mean(s.iou, biased), "unbiased": s.mean(s.iou, others)}
+            rows.append({k: round(v, 6) if np.isfinite(v) else None for k, v in row.items()})
+        best = max(rows, key=lambda row: row["miou"])["threshold"]
+        list(tqdm(pool.map(write_best, range(len(split))), "labels", len(split), unit="image"))
+    sweep = {"scores": rows, "chosen": best, "configured": config.wsss.threshold}
+    sweep |= {"images": len(chosen), "note": "chosen on training masks, for the baseline alone"}
+    write_json(run.wsss / "threshold_sweep.json", sweep)
+    for row in rows:
+        print("  ".join(f"{k} {v:.3f}" for k, v in row.items() if v is not None))
+    print(f"best threshold {best} (configured {config.wsss.threshold})")
+
+
+if __name__ == "__main__":
+    run_script(main)

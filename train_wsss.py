@@ -1,0 +1,144 @@
+"""Stage 2: train a classifier on image-level tags and write pseudo labels Y^b.
+
+    python train_wsss.py --config configs/demo.yaml
+
+Reads the images and tags of the training list, no mask. Writes below <run_dir>/wsss/:
+    checkpoint.pth    the classifier
+    cams/<id>.npz     activation maps of the tagged classes: keys (K,), cam (K, h, w)
+    labels/<id>.png   pseudo labels, 0..C
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import torch
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from core.config import Config, make_parser, parse
+from core.datasets import Draws, LabelledImages, Split, batches_by_size, make_loader, read_split
+from core.errors import run_script
+from core.inference import multi_scale
+from core.labels import write_label
+from core.models.backbones import to_device
+from core.models.cam import CamClassifier
+from core.pseudo_labels import cam_label, label_crf, load_cam, normalise_cams, save_cam
+from core.runs import Run, Stage
+from core.training import autocast, one_cycle, pick_device, seed_everything, train
+
+
+def main() -> None:
+    parser = make_parser("train_wsss.py", __doc__)
+    parser.add_argument(
+        "--classifier-only",
+        action="store_true",
+        help="Stop before the pseudo labels: pre-training.",
+    )
+    config, options = parse(parser)
+    run, split = Run(config), read_split(config.data, "train")
+    inputs = {"ids": split.ids}
+    stage = Stage(run.wsss, "stage 2, WSSS", config, ("seed", "data", "wsss"), inputs)
+    if stage.already_done():
+        return
+    classifier = train_classifier(config, run, split)
+    stage.save()
+    if options.classifier_only:
+        print(f"classifier: {run.wsss / 'checkpoint.pth'}")
+        return
+    write_cams(config, run, split, classifier)
+    shares = write_labels(config, run, split)
+    stage.finish({"foreground": sum(shares) / len(shares)})
+    print(
+        f"{len(split)} pseudo labels in {run.wsss_labels}, "
+        f"{sum(shares) / len(shares):.1%} foreground\n"
+        "next: python make_debiased_labels.py, with the same --config"
+    )
+
+
+def train_classifier(config: Config, run: Run, split: Split) -> CamClassifier:
+    """Fits the multi-label classifier to the tags (or reads the one fitted before)."""
+    settings, device = config.wsss, pick_device(config)
+    seed_everything(config.seed)
+    classifier = CamClassifier(
+        settings.backbone, settings.output_stride, len(config.data.classes), settings.pooling
+    )
+    classifier = to_device(classifier, device).train()
+    groups = [
+        {"params": classifier.backbone.parameters(), "lr": settings.lr},
+        {"params": classifier.classifier.parameters(), "lr": settings.head_lr},
+    ]
+    optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
+    iterations = max(1, settings.epochs * len(split) // settings.batch_size)
+    dataset = LabelledImages(split, None, len(config.data.classes), settings.augment)
+    cast = autocast(config, device)
+
+    def batches(start: int):
+        draws = Draws(len(split), settings.batch_size, iterations, config.seed, start)
+        return make_loader(dataset, draws, config.workers)
+
+    def step(batch, t):
+        images = batch["image"].to(device, memory_format=torch.channels_last)
+        with cast:
+            logits = classifier(images)
+        return {"loss": F.multilabel_soft_margin_loss(logits.float(), batch["tags"].to(device))}
+
+    train(
+        "classifier",
+        {"network": classifier},
+        optimizer,
+        one_cycle(iterations),
+        batches,
+        step,
+        iterations,
+        run.wsss,
+        config,
+    )
+    return classifier.eval()
+
+
+def write_cams(config: Config, run: Run, split: Split, classifier: CamClassifier) -> None:
+    """Writes the maps of the tagged classes of every image that has none yet."""
+    settings, device = config.wsss, pick_device(config)
+    cast, folder = autocast(config, device), run.wsss / "cams"
+    todo = [k for k, i in enumerate(split.ids) if not (folder / f"{i}.npz").exists()]
+    rest = Split(
+        tuple(split.ids[k] for k in todo), tuple(split.images[k] for k in todo), split.tags[todo]
+    )
+    bar = tqdm(
+        total=len(split), initial=len(split) - len(rest), desc="activation maps", unit="image"
+    )
+    for indices, images in batches_by_size(rest, settings.batch_size):
+        with cast:
+            maps = multi_scale(
+                classifier.activation, images.to(device), settings.scales, settings.flip
+            )
+        height, width = images.shape[-2:]
+        maps = F.interpolate(maps, (-(-height // 4), -(-width // 4)), mode="bilinear").cpu().numpy()
+        for index, image_maps in zip(indices, maps, strict=True):
+            tagged = rest.tags[index].nonzero()[0]
+            cam = normalise_cams(image_maps[tagged])
+            save_cam(folder / f"{rest.ids[index]}.npz", tagged + 1, cam)
+        bar.update(len(indices))
+    bar.close()
+
+
+def write_labels(config: Config, run: Run, split: Split) -> list[float]:
+    """Writes the pseudo label of every image; returns each one's share of foreground."""
+    label = partial(_write_label, config=config, run=run, split=split, crf=label_crf(config.wsss))
+    with ThreadPoolExecutor(max(1, config.workers)) as pool:
+        done = pool.map(label, range(len(split)))
+        return list(tqdm(done, total=len(split), desc="pseudo labels", unit="image"))
+
+
+def _write_label(index: int, config: Config, run: Run, split: Split, crf) -> float:
+    keys, cam = load_cam(run.wsss / "cams" / f"{split.ids[index]}.npz")
+    settings = config.wsss
+    label = cam_label(
+        split.read_image(index), keys, cam, settings.threshold, crf, settings.sharpness
+    )
+    write_label(run.wsss / "labels" / f"{split.ids[index]}.png", label)
+    return float((label > 0).mean())
+
+
+if __name__ == "__main__":
+    run_script(main)
