@@ -102,6 +102,7 @@ def debias_centroids(config: Config, run: Run, split: Split) -> torch.Tensor:
         raise UserError(
             f"no label map in {run.wsss_labels} has background; Eq. 1 compares with backgrounds"
         )
+    nearest = settings.nearest if settings.distance == "nearest" else None
     distance = torch.zeros(len(vectors))
     selected = np.zeros(len(vectors), bool)
     centroids = torch.zeros(len(config.data.classes), vectors.shape[1])
@@ -109,7 +110,7 @@ def debias_centroids(config: Config, run: Run, split: Split) -> torch.Tensor:
         rows = (labels == c).nonzero()[0]
         if not len(rows):
             continue
-        distance[rows] = background_distance(vectors[rows], background, settings.distance)
+        distance[rows] = background_distance(vectors[rows], background, nearest)
         kept = rows[select_farthest(distance[rows], settings.alpha).numpy()]
         selected[kept] = True
         centroids[c - 1] = F.normalize(vectors[kept], dim=1).mean(0)

@@ -113,9 +113,9 @@ class SelfSupervisedConfig:
     """Peak learning rate of AdamW (cosine, after a warm-up of a tenth)."""
     weight_decay: float = 0.05
     """AdamW weight decay."""
-    prototypes: int = 64
+    prototypes: int = 128
     """Clusters that cells are assigned to."""
-    hidden: float = 0.8
+    hidden: float = 0.5
     """Largest share of the student's view that is hidden."""
     teacher_size: int = 96
     """Side of the teacher's view, pixels."""
@@ -232,8 +232,10 @@ class DebiasConfig:
     """Clusters per background region, K_bg (Sec. 4.1)."""
     alpha: float = 0.40
     """Share of the farthest foreground centroids that is kept (Sec. 4.1)."""
-    distance: Literal["mean", "min"] = "mean"
-    """Over the background centroids: the mean of Eq. 1, or the introduction's minimum."""
+    distance: Literal["mean", "nearest"] = "mean"
+    """Mean over all background centroids (Eq. 1), or over the `nearest` ones (introduction)."""
+    nearest: int = 10
+    """How many background centroids the second form averages over; 1 is the minimum."""
     scale: Literal["raw", "minmax"] = "raw"
     """Similarity map as it is, or stretched to [0, 1] inside each image's labelled region."""
     unary: Literal["gamma", "logistic"] = "gamma"

@@ -102,11 +102,11 @@ class DenseCRF:
         # A softmax does not change when the same is added to all labels, and the kernels are
         # linear. So label 0 can be taken from the others, in the logits and in Q: L - 1 channels
         # say all that L do, exactly, and the usual two labels are one channel at half the cost.
-        first = unary[0] - unary[1:]  # (L - 1, N) logits of labels 1, 2, ... beside label 0
-        logits = first
+        given = unary[0] - unary[1:]  # (L - 1, N) logits of labels 1, 2, ... beside label 0
+        logits = given
         for _ in range(self.iterations):
             relative = _relative_posterior(logits)
-            logits = first.copy()
+            logits = given.copy()
             for gaussian in filters:
                 for out, channel in zip(logits, relative, strict=True):
                     gaussian.add_to(out, channel)

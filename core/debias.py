@@ -123,23 +123,25 @@ def image_centroids(
     return centroids, clusters.view(rows, cols)
 
 
-def background_distance(fg: Tensor, bg: Tensor, kind: str = "mean") -> Tensor:
+def background_distance(fg: Tensor, bg: Tensor, nearest: int | None = None) -> Tensor:
     """Distance of each foreground centroid to the backgrounds of all images (Eq. 1).
 
     D(a, b) = (1 - cos(a, b)) / 2. The paper's formula averages over all background centroids; its
-    introduction speaks of the nearest one, which `kind="min"` takes.
+    introduction speaks of the minimum, which `nearest=1` gives and a few more make robust.
 
     Args:
         fg: (Nf, D).
         bg: (Nb, D).
-        kind: "mean" or "min".
+        nearest: average over this many nearest background centroids; None: over all.
 
     Returns:
         (Nf,) in [0, 1].
     """
     fg, bg = F.normalize(fg, dim=1), F.normalize(bg, dim=1)
-    if kind == "min":
-        return (1 - torch.cat([(part @ bg.T).amax(1) for part in fg.split(1024)])) / 2
+    if nearest is not None:
+        k = min(nearest, len(bg))
+        similar = [(part @ bg.T).topk(k, dim=1).values.mean(1) for part in fg.split(1024)]
+        return (1 - torch.cat(similar)) / 2
     # Cosine similarity is linear in the unit vectors, so their mean stands for all Nb of them.
     return (1 - fg @ bg.mean(0)) / 2
 
@@ -150,7 +152,9 @@ def select_farthest(distance: Tensor, alpha: float) -> Tensor:
     return distance.sort(descending=True, stable=True).indices[:count]
 
 
-def debiased_centroid(fg: Tensor, bg: Tensor, alpha: float = 0.40, kind: str = "mean") -> Tensor:
+def debiased_centroid(
+    fg: Tensor, bg: Tensor, alpha: float = 0.40, nearest: int | None = None
+) -> Tensor:
     """Averages the foreground centroids that lie farthest from every background (Eq. 1-3).
 
     Rails found under a train also lie in the backgrounds of other images, so centroids of context
@@ -160,7 +164,7 @@ def debiased_centroid(fg: Tensor, bg: Tensor, alpha: float = 0.40, kind: str = "
         fg: (Nf, D) centroids of one class, K_fg per training image that shows it.
         bg: (Nb, D) background centroids of all training images.
         alpha: share of `fg` kept, in (0, 1]; the count is rounded up.
-        kind: of distance, see `background_distance`.
+        nearest: see `background_distance`.
 
     Returns:
         (D,) mean of the kept unit centroids, not unit length itself.
@@ -172,7 +176,7 @@ def debiased_centroid(fg: Tensor, bg: Tensor, alpha: float = 0.40, kind: str = "
         raise ValueError(f"fg, bg must be non-empty (N, D): got {(*fg.shape,)}, {(*bg.shape,)}")
     if not 0 < alpha <= 1:
         raise ValueError(f"alpha must be in (0, 1], got {alpha}; the paper uses 0.40")
-    kept = select_farthest(background_distance(fg, bg, kind), alpha)
+    kept = select_farthest(background_distance(fg, bg, nearest), alpha)
     return F.normalize(fg, dim=1)[kept].mean(0)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-AROUND = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0)]
+OFFSETS = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0)]
 
 
 class PAMR:
@@ -46,10 +46,8 @@ class PAMR:
         """Refines the masks of a batch.
 
         Args:
-            images: (B, 3, H, W) float, in any range, but not normalised per channel by other
-            factors
-                than one: sigma scales along with the values. Resized to the masks where they
-                differ.
+            images: (B, 3, H, W) float, in any range and normalised or not: sigma scales along with
+                each channel. Resized to the masks where the sizes differ.
             masks: (B, C, h, w) float, such as probabilities.
 
         Returns:
@@ -84,7 +82,7 @@ class PAMR:
         margin = max(self.dilations)
         padded = F.pad(maps, [margin] * 4, mode="replicate")
         for dilation in self.dilations:
-            for step_y, step_x in AROUND:
+            for step_y, step_x in OFFSETS:
                 y, x = margin + step_y * dilation, margin + step_x * dilation
                 yield padded[:, :, y : y + height, x : x + width]
 
@@ -96,7 +94,7 @@ class PAMR:
             difference = neighbour - images
             total += difference
             squares.addcmul_(difference, difference)
-        count = (len(AROUND) + 1) * len(self.dilations)
+        count = (len(OFFSETS) + 1) * len(self.dilations)
         variance = (squares - total.square() / count).clamp_(min=0) / (count - 1)
         scale = 1e-8 + 0.1 * variance.sqrt()
         logits = [-((n - images).abs() / scale).mean(1) for n in self._neighbours(images)]

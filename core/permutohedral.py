@@ -7,9 +7,9 @@ space by simplices. Each pixel is *splat* onto the corners of its simplex, the l
 along its axes, and each pixel is *sliced* back from the same corners. The cost is linear in the
 pixels.
 
-Both are symmetric normalised kernels, K~ = D^-1/2 K D^-1/2 with D the row sums of K (Kraehenbuehl
-and Koltun, 2011). The square roots, and that of the CRF's weight, are folded into the weights of
-both ends once, so that an iteration pays nothing for them.
+Both kernels are normalised symmetrically, K~ = D^-1/2 K D^-1/2 with D the row sums of K, as in the
+code that Kraehenbuehl and Koltun released with their paper. The square roots, and that of the CRF's
+weight, are folded into the weights of both ends once, so that an iteration pays nothing for them.
 """
 
 import numpy as np
@@ -21,7 +21,7 @@ RADIX = 6000  # of a corner's packed key: 6000^5 < 2^63, so each coordinate lies
 SCATTER = -7046029254386353131  # 2^64 / golden ratio, odd, as a signed number
 HALF, SIX = np.float32(0.5), np.float32(CORNERS)  # plain numbers would turn sums into float64
 
-_compiled = njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
+COMPILE = {"cache": True, "nogil": True, "fastmath": True, "error_model": "numpy"}
 
 
 class GridFilter:
@@ -58,7 +58,7 @@ def _band(length: int, sigma: float, weight: float) -> np.ndarray:
     return (weight * kernel / norm).astype(np.float32)
 
 
-@_compiled
+@njit(**COMPILE)
 def _add_separable(out, values, rows, columns):
     """out += R values C for the banded matrices `rows` and `columns`; (H, W)."""
     height, width = values.shape
@@ -111,8 +111,8 @@ class LatticeFilter:
 def _elevation() -> np.ndarray:
     """(6, 5) float32: carries features onto the plane of R^6 whose coordinates sum to 0.
 
-    The columns are orthogonal, and as long as splat, blur and slice together need to make a
-    Gaussian of unit variance (Adams et al., Sec. 3.1).
+    The columns are orthogonal, and of the one length at which splat, blur and slice together make a
+    Gaussian of unit variance (Adams et al.).
     """
     matrix = np.zeros((CORNERS, DIM))
     for j in range(DIM):
@@ -130,7 +130,7 @@ _PLACES = np.array([RADIX**i for i in range(DIM)] + [0])
 _ALL_PLACES = int(_PLACES.sum())
 
 
-@_compiled
+@njit(**COMPILE)
 def _find(key, keys, table):
     """The slot of the open-addressing `table` that holds `key`, or else the one free for it."""
     # The HIGH bits of the product depend on every coordinate, the low ones on the first few only.
@@ -142,10 +142,9 @@ def _find(key, keys, table):
     return slot
 
 
-@_compiled
+@njit(**COMPILE)
 def _embed(features):
-    """Finds the simplex of each pixel, and numbers the lattice points in the order of their first
-    use.
+    """Finds the simplex of each pixel; numbers the lattice points as they are first met.
 
     Args:
         features: (5, N) float32.
@@ -210,7 +209,7 @@ def _embed(features):
     return corners, weights, keys[:count].copy(), table
 
 
-@_compiled
+@njit(**COMPILE)
 def _find_neighbours(keys, table):
     """(6, V, 2) uint32: the two neighbours along each axis; V is a point that is not there."""
     count = keys.size
@@ -225,13 +224,11 @@ def _find_neighbours(keys, table):
     return neighbours
 
 
-@_compiled
+@njit(**COMPILE)
 def _add_splat_blur_slice(out, values, corners, weights, neighbours):
     """out += S^T B S values, where S splats and B blurs; `out`, `values` are (N,)."""
     count = neighbours.shape[1]
-    lattice = np.zeros(
-        count + 1, np.float32
-    )  # the last one stands for all points that are not there
+    lattice = np.zeros(count + 1, np.float32)  # the last is any point that is not there: always 0
     blurred = np.zeros(count + 1, np.float32)
     for p in range(values.size):
         for k in range(CORNERS):

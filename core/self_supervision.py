@@ -1,15 +1,22 @@
 """Self-supervised training of a feature network from scratch, for images far from ImageNet.
 
-Dense self-distillation: a student sees a jittered crop with parts of it hidden and predicts, cell
-by cell, which prototype the EMA teacher assigns to the same place of the whole view. Sinkhorn
-iterations spread the assignments evenly over the prototypes, as in SwAV (Caron et al., NeurIPS
-2020), and hiding parts makes the student infer a cell from its surroundings, as in iBOT (Zhou et
-al., ICLR 2022).
+The student sees composites: a jittered crop of one image with a random outline of another pasted
+in, parts of it hidden. Two losses work on the same pass.
+
+- Dense self-distillation: for each cell the student predicts which prototype the EMA teacher
+  assigns to that place of the image it comes from, whatever is pasted beside it. Sinkhorn
+  iterations spread the assignments over the prototypes (SwAV, Caron et al., NeurIPS 2020); hiding
+  parts makes the student infer a cell from its surroundings (iBOT, Zhou et al., ICLR 2022).
+- Figure-ground contrast: cells of the pasted figure are pulled together and away from the ground of
+  every composite, and the other way round (in the spirit of CP2, Wang et al., ECCV 2022). It gives
+  things a direction in feature space that their surroundings do not share.
 """
 
 import math
 from pathlib import Path
 
+import cv2
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -39,7 +46,11 @@ class PrototypeNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, K, h, w) cosine similarities."""
-        cells = F.normalize(self.project(self.backbone(images)).float(), dim=1)
+        return self.similarity(self.backbone(images))
+
+    def similarity(self, feat: Tensor) -> Tensor:
+        """(B, D, h, w) features -> (B, K, h, w) cosine similarities."""
+        cells = F.normalize(self.project(feat).float(), dim=1)
         return torch.einsum("bdhw,kd->bkhw", cells, F.normalize(self.prototypes, dim=1))
 
 
@@ -101,36 +112,98 @@ def random_mask(count: int, size: int, most: float) -> Tensor:
     return (rank >= ((1 - share) * size * size)[:, None]).view(count, size, size)
 
 
-def distillation_loss(
+def random_outlines(count: int, size: int) -> Tensor:
+    """(count, 1, size, size) float32: one to four overlapping wavy blobs each, with soft edges."""
+    masks = np.zeros((count, size, size), np.float32)
+    for mask in masks:
+        blobs = int(torch.randint(1, 5, ()))
+        centre = 0.25 + 0.5 * torch.rand(2)
+        for _ in range(blobs):
+            corners = int(torch.randint(4, 40, ()))
+            lobes, phase, lean, wave, flat, radius = torch.rand(6).tolist()
+            turn = torch.arange(corners) * (2 * math.pi / corners)
+            reach = 1 + 0.4 * wave * torch.cos(round(1 + 5 * lobes) * turn + 6 * phase)
+            reach = reach * (0.1 + 0.2 * radius)
+            x, y = reach * torch.cos(turn), reach * torch.sin(turn) * (0.3 + 0.7 * flat)
+            cos, sin = math.cos(math.pi * lean), math.sin(math.pi * lean)
+            points = torch.stack([x * cos - y * sin, x * sin + y * cos], 1)
+            points = (points + centre + 0.1 * torch.randn(2)) * size
+            cv2.fillPoly(mask, [points.round().int().numpy()], 1.0)
+    return F.avg_pool2d(torch.from_numpy(masks)[:, None], 3, 1, 1)
+
+
+def figure_ground_loss(feat: Tensor, pasted: Tensor, temperature: float = 0.1) -> Tensor:
+    """Contrasts each cell's own side of its composite with the other side, there and everywhere.
+
+    Args:
+        feat: (B, D, h, w) features of composites.
+        pasted: (B, h, w) share of each cell that is pasted; cells between 0.1 and 0.6 are left out.
+        temperature: of the similarities.
+
+    Returns:
+        () mean over the cells of each side, averaged over the two sides.
+    """
+    cells = F.normalize(feat.float(), dim=1).flatten(2)  # (B, D, N)
+    sides = [(pasted > 0.6).flatten(1).float(), (pasted < 0.1).flatten(1).float()]
+    means = [F.normalize(torch.einsum("bdn,bn->bd", cells, side), dim=1) for side in sides]
+    total = cells.new_zeros(())
+    for own, other, side in ((0, 1, sides[0]), (1, 0, sides[1])):
+        near = torch.einsum("bdn,bd->bn", cells, means[own]) / temperature
+        here = torch.einsum("bdn,bd->bn", cells, means[other]) / temperature
+        everywhere = torch.einsum("bdn,kd->bkn", cells, means[other]) / temperature
+        away = everywhere.logsumexp(1) - math.log(len(feat))
+        loss = F.softplus(here - near) + F.softplus(away - near)
+        total = total + (loss * side).sum() / side.sum().clamp(min=1)
+    return total / 2
+
+
+def self_supervised_losses(
     student: PrototypeNetwork,
     teacher: PrototypeNetwork,
     images: Tensor,
     config: SelfSupervisedConfig,
-) -> Tensor:
-    """Cross entropy between the teacher's assignments and the student's, where the views overlap.
+) -> dict[str, Tensor]:
+    """Both losses on composites of a batch, and "loss", their sum.
 
     Args:
         student: in training mode.
         teacher: its moving average.
-        images: (B, 3, H, W) in [0, 1].
+        images: (B, 3, H, W) in [0, 1]; image b is pasted onto image b + 1.
         config: crop sizes and hidden share.
-
-    Returns:
-        () mean over all cells of the student's crops.
     """
     count = len(images)
     whole = crop(images, random_crops(count, 0.7, 1.0), config.teacher_size)
     inner = random_crops(count, 0.55, 0.9)
-    part = normalise_unit(jitter(crop(whole, inner, config.student_size)))
+    part = crop(whole, inner, config.student_size)
     with torch.no_grad():
         seen = teacher(normalise_unit(jitter(whole)))
     size = config.student_size // (config.teacher_size // seen.shape[-1])
-    target = crop(seen, inner, size).flatten(2).transpose(1, 2).flatten(0, 1)  # (B cells, K)
-    target = sinkhorn(target, TEACHER_TEMPERATURE)
+    target = crop(seen, inner, size).flatten(2).transpose(1, 2)  # (B, cells, K)
+    target = sinkhorn(target.flatten(0, 1), TEACHER_TEMPERATURE).unflatten(0, target.shape[:2])
+
+    outline = random_outlines(count, config.student_size).to(images)
+    ground = jitter(part)
+    # Half of the figures share the light of their ground, so that light does not tell them apart.
+    own_light = torch.rand(count, 1, 1, 1, device=images.device) < 0.5
+    figure = torch.where(own_light, jitter(part.roll(1, 0)), ground.roll(1, 0))
+    composite = normalise_unit(ground * (1 - outline) + figure * outline)
     hidden = random_mask(count, size, config.hidden).to(images)[:, None]
-    part = part * (1 - F.interpolate(hidden, part.shape[-2:]))
-    logits = student(part).flatten(2).transpose(1, 2).flatten(0, 1)
-    return -(target * F.log_softmax(logits / STUDENT_TEMPERATURE, 1)).sum(1).mean()
+    composite = composite * (1 - F.interpolate(hidden, composite.shape[-2:]))
+    pasted = F.adaptive_avg_pool2d(outline, size)[:, 0]
+    is_figure = (pasted >= 0.5).flatten(1)[..., None]
+    target = torch.where(is_figure, target.roll(1, 0), target)
+
+    feat = student.backbone(composite)
+    logits = student.similarity(feat).flatten(2).transpose(1, 2) / STUDENT_TEMPERATURE
+    entropy = -(target * F.log_softmax(logits, 2)).sum(2)
+    pure = ((pasted < 0.1) | (pasted > 0.6)).flatten(1).float()
+    distillation = (entropy * pure).sum() / pure.sum()
+    contrast = figure_ground_loss(feat, pasted)
+    return {
+        "loss": distillation + contrast,
+        "distillation": distillation,
+        "figure_ground": contrast,
+    }
 
 
 def train_backbone(config: Config, backbone: nn.Module, split: Split, folder: Path) -> None:
@@ -150,7 +223,7 @@ def train_backbone(config: Config, backbone: nn.Module, split: Split, folder: Pa
     def step(batch: dict[str, Tensor], t: int) -> dict[str, Tensor]:
         images = batch["image"].to(device).float() / 255
         with cast:
-            return {"loss": distillation_loss(student, ema.network, images, settings)}
+            return self_supervised_losses(student, ema.network, images, settings)
 
     train(
         "self-supervision",

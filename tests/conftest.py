@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-CLASSES = ["boat", "train", "sheep", "bird", "car", "bottle", "cat", "plane"]
+CLASSES = ["boat", "train", "bird", "bottle", "car", "cat", "sheep", "plane"]
 
 
 def run_python(*arguments, **options) -> subprocess.CompletedProcess:

@@ -43,8 +43,9 @@ def test_distance_equals_the_naive_double_loop():
     for k, v in enumerate(fg):
         terms = [(1 - F.cosine_similarity(v, b, dim=0)) / 2 for b in bg]
         assert math.isclose(background_distance(fg, bg)[k], sum(terms) / len(terms), abs_tol=1e-6)
-        nearest = background_distance(fg, bg, "min")[k]
-        assert math.isclose(nearest, min(terms), abs_tol=1e-6)
+        assert math.isclose(background_distance(fg, bg, nearest=1)[k], min(terms), abs_tol=1e-6)
+        three = sum(sorted(terms)[:3]) / 3
+        assert math.isclose(background_distance(fg, bg, nearest=3)[k], three, abs_tol=1e-6)
 
 
 # Eq. 2 and 3

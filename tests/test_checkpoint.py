@@ -1,0 +1,98 @@
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from core import checkpoint
+from core.config import BackboneConfig
+from core.errors import UserError
+from core.models.backbones import DenseResNet, ResNet, ViT, feature_network
+
+SMALL = {"channels": [8, 8, 16, 16], "stem_width": 8}
+
+
+def small_resnet(weights: str = "none") -> ResNet:
+    return ResNet(BackboneConfig("resnet18", SMALL, weights), output_stride=8)
+
+
+@pytest.mark.parametrize("nest", ["plain", "state_dict", "module", "teacher"])
+def test_weights_load_from_any_common_nesting(tmp_path, nest):
+    source = small_resnet()
+    state = {**source.net.state_dict(), "fc.weight": torch.zeros(1000, 16)}
+    content = {
+        "plain": state,
+        "state_dict": {"state_dict": state},
+        "module": {f"module.{k}": v for k, v in state.items()},
+        "teacher": {"teacher": {f"backbone.{k}": v for k, v in state.items()}},
+    }[nest]
+    checkpoint.save(tmp_path / "x.pth", content)
+    loaded = small_resnet(str(tmp_path / "x.pth"))
+    assert all(
+        torch.equal(v, loaded.net.state_dict()[k]) for k, v in state.items() if k[:2] != "fc"
+    )
+
+
+def test_half_precision_safetensors_load(tmp_path):
+    source = small_resnet()
+    halves = {k: v.half() for k, v in source.net.state_dict().items() if v.is_floating_point()}
+    save_file(halves, tmp_path / "x.safetensors")
+    loaded = small_resnet(str(tmp_path / "x.safetensors")).net.state_dict()
+    assert loaded["conv1.weight"].dtype == torch.float32
+
+
+def test_names_of_torchvision_resnets_are_kept():
+    names = set(ResNet(BackboneConfig("resnet50", {}, "none"), 16).net.state_dict())
+    assert {"conv1.weight", "bn1.running_mean", "layer1.0.downsample.0.weight"} <= names
+    assert "layer4.2.conv3.weight" in names and not any(n.startswith("fc") for n in names)
+
+
+def test_file_of_another_architecture_is_refused(tmp_path):
+    checkpoint.save(tmp_path / "x.pth", {"some.weight": torch.zeros(1)})
+    with pytest.raises(UserError, match="another architecture"):
+        small_resnet(str(tmp_path / "x.pth"))
+
+
+def test_file_of_another_width_is_refused(tmp_path):
+    checkpoint.save(tmp_path / "x.pth", small_resnet().net.state_dict())
+    wide = BackboneConfig(
+        "resnet18", {**SMALL, "channels": [8, 8, 16, 24]}, str(tmp_path / "x.pth")
+    )
+    with pytest.raises(UserError, match="has shape"):
+        ResNet(wide, 8)
+
+
+def test_missing_weights_are_an_error_never_random_ones(tmp_path):
+    with pytest.raises(UserError, match="is missing"):
+        small_resnet(str(tmp_path / "gone.pth"))
+
+
+def test_truncated_checkpoint_is_one_message(tmp_path):
+    checkpoint.save(tmp_path / "x.pth", {"a": torch.zeros(1000)})
+    data = (tmp_path / "x.pth").read_bytes()
+    (tmp_path / "x.pth").write_bytes(data[:900])
+    with pytest.raises(UserError, match="cannot be read"):
+        checkpoint.load(tmp_path / "x.pth")
+
+
+def test_pickled_objects_are_not_loaded(tmp_path):
+    torch.save({"network": nn.Linear(1, 1)}, tmp_path / "x.pth")
+    with pytest.raises(UserError, match="more than tensors"):
+        checkpoint.load(tmp_path / "x.pth")
+
+
+def test_unknown_backbone_names_its_neighbours():
+    with pytest.raises(UserError, match="resnet18"):
+        ResNet(BackboneConfig("resnet18x", {}, "none"), 8)
+
+
+def test_vit_gives_a_map_at_any_multiple_of_its_patch():
+    arguments = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2}
+    vit = ViT(BackboneConfig("vit_tiny_patch16_224", arguments, "none")).eval()
+    assert vit(torch.zeros(1, 3, 32, 32)).shape == (1, 16, 4, 4)
+    assert vit(torch.zeros(2, 3, 40, 64)).shape == (2, 16, 5, 8)
+
+
+def test_stage_of_a_resnet_is_a_feature_map_at_stride_8():
+    network = feature_network(BackboneConfig("resnet18", SMALL, "none"), stage=3).eval()
+    assert isinstance(network, DenseResNet) and network.dim == 16
+    assert network(torch.zeros(1, 3, 64, 40)).shape == (1, 16, 8, 5)

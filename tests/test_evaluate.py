@@ -1,0 +1,84 @@
+"""Scoring two folders without a configuration, and what it refuses."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import run_python
+
+from core.labels import write_label
+
+
+@pytest.fixture
+def folders(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("a", "b", "c"):
+        truth = rng.integers(0, 3, (20, 30)).astype(np.uint8)
+        write_label(tmp_path / "masks" / f"{name}.png", truth)
+        write_label(tmp_path / "predictions" / f"{name}.png", truth)
+    return tmp_path
+
+
+def evaluate(folder, *arguments):
+    paths = ("--predictions", folder / "predictions", "--masks", folder / "masks")
+    return run_python("evaluate.py", *paths, "--num_classes", 2, *arguments)
+
+
+def test_perfect_predictions_score_one(folders):
+    done = evaluate(folders, "--output", folders / "scores.json")
+    assert done.returncode == 0, done.stderr
+    scores = json.loads((folders / "scores.json").read_text())
+    assert scores["miou"] == 1 and scores["fp"] == scores["fn"] == 0
+    assert "(3/3 images)" in done.stdout
+
+
+def test_missing_prediction_is_refused_unless_allowed(folders):
+    (folders / "predictions" / "b.png").unlink()
+    done = evaluate(folders)
+    assert done.returncode == 1 and "1 of 3 predictions are missing" in done.stderr
+    done = evaluate(folders, "--allow-missing")
+    assert done.returncode == 0 and "(2/3 images)" in done.stdout
+
+
+@pytest.mark.parametrize("trouble", ["truncated", "wrong label", "wrong size", "empty"])
+def test_bad_prediction_is_one_message(folders, trouble):
+    path = folders / "predictions" / "a.png"
+    if trouble == "truncated":
+        path.write_bytes(path.read_bytes()[:60])
+    elif trouble == "empty":
+        path.write_bytes(b"")
+    elif trouble == "wrong label":
+        write_label(path, np.full((20, 30), 7, np.uint8))
+    else:
+        write_label(path, np.zeros((30, 20), np.uint8))
+    done = evaluate(folders)
+    assert done.returncode == 1 and "a.png" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config", "gone.yaml"], "gone.yaml"),
+        (["--evaluation.flipp", "true"], "evaluation.flip"),
+        (["--data.root", "nowhere"], "nowhere"),
+    ],
+)
+def test_mistakes_are_told_in_one_message(arguments, message):
+    done = run_python("evaluate.py", *arguments)
+    assert done.returncode != 0 and message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        *("train_uss.py", "train_wsss.py", "make_debiased_labels.py"),
+        *("train_segmentation.py", "evaluate.py"),
+    ],
+)
+def test_help_explains_every_key(script):
+    done = run_python(script, "--help")
+    assert done.returncode == 0
+    for key in ("--debias.alpha", "--segmentation.ema", "--wsss.threshold"):
+        assert key in done.stdout

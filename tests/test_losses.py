@@ -1,0 +1,83 @@
+import math
+
+import torch
+from torch.nn import functional as F
+
+from core.losses import correspondence, correspondence_loss, derangement, sample_points
+from core.self_supervision import random_crops, random_mask, sinkhorn
+
+
+def rand(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_correspondence_loss_equals_a_literal_transcription():
+    """STEGO's loss, cell by cell: centred feature similarity, shift, clamped code similarity."""
+    feat, code = (
+        (rand(2, 5, 3, 3), rand(2, 5, 3, 3, seed=1)),
+        (
+            rand(2, 4, 3, 3, seed=2),
+            rand(2, 4, 3, 3, seed=3),
+        ),
+    )
+    shift = 0.2
+    cells = [(y, x) for y in range(3) for x in range(3)]
+
+    def cosine(pair, b, p, q):
+        first, second = pair[0][b, :, p[0], p[1]], pair[1][b, :, q[0], q[1]]
+        return F.cosine_similarity(first, second, dim=0).item()
+
+    f = {(b, p, q): cosine(feat, b, p, q) for b in range(2) for p in cells for q in cells}
+    old = sum(f.values()) / len(f)
+    centred = {(b, p, q): v - sum(f[b, p, r] for r in cells) / 9 for (b, p, q), v in f.items()}
+    new = sum(centred.values()) / len(centred)
+    total = 0
+    for (b, p, q), v in centred.items():
+        c = cosine(code, b, p, q)
+        total -= max(c, 0) * (v - new + old - shift)
+    loss = correspondence_loss(feat, code, shift)
+    assert math.isclose(loss.item(), total / len(f), abs_tol=1e-6)
+
+
+def test_features_get_no_gradient_and_codes_do():
+    feat, code = rand(1, 2, 2, 2).requires_grad_(), rand(1, 2, 2, 2, seed=1).requires_grad_()
+    correspondence_loss((feat, feat), (code, code), 0.1).backward()
+    assert feat.grad is None and code.grad.abs().sum() > 0
+
+
+def test_correspondence_of_a_map_with_itself_is_one_at_the_same_cell():
+    maps = rand(1, 4, 2, 2)
+    table = correspondence(maps, maps)
+    assert torch.allclose(torch.einsum("bhwhw->bhw", table), torch.ones(1, 2, 2))
+
+
+def test_sampling_at_the_corners_gives_the_corner_cells():
+    maps = torch.arange(4.0).view(1, 1, 2, 2)
+    corners = torch.tensor([[[[-1.0, -1.0], [1.0, -1.0]], [[-1.0, 1.0], [1.0, 1.0]]]])
+    assert torch.equal(sample_points(maps, corners), maps)
+
+
+def test_no_image_is_its_own_negative():
+    for seed in range(20):
+        order = derangement(5, torch.Generator().manual_seed(seed))
+        assert sorted(order.tolist()) == list(range(5))
+        assert (order != torch.arange(5)).all()
+
+
+def test_sinkhorn_uses_every_prototype_alike():
+    q = sinkhorn(rand(64, 8), 0.5, iterations=50)
+    assert torch.allclose(q.sum(1), torch.ones(64), atol=1e-5)
+    assert torch.allclose(q.sum(0), torch.full((8,), 8.0), atol=1e-2)
+
+
+def test_crops_stay_inside_the_image():
+    torch.manual_seed(0)
+    theta = random_crops(200, 0.3, 1.0)
+    reach = theta[:, [0, 1], [0, 1]].abs() + theta[:, :, 2].abs()
+    assert reach.max() <= 1 + 1e-6 and theta[:, 0, 0].abs().min() >= 0.3
+
+
+def test_masks_hide_at_most_their_share():
+    torch.manual_seed(0)
+    hidden = random_mask(50, 10, 0.6).float().mean((1, 2))
+    assert hidden.max() <= 0.6 + 0.01 and hidden.min() >= 0 and hidden.std() > 0.05

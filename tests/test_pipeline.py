@@ -1,0 +1,181 @@
+"""All stages on a tiny data set, run as a user runs them."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import CLASSES, ROOT, run_python
+
+from core.labels import read_label
+
+WEAK = ("train_uss.py", "train_wsss.py", "make_debiased_labels.py", "train_segmentation.py")
+
+
+def run_stage(script: str, experiment: Path, *arguments) -> subprocess.CompletedProcess:
+    return run_python(script, "--config", experiment, *arguments)
+
+
+def files(folder: Path, pattern: str) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.glob(pattern))}
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_data, tmp_path_factory) -> Path:
+    """The run folder of a finished experiment; its configuration lies beside it."""
+    from conftest import tiny_config
+
+    folder = tmp_path_factory.mktemp("finished")
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tiny_config(tiny_data, folder / "run")))
+    for script in (*WEAK, "evaluate.py"):
+        done = run_stage(script, path)
+        assert done.returncode == 0, done.stderr
+    return folder / "run"
+
+
+def test_every_stage_leaves_its_artefacts(finished):
+    for name in ("wsss/labels", "debias/labels"):
+        labels = sorted((finished / name).glob("*.png"))
+        assert len(labels) == 16
+        for path in labels:
+            read_label(path, len(CLASSES), (128, 128))
+    scores = json.loads((finished / "evaluation/mars/scores.json").read_text())
+    assert scores["images"] == {"scored": 6, "of": 6} and 0 <= scores["miou"] <= 1
+    manifest = json.loads((finished / "segmentation/mars/manifest.json").read_text())
+    assert manifest["finished"] and manifest["inputs"]["labels"]["count"] == 16
+    assert not list(finished.rglob("*.part"))
+
+
+def test_debiasing_only_ever_marks_labelled_pixels(finished):
+    marked = 0
+    for path in (finished / "debias/labels").glob("*.png"):
+        before, after = read_label(finished / "wsss/labels" / path.name), read_label(path)
+        changed = before != after
+        assert (after[changed] == 254).all() and (before[changed] > 0).all()
+        marked += changed.sum()
+    assert marked > 0
+
+
+def test_second_call_does_nothing(finished):
+    before = files(finished, "debias/**/*")
+    for script in WEAK:
+        done = run_stage(script, finished.parent / "tiny.yaml")
+        assert done.returncode == 0 and "finished earlier" in done.stdout
+    assert files(finished, "debias/**/*") == before
+
+
+def test_other_settings_are_refused_in_the_same_folder(finished):
+    done = run_stage("train_wsss.py", finished.parent / "tiny.yaml", "--wsss.epochs=2")
+    assert done.returncode == 1 and "wsss.epochs: 1 there, 2 now" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_weak_stages_need_no_masks(finished, tiny_data, tmp_path):
+    """The same bytes come out when no ground truth exists."""
+    blind = tmp_path / "blind"
+    shutil.copytree(
+        tiny_data, blind, ignore=shutil.ignore_patterns("SegmentationClass", "StuffClass")
+    )
+    config = yaml.safe_load((finished.parent / "tiny.yaml").read_text())
+    config["run_dir"], config["data"]["root"] = str(tmp_path / "run"), str(blind)
+    path = tmp_path / "blind.yaml"
+    path.write_text(yaml.safe_dump(config))
+    for script in WEAK:
+        done = run_stage(script, path)
+        assert done.returncode == 0, done.stderr
+    for pattern in ("wsss/labels/*", "debias/labels/*", "debias/clusters/*"):
+        assert files(tmp_path / "run", pattern) == files(finished, pattern)
+    done = run_stage("train_segmentation.py", path, "--segmentation.mode=supervised")
+    assert done.returncode == 1 and "label maps are missing" in done.stderr
+
+
+@pytest.mark.parametrize("script", WEAK)
+def test_killed_stage_goes_on_to_the_same_bytes(finished, tmp_path, script):
+    run = tmp_path / "run"
+    upstream = {
+        "make_debiased_labels.py": ("uss", "wsss"),
+        "train_segmentation.py": ("wsss", "debias"),
+    }
+    for name in upstream.get(script, ()):
+        shutil.copytree(finished / name, run / name)
+    command = [
+        sys.executable,
+        script,
+        f"--config={finished.parent / 'tiny.yaml'}",
+        f"--run_dir={run}",
+    ]
+    pattern, kills = "**/*.p[nt][gh]", 0
+    while kills < 3:
+        before = len(list(run.glob(pattern)))
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        while process.poll() is None and len(list(run.glob(pattern))) < before + 2 + 3 * kills:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        kills += 1
+    done = run_python(*command[1:])
+    assert done.returncode == 0, done.stderr
+    for pattern in ("*/labels/*", "debias/clusters/*", "debias/centroids.npz", "**/checkpoint.pth"):
+        names = files(run, pattern)
+        same = {k: v for k, v in files(finished, pattern).items() if k in names}
+        assert names == same, pattern
+
+
+def test_two_processes_in_one_folder_are_refused(finished, tmp_path):
+    import fcntl
+
+    run = tmp_path / "run"
+    (run / "uss").mkdir(parents=True)
+    with (run / "uss" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = run_stage("train_uss.py", finished.parent / "tiny.yaml", f"--run_dir={run}")
+    assert done.returncode == 1 and "another process" in done.stderr
+
+
+def test_anybodys_labels_and_features_can_enter(finished, tmp_path):
+    """The one-liner for other people's artefacts, on exported features."""
+    config = finished.parent / "tiny.yaml"
+    features, output = tmp_path / "features", tmp_path / "ours"
+    done = run_stage("tools/export_features.py", config, "--output", features)
+    assert done.returncode == 0, done.stderr
+    done = run_stage(
+        "make_debiased_labels.py",
+        config,
+        f"--wsss.labels_dir={finished / 'wsss/labels'}",
+        f"--uss.features_dir={features}",
+        f"--debias.output_dir={output}",
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(list((output / "labels").glob("*.png"))) == 16
+
+
+@pytest.mark.parametrize("mode", ["wsss", "ignore", "complement", "supervised"])
+def test_every_mode_trains_and_scores(finished, mode):
+    config = finished.parent / "tiny.yaml"
+    for script in ("train_segmentation.py", "evaluate.py"):
+        done = run_stage(
+            script, config, f"--segmentation.mode={mode}", "--segmentation.refine=none"
+        )
+        assert done.returncode == 0, done.stderr
+    assert (finished / "evaluation" / mode / "scores.json").exists()
+
+
+def test_analysis_tools_run_on_a_finished_experiment(finished):
+    config = finished.parent / "tiny.yaml"
+    for arguments in (
+        ("tools/sweep_threshold.py", config, "--every=8"),
+        ("tools/analyse_bias.py", config, f"--control={finished / 'debias'}"),
+    ):
+        done = run_stage(*arguments)
+        assert done.returncode == 0, done.stderr
+    analysis = json.loads((finished / "analysis.json").read_text())
+    assert analysis["removal"] == analysis["control"]
+    assert json.loads((finished / "wsss/threshold_sweep.json").read_text())["chosen"]

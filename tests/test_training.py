@@ -1,0 +1,108 @@
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from core import checkpoint
+from core.config import Config
+from core.datasets import Draws
+from core.errors import UserError
+from core.training import EMA, one_cycle, pick_device, poly, train
+
+
+def fit(folder, stop_at=None, iterations=10, scale=1.0):
+    """A tiny training with dropout; optionally dies after step `stop_at`."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.BatchNorm1d(8), nn.Linear(8, 1))
+    ema = EMA(network, 0.9)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=0.01)
+
+    def batches(start):
+        for t in range(start, iterations):
+            if t == stop_at:
+                raise KeyboardInterrupt
+            yield {"x": torch.randn(6, 4, generator=torch.Generator().manual_seed(t))}
+
+    def step(batch, t):
+        return {"loss": network(batch["x"]).square().mean() * scale}
+
+    train(
+        "test",
+        {"network": network, "ema": ema.network},
+        optimizer,
+        one_cycle(iterations),
+        batches,
+        step,
+        iterations,
+        folder,
+        Config(checkpoint_every=3),
+        ema,
+    )
+    return checkpoint.load(folder / "checkpoint.pth")
+
+
+def test_killed_and_resumed_training_ends_with_the_same_weights(tmp_path):
+    whole = fit(tmp_path / "a")
+    for stop in (2, 8):  # before the first checkpoint, and after it
+        with pytest.raises(KeyboardInterrupt):
+            fit(tmp_path / "b", stop_at=stop)
+    resumed = fit(tmp_path / "b")
+    for key in ("network", "ema"):
+        for name, value in whole[key].items():
+            assert torch.equal(value, resumed[key][name]), name
+    assert whole["log"] == resumed["log"]
+
+
+def test_log_has_one_json_object_per_line(tmp_path):
+    fit(tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [entry["iteration"] for entry in lines] == list(range(1, 11))
+
+
+def test_loss_that_is_not_finite_stops_with_a_message(tmp_path):
+    with pytest.raises(UserError, match="not finite at iteration 1"):
+        fit(tmp_path, scale=float("nan"))
+    assert not (tmp_path / "checkpoint.pth").exists()
+
+
+def test_schedules_begin_and_end_where_they_should():
+    assert poly(100)(0) == 1 and poly(100)(99) == pytest.approx(0.01**0.9)
+    factor = one_cycle(100)
+    assert factor(0) == pytest.approx(0.1) and factor(9) == 1 and factor(99) < 0.001
+
+
+def test_average_follows_the_network_slowly_and_buffers_too():
+    network = nn.BatchNorm1d(2)
+    ema = EMA(network, 0.9)
+    nn.init.constant_(network.weight, 3)
+    network.running_mean.fill_(1)
+    network.num_batches_tracked += 5
+    ema.update(network, step=1000)
+    assert torch.allclose(ema.network.weight, torch.full((2,), 1.2))
+    assert torch.allclose(ema.network.running_mean, torch.full((2,), 0.1))
+    assert ema.network.num_batches_tracked == 5 and not ema.network.training
+
+
+def test_draws_are_shuffled_epochs_and_a_function_of_the_step():
+    draws = list(Draws(count=5, batch_size=3, iterations=5, seed=1))
+    indices = [i for batch in draws for i, _ in batch]
+    assert sorted(indices[:5]) == sorted(indices[5:10]) == list(range(5))
+    assert list(Draws(5, 3, 5, seed=1, start=2)) == draws[2:]
+    assert list(Draws(5, 3, 5, seed=2)) != draws
+
+
+def test_empty_training_list_is_refused():
+    with pytest.raises(UserError, match="empty"):
+        Draws(0, 1, 1, 0)
+
+
+def test_unknown_device_is_refused():
+    with pytest.raises(UserError, match="unknown"):
+        pick_device(Config(device="abacus"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_missing_gpu_is_said():
+    with pytest.raises(UserError, match="no GPU"):
+        pick_device(Config(device="cuda"))
