@@ -185,9 +185,10 @@ def refine(
     """
     score = F.interpolate(score[None, None], image.shape[:2], mode="bilinear")[0, 0].clamp(0, 1)
     region = (label > 0) & (label < 254)
-    if settings.scale == "minmax" and region.any():
-        low, high = score[region].min(), score[region].max()
-        score = ((score - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
+    if settings.scale != "raw" and region.any():
+        low = score[region].min() if settings.scale == "minmax" else 0
+        high = score[region].max()
+        score = ((score - low) / (high - low + 1e-6)).clamp(0, 1)
     if settings.unary == "gamma":
         probs = torch.stack([(1 - score) ** settings.gamma, score])
     else:

@@ -236,8 +236,9 @@ class DebiasConfig:
     """Mean over all background centroids (Eq. 1), or over the `nearest` ones (introduction)."""
     nearest: int = 10
     """How many background centroids the second form averages over; 1 is the minimum."""
-    scale: Literal["raw", "minmax"] = "raw"
-    """Similarity map as it is, or stretched to [0, 1] inside each image's labelled region."""
+    scale: Literal["raw", "max", "minmax"] = "raw"
+    """Similarity map as it is; or divided by its maximum in each image's labelled region; or
+    stretched to [0, 1] there."""
     unary: Literal["gamma", "logistic"] = "gamma"
     """Its unary: p_fg = M, p_bg = (1 - M)^gamma; or p_fg = logistic(slope (M - threshold))."""
     gamma: float = 1.0

@@ -31,7 +31,7 @@ def tiny_config(data: Path, run_dir: Path) -> dict:
     """Settings with which every stage takes seconds and random weights are asked for."""
     resnet = {
         "name": "resnet18",
-        "arguments": {"channels": [8, 8, 16, 16], "stem_width": 8},
+        "arguments": {"channels": [8, 8, 16, 16]},
         "weights": "none",
     }
     vit = {

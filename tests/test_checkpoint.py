@@ -8,7 +8,7 @@ from core.config import BackboneConfig
 from core.errors import UserError
 from core.models.backbones import DenseResNet, ResNet, ViT, feature_network
 
-SMALL = {"channels": [8, 8, 16, 16], "stem_width": 8}
+SMALL = {"channels": [8, 8, 16, 24]}
 
 
 def small_resnet(weights: str = "none") -> ResNet:
@@ -55,7 +55,7 @@ def test_file_of_another_architecture_is_refused(tmp_path):
 def test_file_of_another_width_is_refused(tmp_path):
     checkpoint.save(tmp_path / "x.pth", small_resnet().net.state_dict())
     wide = BackboneConfig(
-        "resnet18", {**SMALL, "channels": [8, 8, 16, 24]}, str(tmp_path / "x.pth")
+        "resnet18", {**SMALL, "channels": [8, 8, 16, 32]}, str(tmp_path / "x.pth")
     )
     with pytest.raises(UserError, match="has shape"):
         ResNet(wide, 8)
