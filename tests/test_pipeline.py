@@ -22,7 +22,8 @@ def run_stage(script: str, experiment: Path, *arguments) -> subprocess.Completed
 
 
 def files(folder: Path, pattern: str) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.glob(pattern))}
+    found = (p for p in sorted(folder.glob(pattern)) if p.is_file())
+    return {str(p.relative_to(folder)): p.read_bytes() for p in found}
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -39,7 +39,7 @@ def main() -> None:
     if not tensors:
         raise UserError(f"{options.checkpoint} has no network with a backbone; train stage 1 or 2")
     with written_whole(options.output) as aside:
-        save_file(tensors, aside)
+        aside.write_bytes(save(tensors))
     digest = hashlib.sha256(options.output.read_bytes()).hexdigest()
     print(f"{options.output}: {options.output.stat().st_size} bytes, SHA-256 {digest}")
 
