@@ -1,7 +1,6 @@
 """Files that appear whole or not at all."""
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,7 @@ from core.errors import UserError
 def written_whole(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path` and renames it once the block has ended well."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    aside = path.with_name(f".{path.name}.part")  # torch.save writes this name into its file
     try:
         yield aside
         aside.replace(path)

@@ -195,7 +195,8 @@ def _commit() -> str | None:
         )
     except OSError:
         return None
-    return head.stdout.strip() + ("+" if changed.stdout.strip() else "") or None
+    commit = head.stdout.strip()
+    return commit + ("+" if changed.stdout.strip() else "") if commit else None
 
 
 def _hash(lines: list[str]) -> str:
