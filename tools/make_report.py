@@ -303,7 +303,8 @@ def score_table(scores: Mapping[str, dict], config: Config, commands: Commands) 
             best = choose_best((r["values"][key] for r in known), default=None)
             for row in known if len(known) > 1 else ():
                 row["best"] |= {key} if row["values"][key] == best else set()
-        missing = [(titles[n][0], commands.score(n)) for n in titles if n not in scores]
+        wanted = titles.keys() - ({"wsss"} if "wsss_best" in scores else set())
+        missing = [(titles[n][0], commands.score(n)) for n in titles if n in wanted - scores.keys()]
         groups.append({"kind": kind, "list": ids, "rows": rows, "missing": missing})
     return groups
 
