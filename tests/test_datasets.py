@@ -1,0 +1,138 @@
+import numpy as np
+import pytest
+import torch
+from conftest import CLASSES, run_python
+
+from core.config import AugmentConfig, DataConfig
+from core.datasets import (
+    LabelledImages,
+    batches_by_size,
+    ground_truth,
+    label_files,
+    read_image,
+    read_split,
+)
+from core.errors import UserError
+from core.labels import read_label
+from core.transforms import MEAN, TrainingView, denormalise, normalise
+
+
+def config(root, **changes) -> DataConfig:
+    return DataConfig(root=str(root), classes=tuple(CLASSES), **changes)
+
+
+@pytest.fixture
+def copy(tiny_data, tmp_path):
+    """A data set that a test may break."""
+    import shutil
+
+    shutil.copytree(tiny_data, tmp_path / "data")
+    return tmp_path / "data"
+
+
+def test_tags_are_the_classes_of_the_masks(tiny_data):
+    split = read_split(config(tiny_data), "train")
+    assert len(split) == 16 and split.read_image(0).shape == (128, 128, 3)
+    for row, path in zip(split.tags, ground_truth(config(tiny_data), split), strict=True):
+        shown = set(np.unique(read_label(path, len(CLASSES)))) - {0}
+        assert shown == set(row.nonzero()[0] + 1)
+
+
+def test_same_seed_draws_the_same_pictures(tiny_data, tmp_path):
+    root = tmp_path / "again"
+    run_python("tools/make_demo_dataset.py", "--root", root, "--train", 3, "--val", 1, "--seed", 3)
+    for folder in ("JPEGImages", "SegmentationClass", "Annotations"):
+        for path in (root / folder).iterdir():
+            assert path.read_bytes() == (tiny_data / folder / path.name).read_bytes()
+
+
+def test_other_data_in_the_folder_is_refused(tiny_data):
+    done = run_python("tools/make_demo_dataset.py", "--root", tiny_data, "--seed", 4)
+    assert done.returncode == 1 and "holds another data set" in done.stderr
+
+
+def test_all_missing_images_are_told_together(copy):
+    for name in ("train_00001", "train_00002"):
+        (copy / "JPEGImages" / f"{name}.jpg").unlink()
+    with pytest.raises(UserError, match=r"(?s)2 problems.*train_00001.*train_00002"):
+        read_split(config(copy), "train")
+
+
+def test_missing_list_and_empty_list_are_refused(copy):
+    with pytest.raises(UserError, match="other.txt is missing"):
+        read_split(config(copy, val_list="other"), "val")
+    (copy / "ImageSets" / "Segmentation" / "other.txt").write_text("\n")
+    with pytest.raises(UserError, match="is empty"):
+        read_split(config(copy, val_list="other"), "val")
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"), [("../secret", "plain file name"), ("train_00000\ntrain_00000", "twice")]
+)
+def test_ids_that_climb_out_or_repeat_are_refused(copy, ids, message):
+    (copy / "ImageSets" / "Segmentation" / "odd.txt").write_text(ids)
+    with pytest.raises(UserError, match=message):
+        read_split(config(copy, train_list="odd"), "train")
+
+
+def test_unknown_class_and_broken_annotation_are_told_together(copy):
+    (copy / "Annotations" / "train_00000.xml").write_text("<annotation><obj")
+    path = copy / "Annotations" / "train_00001.xml"
+    path.write_text(path.read_text().replace("<name>", "<name>uni"))
+    with pytest.raises(UserError, match=r"(?s)2 problems.*cannot be read.*class 'uni"):
+        read_split(config(copy), "train")
+
+
+def test_truncated_image_is_named(copy):
+    path = copy / "JPEGImages" / "train_00000.jpg"
+    path.write_bytes(b"not a picture")
+    with pytest.raises(UserError, match="train_00000.jpg cannot be decoded"):
+        read_image(path)
+    with pytest.raises(UserError, match="is missing"):
+        read_image(path.with_name("gone.jpg"))
+
+
+def test_missing_label_maps_are_counted(tiny_data, tmp_path):
+    split = read_split(config(tiny_data), "train")
+    with pytest.raises(UserError, match="16 of 16 label maps are missing"):
+        label_files(tmp_path, split, "make them")
+
+
+def test_training_items_hold_no_label_unless_given_one(tiny_data):
+    split = read_split(config(tiny_data), "train")
+    augment = AugmentConfig(crop=48)
+    blind = LabelledImages(split, None, len(CLASSES), augment)[0, 7]
+    assert set(blind["label"].unique().tolist()) == {255}
+    masks = ground_truth(config(tiny_data), split)
+    seen = LabelledImages(split, masks, len(CLASSES), augment)
+    first, again, other = seen[0, 7], seen[0, 7], seen[0, 8]
+    assert torch.equal(first["image"], again["image"]) and not torch.equal(
+        first["image"], other["image"]
+    )
+    assert torch.equal(first["label"], again["label"]) and first["label"].shape == (48, 48)
+
+
+def test_view_moves_image_and_label_together():
+    label = torch.zeros(40, 60, dtype=torch.int64)
+    label[10:30, 20:40] = 3
+    image = (label == 3).to(torch.uint8).expand(3, -1, -1) * 255
+    view = TrainingView(AugmentConfig(crop=64, jitter=(0, 0, 0, 0)))
+    for seed in range(5):
+        pixels, moved = view(image, label, seed)
+        bright = denormalise(pixels)[0] > 127
+        inside = moved != 255
+        assert ((moved == 3) == bright)[inside].float().mean() > 0.97
+        assert (pixels[:, ~inside] == 0).all()  # padding is the mean colour
+
+
+def test_normalisation_is_undone_exactly():
+    image = torch.arange(0, 256, dtype=torch.uint8).view(1, 16, 16).expand(3, -1, -1)
+    assert torch.equal(denormalise(normalise(image)), image)
+    grey = torch.tensor(MEAN).view(3, 1, 1) * 255
+    assert normalise(grey).abs().max() < 1e-6
+
+
+def test_batches_hold_images_of_one_size(tiny_data):
+    split = read_split(config(tiny_data), "val")
+    sizes = [(len(indices), images.shape) for indices, images in batches_by_size(split, 4)]
+    assert sizes == [(4, (4, 3, 128, 128)), (2, (2, 3, 128, 128))]

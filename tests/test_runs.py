@@ -1,0 +1,85 @@
+import pytest
+
+from core.config import Config
+from core.errors import UserError, refuse_together, run_script
+from core.files import read_json, write_json, written_whole
+from core.runs import Stage
+
+
+def stage(folder, config=None, ids=("a", "b")):
+    return Stage(folder, "test", config or Config(), ("seed", "data"), {"ids": ids})
+
+
+def test_manifest_says_what_was_read_and_how_long_it_took(tmp_path):
+    first = stage(tmp_path)
+    first.finish({"score": 0.5})
+    manifest = read_json(tmp_path / "manifest.json")
+    assert manifest["inputs"]["ids"]["count"] == 2 and manifest["finished"]
+    assert manifest["settings"]["data.classes"][0] == "aeroplane"
+    assert manifest["environment"]["packages"]["torch"]
+
+
+def test_finished_stage_is_recognised(tmp_path, capsys):
+    first = stage(tmp_path)
+    first.finish({"score": 0.5})
+    del first
+    again = stage(tmp_path)
+    assert again.already_done() and "finished earlier" in capsys.readouterr().out
+    assert again.manifest["results"] == {"score": 0.5}
+
+
+@pytest.mark.parametrize("change", [{"config": Config(seed=1)}, {"ids": ("a",)}])
+def test_other_settings_or_inputs_are_refused_and_nothing_is_lost(tmp_path, change):
+    first = stage(tmp_path)
+    first.finish({})
+    before = (tmp_path / "manifest.json").read_bytes()
+    del first
+    with pytest.raises(UserError, match="other settings or inputs"):
+        stage(tmp_path, **change)
+    assert (tmp_path / "manifest.json").read_bytes() == before
+
+
+def test_second_process_is_refused_while_the_first_works(tmp_path):
+    first = stage(tmp_path)
+    with pytest.raises(UserError, match="another process"):
+        stage(tmp_path)
+    del first
+
+
+def test_file_appears_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "x.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(KeyError), written_whole(path) as aside:
+        aside.write_text("half")
+        raise KeyError
+    assert read_json(path) == {"a": 1} and [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_broken_and_missing_json_are_told(tmp_path):
+    (tmp_path / "x.json").write_text("{")
+    with pytest.raises(UserError, match="not valid JSON"):
+        read_json(tmp_path / "x.json")
+    with pytest.raises(UserError, match="is missing"):
+        read_json(tmp_path / "y.json")
+
+
+def test_problems_are_counted_and_the_first_are_shown():
+    refuse_together([], "nothing")
+    with pytest.raises(UserError, match=r"(?s)12 problems.*p7.*and 4 more.*mend"):
+        refuse_together([f"p{k}" for k in range(12)], "mend")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (UserError("the lamp is off"), "the lamp is off"),
+        (OSError(28, "No space left on device", "/x/y"), "No space left"),
+        (KeyboardInterrupt(), "go on from here"),
+    ],
+)
+def test_scripts_end_in_one_message(error, message):
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit, match=message):
+        run_script(main)
