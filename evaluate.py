@@ -1,7 +1,6 @@
 """Stage 5: score a trained segmenter, or any folder of label maps.
 
-    python evaluate.py --config configs/demo.yaml                      # the checkpoint of
-    segmentation.mode
+    python evaluate.py --config configs/demo.yaml          # the checkpoint of segmentation.mode
     python evaluate.py --config configs/demo.yaml --predictions runs/demo/wsss/labels --split train
     python evaluate.py --predictions DIR --masks DIR --num_classes 20 --output scores.json
 
@@ -11,10 +10,12 @@ error unless --allow-missing is given, and then the score says how many images i
 predictions, biased (254) and ignored (255) pixels count as background.
 """
 
+import hashlib
 import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from core.config import BackboneConfig, Config, make_parser, parse
 from core.crf import DenseCRF
 from core.datasets import Split, batches_by_size, ground_truth, read_split
 from core.errors import UserError, run_script
-from core.files import write_json
+from core.files import read_json, write_json
 from core.inference import multi_scale
 from core.labels import read_label, write_label
 from core.metrics import confusion_matrix, scores
@@ -48,7 +49,12 @@ def main() -> None:
     parser.add_argument("--predictions", type=str | None, help="Score this folder of <id>.png.")
     parser.add_argument("--masks", type=str | None, help="Ground truth; without a --config.")
     parser.add_argument("--num_classes", type=int | None, help="Without background and --config.")
-    parser.add_argument("--split", type=str, default="val", help="train or val, with a --config.")
+    parser.add_argument(
+        "--split",
+        type=Literal["train", "val"],
+        default="val",
+        help="train or val, with a --config.",
+    )
     parser.add_argument("--name", type=str | None, help="Folder below <run_dir>/evaluation.")
     parser.add_argument(
         "--output", type=str | None, help="Write the scores to this JSON file, too."
@@ -84,7 +90,8 @@ def score_labels(config: Config, options) -> dict:
     predictions = [Path(options.predictions) / f"{i}.png" for i in split.ids]
     masks = ground_truth(config.data, split)
     result = score_files(predictions, masks, config.data.classes, options.allow_missing)
-    name = options.name or Path(options.predictions).name
+    folder = Path(options.predictions).resolve()
+    name = options.name or f"{folder.parent.name}_{folder.name}"
     write_json(Path(options.output or Run(config).evaluation(name) / "scores.json"), result)
     return result
 
@@ -94,8 +101,12 @@ def score_checkpoint(config: Config, options) -> dict:
     run, split = Run(config), read_split(config.data, options.split)
     masks = ground_truth(config.data, split)
     weights = run.segmentation() / "checkpoint.pth"
+    if not weights.is_file() or not read_json(weights.with_name("manifest.json"))["finished"]:
+        raise UserError(f"{weights.parent} holds no finished training; run train_segmentation.py")
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     name = options.name or run.segmentation().name
-    identity, inputs = ("seed", "data", "segmentation", "evaluation"), {"ids": split.ids}
+    identity, inputs = ("data", "segmentation", "evaluation"), {}
+    inputs |= {"ids": split.ids, "weights": [digest]}
     stage = Stage(run.evaluation(name), f"stage 5, evaluation ({name})", config, identity, inputs)
     folder = stage.folder / "predictions"
     if not stage.already_done():
@@ -135,20 +146,18 @@ def predict(config: Config, weights: Path, split: Split, folder: Path) -> None:
     cast = autocast(config, device)
     crf = DenseCRF(**settings.crf.settings()) if settings.refine == "crf" else None
     todo = [k for k, i in enumerate(split.ids) if not (folder / f"{i}.png").exists()]
-    rest = Split(
-        tuple(split.ids[k] for k in todo), tuple(split.images[k] for k in todo), split.tags[todo]
-    )
 
     def probabilities(images: torch.Tensor) -> torch.Tensor:
         return network(images).float().softmax(1)
 
     def finish(index: int, probs: np.ndarray) -> None:
-        label = most_likely(rest.read_image(index), probs, crf)
-        write_label(folder / f"{rest.ids[index]}.png", label)
+        label = most_likely(split.read_image(index), probs, crf)
+        write_label(folder / f"{split.ids[index]}.png", label)
 
-    bar = tqdm(total=len(split), initial=len(split) - len(rest), desc="predicting", unit="image")
+    batch_size = config.segmentation.batch_size
+    bar = tqdm(total=len(split), initial=len(split) - len(todo), desc="predicting", unit="image")
     with ThreadPoolExecutor(max(1, config.workers)) as pool:
-        for indices, images in batches_by_size(rest, config.segmentation.batch_size):
+        for indices, images in batches_by_size(split, batch_size, todo):
             with cast:
                 probs = multi_scale(
                     probabilities, images.to(device), settings.scales, settings.flip
@@ -228,10 +237,11 @@ def print_table(result: dict) -> None:
     for name, *values in rows:
         print(f"{name:14}" + "".join("      -" if v is None else f"{v:7.1%}" for v in values))
     images = result["images"]
-    print(
-        f"mIoU {result['miou']:.1%}   FP {result['fp']:.3f}   FN {result['fn']:.3f}   "
-        f"({images['scored']}/{images['of']} images)"
+    means = "   ".join(
+        f"{title} {'-' if result[key] is None else format(100 * result[key], '.1f') + ' %'}"
+        for key, title in (("miou", "mIoU"), ("fp", "FP"), ("fn", "FN"))
     )
+    print(f"{means}   ({images['scored']}/{images['of']} images)")
     if images["scored"] < images["of"]:
         print("a part of the images only: do not compare this score", file=sys.stderr)
 

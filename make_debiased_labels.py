@@ -1,7 +1,7 @@
 """Stage 3: find the debiased centroid of each class and mark biased pixels (Eq. 1-5).
 
     python make_debiased_labels.py --config configs/demo.yaml
-    python make_debiased_labels.py --config configs/voc.yaml \
+    python make_debiased_labels.py --config configs/demo.yaml \
         --wsss.labels_dir THEIR_LABELS --uss.features_dir THEIR_FEATURES --debias.output_dir OURS
 
 Reads the training images and tags, any folder of pseudo labels and any features. Writes below
@@ -26,6 +26,7 @@ from core.crf import DenseCRF
 from core.datasets import Split, label_files, read_split
 from core.debias import (
     background_distance,
+    debiased_centroid,
     debiased_score,
     image_centroids,
     mark_biased,
@@ -34,7 +35,7 @@ from core.debias import (
 from core.errors import UserError, run_script
 from core.features import FeatureSource, feature_source
 from core.files import written_whole
-from core.labels import BIASED, read_label, to_disk, write_label
+from core.labels import BIASED_ON_DISK, read_label, to_disk, write_label
 from core.runs import Run, Stage
 from core.training import autocast, pick_device
 
@@ -75,6 +76,8 @@ def cluster_images(
     for index, feat in bar:
         image_id = split.ids[index]
         label = torch.from_numpy(read_label(labels[index], len(config.data.classes)))
+        if (label == BIASED_ON_DISK).any():
+            raise UserError(f"{labels[index]} is debiased already; give the labels before that")
         seed = config.seed ^ zlib.crc32(
             image_id.encode()
         )  # of the image, not of its place in the list
@@ -113,7 +116,7 @@ def debias_centroids(config: Config, run: Run, split: Split) -> torch.Tensor:
         distance[rows] = background_distance(vectors[rows], background, nearest)
         kept = rows[select_farthest(distance[rows], settings.alpha).numpy()]
         selected[kept] = True
-        centroids[c - 1] = F.normalize(vectors[kept], dim=1).mean(0)
+        centroids[c - 1] = debiased_centroid(vectors[rows], background, settings.alpha, nearest)
     with written_whole(run.debias / "centroids.npz") as aside, aside.open("wb") as file:
         np.savez(
             file,
@@ -158,7 +161,7 @@ def write_debiased_labels(
     before, marked = np.zeros(size, np.int64), np.zeros(size, np.int64)
     for index, image_id in enumerate(split.ids):
         wsss = read_label(labels[index])
-        biased = read_label(folder / f"{image_id}.png") == to_disk(np.array(BIASED))
+        biased = read_label(folder / f"{image_id}.png") == BIASED_ON_DISK
         before += np.bincount(wsss[wsss < size], minlength=size)
         marked += np.bincount(wsss[biased], minlength=size)
     return (marked[1:] / np.maximum(before[1:], 1)).tolist()

@@ -42,9 +42,9 @@ def main() -> None:
     config, _ = parse(make_parser("train_segmentation.py", __doc__))
     run, split = Run(config), read_split(config.data, "train")
     labels = training_labels(config, run, split)
-    identity, inputs = ("seed", "data", "wsss", "debias", "segmentation"), {"labels": labels}
-    if config.segmentation.mode != "supervised":
-        identity += ("uss",)
+    upstream = {"supervised": (), "wsss": ("wsss",)}
+    identity = upstream.get(config.segmentation.mode, ("wsss", "uss", "debias"))
+    identity, inputs = ("seed", "data", "segmentation", *identity), {"labels": labels}
     folder = run.segmentation()
     stage = Stage(folder, f"stage 4, segmentation ({folder.name})", config, identity, inputs)
     if stage.already_done():

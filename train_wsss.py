@@ -49,7 +49,7 @@ def main() -> None:
     shares = write_labels(config, run, split)
     stage.finish({"foreground": sum(shares) / len(shares)})
     print(
-        f"{len(split)} pseudo labels in {run.wsss_labels}, "
+        f"{len(split)} pseudo labels in {run.wsss / 'labels'}, "
         f"{sum(shares) / len(shares):.1%} foreground\n"
         "next: python make_debiased_labels.py, with the same --config"
     )
@@ -101,13 +101,8 @@ def write_cams(config: Config, run: Run, split: Split, classifier: CamClassifier
     settings, device = config.wsss, pick_device(config)
     cast, folder = autocast(config, device), run.wsss / "cams"
     todo = [k for k, i in enumerate(split.ids) if not (folder / f"{i}.npz").exists()]
-    rest = Split(
-        tuple(split.ids[k] for k in todo), tuple(split.images[k] for k in todo), split.tags[todo]
-    )
-    bar = tqdm(
-        total=len(split), initial=len(split) - len(rest), desc="activation maps", unit="image"
-    )
-    for indices, images in batches_by_size(rest, settings.batch_size):
+    bar = tqdm(total=len(split), initial=len(split) - len(todo), desc="maps", unit="image")
+    for indices, images in batches_by_size(split, settings.batch_size, todo):
         with cast:
             maps = multi_scale(
                 classifier.activation, images.to(device), settings.scales, settings.flip
@@ -115,9 +110,9 @@ def write_cams(config: Config, run: Run, split: Split, classifier: CamClassifier
         height, width = images.shape[-2:]
         maps = F.interpolate(maps, (-(-height // 4), -(-width // 4)), mode="bilinear").cpu().numpy()
         for index, image_maps in zip(indices, maps, strict=True):
-            tagged = rest.tags[index].nonzero()[0]
+            tagged = split.tags[index].nonzero()[0]
             cam = normalise_cams(image_maps[tagged])
-            save_cam(folder / f"{rest.ids[index]}.npz", tagged + 1, cam)
+            save_cam(folder / f"{split.ids[index]}.npz", tagged + 1, cam)
         bar.update(len(indices))
     bar.close()
 

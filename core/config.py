@@ -54,7 +54,7 @@ class DataConfig:
     classes: tuple[str, ...] = VOC_CLASSES
     """Foreground class names; label c is the c-th of them, 0 is background."""
     biased_classes: tuple[str, ...] = ()
-    """Classes known to come with a context; only the report uses this, to show them apart."""
+    """Classes known to come with a context; only scoring uses this, to show them apart."""
 
     def __post_init__(self):
         _check(len(self.classes) > 0, "data.classes is empty; name at least one class")
@@ -178,6 +178,7 @@ class UssConfig:
 
     def __post_init__(self):
         _check(self.input_scale > 0, f"uss.input_scale must be positive, got {self.input_scale}")
+        _check(self.batch_size >= 1, f"uss.batch_size must be at least 1, got {self.batch_size}")
         _check(self.samples > 0, f"uss.samples must be positive, got {self.samples}")
 
 
@@ -220,6 +221,8 @@ class WsssConfig:
 
     def __post_init__(self):
         _check(0 < self.threshold < 1, f"wsss.threshold must lie in (0, 1), got {self.threshold}")
+        _check(self.batch_size >= 1, f"wsss.batch_size must be at least 1, got {self.batch_size}")
+        _check(min(self.scales, default=0) > 0, "wsss.scales needs one or more positive numbers")
 
 
 @dataclass
@@ -256,6 +259,7 @@ class DebiasConfig:
 
     def __post_init__(self):
         _check(self.k_fg >= 1 and self.k_bg >= 1, "debias.k_fg and debias.k_bg must be at least 1")
+        _check(self.nearest >= 1, f"debias.nearest must be at least 1, got {self.nearest}")
         _check(
             0 < self.alpha <= 1, f"debias.alpha must lie in (0, 1], got {self.alpha}; paper: 0.40"
         )
@@ -312,6 +316,7 @@ class SegmentationConfig:
     """Views for training."""
 
     def __post_init__(self):
+        _check(self.batch_size >= 1, "segmentation.batch_size must be at least 1")
         _check(0 < self.ema < 1, f"segmentation.ema must lie in (0, 1), got {self.ema}")
         _check(0 <= self.warmup < 1, f"segmentation.warmup must lie in [0, 1), got {self.warmup}")
 
@@ -328,6 +333,9 @@ class EvaluationConfig:
     """Post-processing of the averaged probabilities."""
     crf: CrfConfig = field(default_factory=CrfConfig)
     """Settings of that refinement."""
+
+    def __post_init__(self):
+        _check(min(self.scales, default=0) > 0, "evaluation.scales needs positive numbers")
 
 
 @dataclass
@@ -358,6 +366,11 @@ class Config:
     """Stage 4."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """Stage 5."""
+
+    def __post_init__(self):
+        _check(self.seed >= 0, f"seed must not be negative, got {self.seed}")
+        _check(self.workers >= 0, f"workers must not be negative, got {self.workers}")
+        _check(self.checkpoint_every >= 1, "checkpoint_every must be at least 1")
 
 
 class _Parser(jsonargparse.ArgumentParser):

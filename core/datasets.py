@@ -1,11 +1,12 @@
 """Images and image-level tags in PASCAL VOC's layout, and batches of them that can be resumed.
 
 Ground truth is out of reach by construction: a `Split` knows images and tags only. The one way to
-the masks is `ground_truth`, which scoring and fully supervised training call by name.
+the masks is `ground_truth`, which scoring, diagnosis and supervised training call by name.
 """
 
+import itertools
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -200,15 +201,20 @@ def _one_thread(worker: int) -> None:
     cv2.setNumThreads(1)
 
 
-def batches_by_size(split: Split, batch_size: int) -> Iterator[tuple[list[int], Tensor]]:
-    """Runs of consecutive images of one size: indices and (B, 3, H, W) float32, normalised."""
-    indices, images = [], []
-    for index in range(len(split)):
-        image = torch.from_numpy(split.read_image(index)).permute(2, 0, 1)
-        if images and (image.shape != images[0].shape or len(images) == batch_size):
-            yield indices, normalise(torch.stack(images))
-            indices, images = [], []
-        indices.append(index)
-        images.append(image)
-    if images:
-        yield indices, normalise(torch.stack(images))
+def batches_by_size(
+    split: Split, batch_size: int, todo: Collection[int]
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Images of one size each: their indices and (B, 3, H, W) float32, normalised.
+
+    Batches are cut from the whole list, and those without anything `todo` are left out: a run that
+    goes on after a kill computes the same batches, hence the same bytes, as an uninterrupted one.
+    """
+    todo = set(todo)
+    for start in range(0, len(split), batch_size):
+        block = range(start, min(start + batch_size, len(split)))
+        if todo.isdisjoint(block):
+            continue
+        images = [torch.from_numpy(split.read_image(k)).permute(2, 0, 1) for k in block]
+        for _, run in itertools.groupby(zip(block, images, strict=True), lambda p: p[1].shape):
+            indices, pixels = zip(*run, strict=True)
+            yield list(indices), normalise(torch.stack(pixels))

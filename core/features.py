@@ -10,15 +10,14 @@ from torch.nn import functional as F
 
 from core import checkpoint
 from core.config import Config, UssConfig
-from core.datasets import Split
+from core.datasets import Split, batches_by_size
 from core.errors import UserError
 from core.models.backbones import feature_network
 from core.models.stego import StegoHead
 from core.runs import Run
-from core.transforms import normalise
 
 FeatureSource = Callable[[Sequence[int]], Iterator[tuple[int, Tensor]]]
-"""Indices of images -> pairs of an index and its (D, h, w) float32 features."""
+"""Indices of images, ascending -> pairs of an index and its (D, h, w) float32 features."""
 
 
 class SemanticFeatures(nn.Module):
@@ -82,20 +81,11 @@ def network_features(
 
     @torch.inference_mode()
     def source(indices: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
-        batch: list[tuple[int, np.ndarray]] = []
-        for index in (*indices, None):
-            image = None if index is None else split.read_image(index)
-            full = len(batch) == 16 or (
-                batch and image is not None and image.shape != batch[0][1].shape
-            )
-            if batch and (full or index is None):
-                pixels = torch.from_numpy(np.stack([i for _, i in batch])).permute(0, 3, 1, 2)
-                with autocast:
-                    feats = network(normalise(pixels.to(device)))
-                yield from zip((i for i, _ in batch), feats.float().cpu(), strict=True)
-                batch = []
-            if index is not None:
-                batch.append((index, image))
+        wanted = set(indices)
+        for batch, images in batches_by_size(split, 16, wanted):
+            with autocast:
+                feats = network(images.to(device)).float().cpu()
+            yield from ((k, f) for k, f in zip(batch, feats, strict=True) if k in wanted)
 
     return source
 

@@ -122,13 +122,15 @@ class Stage:
         self._before = earlier["seconds"]
         self.manifest["finished"] = earlier["finished"]
         self.manifest["results"] = earlier["results"]
+        if self.finished:  # the versions that made the results, not those of a later look
+            self.manifest["environment"] = earlier["environment"]
 
     @property
     def finished(self) -> bool:
         return self.manifest["finished"]
 
     def save(self) -> None:
-        """Writes the manifest; the time counts all sessions of a resumed stage."""
+        """Writes the manifest; the time counts all parts of a resumed stage."""
         if not self.finished:
             self.manifest["seconds"] = round(self._before + time.monotonic() - self._began, 2)
         else:

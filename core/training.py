@@ -149,20 +149,17 @@ def train(
             sums[key] = sums.get(key, 0) + value.detach()
         last = t + 1 == iterations
         if (t + 1) % every == 0 or last:
+            _refuse_non_finite(name, sums, t, path)
             entry = {
                 k: float(v) / (t + 1 - (log[-1]["iteration"] if log else 0))
                 for k, v in sums.items()
             }
-            if not math.isfinite(entry["loss"]):
-                raise UserError(
-                    f"{name}: the loss is not finite at iteration {t + 1}; {path} keeps the state "
-                    "before it. Lower the learning rate or set precision: fp32"
-                )
             log.append({"iteration": t + 1, **{k: round(v, 6) for k, v in entry.items()}})
             sums = {}
             bar.set_postfix(loss=f"{entry['loss']:.3f}")
         bar.update()
         if last or (t + 1) % config.checkpoint_every == 0:
+            _refuse_non_finite(name, sums, t, path)
             state = {key: network.state_dict() for key, network in networks.items()}
             state |= {
                 "optimizer": optimizer.state_dict(),
@@ -176,3 +173,12 @@ def train(
         rate = (time.monotonic() - began) / (iterations - start)
         print(f"{name}: {iterations} iterations, {rate:.3f} s each")
     log_path.write_text("".join(json.dumps(entry) + "\n" for entry in log))
+
+
+def _refuse_non_finite(name: str, sums: Mapping[str, Tensor], t: int, path: Path) -> None:
+    """Stops before a broken state is saved; asked at log entries and checkpoints alone."""
+    if sums and not math.isfinite(float(sums["loss"])):
+        raise UserError(
+            f"{name}: the loss is not finite at iteration {t + 1}; {path} keeps an earlier state. "
+            "Lower the learning rate or set precision: fp32"
+        )

@@ -134,5 +134,11 @@ def test_normalisation_is_undone_exactly():
 
 def test_batches_hold_images_of_one_size(tiny_data):
     split = read_split(config(tiny_data), "val")
-    sizes = [(len(indices), images.shape) for indices, images in batches_by_size(split, 4)]
-    assert sizes == [(4, (4, 3, 128, 128)), (2, (2, 3, 128, 128))]
+    batches = [(k, images.shape) for k, images in batches_by_size(split, 4, range(6))]
+    assert batches == [([0, 1, 2, 3], (4, 3, 128, 128)), ([4, 5], (2, 3, 128, 128))]
+
+
+def test_batches_do_not_depend_on_what_is_left_to_do(tiny_data):
+    split = read_split(config(tiny_data), "val")
+    assert [k for k, _ in batches_by_size(split, 4, [5])] == [[4, 5]]
+    assert not list(batches_by_size(split, 4, []))

@@ -42,7 +42,8 @@ def main() -> None:
         analysis["control"] = removal(config, run, folder, split, masks)
     write_json(run.folder / "analysis.json", analysis)
     chosen, every = analysis["selection"]["mean_selected"], analysis["selection"]["mean_all"]
-    print(f"target share: selected {chosen:.1%}, all {every:.1%}")
+    if chosen is not None:
+        print(f"target share: selected {chosen:.1%}, all {every:.1%}")
     for key in ("removal", "control"):
         for group in ("mean_biased", "mean_unbiased"):
             values = analysis.get(key, {}).get(group, {})

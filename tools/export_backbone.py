@@ -1,7 +1,6 @@
 """Exports the backbone of a checkpoint as a small file that `backbone.weights` can name.
 
-    python tools/export_backbone.py runs/demo_corpus/wsss/checkpoint.pth
-    data/demo/resnet.safetensors
+    python tools/export_backbone.py CHECKPOINT data/demo/classifier.safetensors
 
 Takes the backbone of a classifier (train_wsss.py) or of features (train_uss.py), in float16.
 """

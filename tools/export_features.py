@@ -10,6 +10,7 @@ anybody's.
 
 import sys
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from tqdm import tqdm
@@ -30,7 +31,7 @@ from core.training import autocast, pick_device
 
 def main() -> None:
     parser = make_parser("export_features.py", __doc__)
-    parser.add_argument("--source", type=str, default="uss", help="uss or classifier")
+    parser.add_argument("--source", type=Literal["uss", "classifier"], default="uss")
     parser.add_argument("--output", type=str, required=True, help="folder to write")
     config, options = parse(parser)
     run, split, device = Run(config), read_split(config.data, "train"), pick_device(config)

@@ -8,6 +8,7 @@ run again; one that was killed goes on where it was. Each job's output is in <ru
 
 import argparse
 import ctypes
+import hashlib
 import os
 import signal
 import subprocess
@@ -44,17 +45,11 @@ def main() -> None:
     default = Path("runs") / (f"{name}_seed{options.seed}" if options.seed else name)
     run_dir = options.run_dir or default
     began = time.monotonic()
-    run_jobs(make_jobs(name, options.seed, run_dir), run_dir, options.jobs)
-    subprocess.run(
-        [
-            sys.executable,
-            "tools/make_report.py",
-            *_settings(name, options.seed, run_dir),
-            "--summary",
-        ],
-        cwd=ROOT,
-        check=True,
-    )
+    settings = hashlib.sha256((ROOT / "configs" / f"{name}.yaml").read_bytes()).hexdigest()
+    run_jobs(make_jobs(name, options.seed, run_dir), run_dir, settings, max(1, options.jobs))
+    report = ["tools/make_report.py", *_settings(name, options.seed, run_dir), "--summary"]
+    if subprocess.run([sys.executable, *report], cwd=ROOT).returncode:
+        raise UserError("the report could not be made; all other results stand")
     print(f"\n{time.monotonic() - began:.0f} s in all; open {run_dir / 'report.html'}")
 
 
@@ -138,7 +133,7 @@ def make_jobs(name: str, seed: int, run_dir: Path) -> list[Job]:
     return jobs
 
 
-def run_jobs(jobs: list[Job], run_dir: Path, side_by_side: int) -> None:
+def run_jobs(jobs: list[Job], run_dir: Path, settings: str, side_by_side: int) -> None:
     """Runs every job not done yet as soon as those before it have ended.
 
     Raises:
@@ -146,8 +141,13 @@ def run_jobs(jobs: list[Job], run_dir: Path, side_by_side: int) -> None:
     """
     record = run_dir / "demo.json"
     done = read_json(record) if record.exists() else {}
-    waiting = [job for job in jobs if done.get(job.name) != job.command]
-    ended = {job.name for job in jobs} - {job.name for job in waiting}
+    ended: set[str] = set()
+    for (
+        job
+    ) in jobs:  # what was done with the same command and settings, on results that still stand
+        if done.get(job.name) == job.command + [settings] and ended.issuperset(job.after):
+            ended.add(job.name)
+    waiting = [job for job in jobs if job.name not in ended]
     running: dict[str, tuple[Job, subprocess.Popen, float]] = {}
     began = time.monotonic()
     try:
@@ -164,13 +164,14 @@ def run_jobs(jobs: list[Job], run_dir: Path, side_by_side: int) -> None:
                 if process.returncode:
                     raise UserError(f"{job.name} failed:\n{_tail(job.log)}\n(all of it: {job.log})")
                 ended.add(job.name)
-                done[job.name] = job.command
+                done[job.name] = job.command + [settings]
                 write_json(record, done)
                 now = time.monotonic()
                 print(f"[{now - began:4.0f} s] {job.name} ({now - started:.0f} s)", flush=True)
     finally:
         for _, process, _ in running.values():
             process.terminate()
+            process.wait()
 
 
 def _start(job: Job) -> subprocess.Popen:
