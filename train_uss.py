@@ -40,7 +40,7 @@ def main() -> None:
     if config.uss.self_supervised.iterations:
         train_backbone(config, network.backbone, split, run.uss / "self_supervised")
         stage.save()
-    network.backbone.requires_grad_(False)
+    network.backbone.requires_grad_(False).eval()  # frozen: its statistics, too
     if config.uss.method == "stego":
         train_head(config, network, split, run)
     if config.uss.centre:
