@@ -26,14 +26,14 @@ from core.crf import DenseCRF
 from core.datasets import Split, label_files, read_split
 from core.debias import (
     background_distance,
-    debiased_centroid,
     debiased_score,
     image_centroids,
     mark_biased,
+    mean_of_units,
     select_farthest,
 )
 from core.errors import UserError, run_script
-from core.features import FeatureSource, feature_source
+from core.features import FeatureSource, feature_files, feature_source
 from core.files import written_whole
 from core.labels import BIASED_ON_DISK, read_label, to_disk, write_label
 from core.runs import Run, Stage
@@ -47,7 +47,9 @@ def main() -> None:
         run.wsss_labels, split, "run train_wsss.py, or set wsss.labels_dir to your labels"
     )
     device = pick_device(config)
-    identity, inputs = ("seed", "data", "uss", "wsss", "debias"), {"ids": split.ids}
+    identity, inputs = ("seed", "data", "uss", "wsss", "debias"), {"labels": labels}
+    if config.uss.features_dir:
+        inputs["features"] = feature_files(Path(config.uss.features_dir), split)
     stage = Stage(run.debias, "stage 3, debiasing", config, identity, inputs)
     if stage.already_done():
         return
@@ -116,7 +118,7 @@ def debias_centroids(config: Config, run: Run, split: Split) -> torch.Tensor:
         distance[rows] = background_distance(vectors[rows], background, nearest)
         kept = rows[select_farthest(distance[rows], settings.alpha).numpy()]
         selected[kept] = True
-        centroids[c - 1] = debiased_centroid(vectors[rows], background, settings.alpha, nearest)
+        centroids[c - 1] = mean_of_units(vectors[kept])
     with written_whole(run.debias / "centroids.npz") as aside, aside.open("wb") as file:
         np.savez(
             file,

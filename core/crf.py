@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from core.errors import UserError
+
 REMEDIES = {
     "numba": "pip install numba",
     "pydensecrf": "pip install pydensecrf2 (needs a C++ compiler and Python 3.12 or older)",
@@ -39,7 +41,7 @@ class DenseCRF:
         weight_bilateral: w_b, >= 0.
 
     Raises:
-        ImportError: the backend is not installed.
+        UserError: the backend is not installed.
         ValueError: no such backend, or a setting is out of range.
     """
 
@@ -161,7 +163,7 @@ def _choose(backend: str) -> str:
         except ImportError as error:
             reason = error
     remedy = ", or ".join(REMEDIES[name] for name in wanted)
-    raise ImportError(f'dense CRF: backend "{backend}" cannot be imported; {remedy}') from reason
+    raise UserError(f'dense CRF: backend "{backend}" cannot be imported; {remedy}') from reason
 
 
 def _check(image: np.ndarray, probs: np.ndarray) -> None:

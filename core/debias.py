@@ -176,8 +176,12 @@ def debiased_centroid(
         raise ValueError(f"fg, bg must be non-empty (N, D): got {(*fg.shape,)}, {(*bg.shape,)}")
     if not 0 < alpha <= 1:
         raise ValueError(f"alpha must be in (0, 1], got {alpha}; the paper uses 0.40")
-    kept = select_farthest(background_distance(fg, bg, nearest), alpha)
-    return F.normalize(fg, dim=1)[kept].mean(0)
+    return mean_of_units(fg[select_farthest(background_distance(fg, bg, nearest), alpha)])
+
+
+def mean_of_units(centroids: Tensor) -> Tensor:
+    """(n, D) -> (D,) mean of the centroids' directions, not unit length itself (Eq. 2)."""
+    return F.normalize(centroids, dim=1).mean(0)
 
 
 def debiased_score(feat: Tensor, centroids: Tensor, tags: Tensor) -> Tensor:

@@ -90,19 +90,24 @@ def network_features(
     return source
 
 
-def file_features(folder: Path, split: Split) -> FeatureSource:
-    """Features read from `<id>.npy` files, (D, h, w) of any float type.
+def feature_files(folder: Path, split: Split) -> tuple[Path, ...]:
+    """The `<id>.npy` of every image of `split` in `folder`.
 
     Raises:
         UserError: files are missing.
     """
-    paths = [folder / f"{i}.npy" for i in split.ids]
+    paths = tuple(folder / f"{i}.npy" for i in split.ids)
     missing = [p for p in paths if not p.is_file()]
     if missing:
         raise UserError(
             f"{len(missing)} of {len(paths)} feature files are missing, first: {missing[0]}; "
             "uss.features_dir needs one <id>.npy of shape (D, h, w) for each training image"
         )
+    return paths
+
+
+def file_features(paths: Sequence[Path]) -> FeatureSource:
+    """Features read from .npy files, (D, h, w) of any float type."""
 
     def source(indices: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
         for index in indices:
@@ -141,7 +146,7 @@ def feature_source(
 ) -> FeatureSource:
     """The configured features: somebody's files, or stage 1's network."""
     if config.uss.features_dir:
-        source = file_features(Path(config.uss.features_dir), split)
+        source = file_features(feature_files(Path(config.uss.features_dir), split))
         return centred(source, mean_feature(source, len(split))) if config.uss.centre else source
     network = load_semantic_features(Run(config)).to(device)
     return network_features(network, split, device, autocast)

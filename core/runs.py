@@ -24,6 +24,7 @@ from typing import Any
 from core.config import Config
 from core.errors import UserError
 from core.files import read_json, write_json
+from core.training import pick_device
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "numba", "opencv-python-headless", "pillow")
 
@@ -70,7 +71,8 @@ class Stage:
         config: the whole configuration.
         identity: the sections and keys on which the stage's results depend, such as `data` or
         `seed`.
-        inputs: what the stage reads: a name and the ids or files of each list.
+        inputs: what the stage reads: a name and the ids or files of each list. Ids count by name,
+        label maps (.png) by content, other files by name and size.
 
     Raises:
         UserError: the folder was made with another configuration or other inputs.
@@ -91,7 +93,7 @@ class Stage:
         self._lock = _lock(folder)
         self._began = time.monotonic()
         self._before = 0.0
-        lists = {key: [str(v) for v in values] for key, values in inputs.items()}
+        lists = {key: [_identity(v) for v in values] for key, values in inputs.items()}
         self.manifest: dict[str, Any] = {
             "stage": name,
             "finished": False,
@@ -180,7 +182,7 @@ def environment(config: Config) -> dict[str, Any]:
         "packages": versions,
         "machine": f"{platform.system()} {platform.machine()}",
         "commit": _commit(),
-        "device": config.device,
+        "device": str(pick_device(config)),
         "seed": config.seed,
     }
 
@@ -199,6 +201,14 @@ def _commit() -> str | None:
         return None
     commit = head.stdout.strip()
     return commit + ("+" if changed.stdout.strip() else "") if commit else None
+
+
+def _identity(value: str | Path) -> str:
+    """What tells an input apart from another of the same name."""
+    if not isinstance(value, Path):
+        return value
+    content = hashlib.sha256(value.read_bytes()).hexdigest() if value.suffix == ".png" else ""
+    return f"{value.name} {value.stat().st_size} {content}"
 
 
 def _hash(lines: list[str]) -> str:

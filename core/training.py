@@ -145,15 +145,12 @@ def train(
         optimizer.step()
         if ema is not None:
             ema.update(networks["network"], t)
-        for key, value in figures.items():
-            sums[key] = sums.get(key, 0) + value.detach()
+        for key, value in figures.items():  # sum and count: not every step has every figure
+            sums[key] = sums.get(key, 0) + torch.stack([value.detach(), torch.ones_like(value)])
         last = t + 1 == iterations
         if (t + 1) % every == 0 or last:
             _refuse_non_finite(name, sums, t, path)
-            entry = {
-                k: float(v) / (t + 1 - (log[-1]["iteration"] if log else 0))
-                for k, v in sums.items()
-            }
+            entry = {key: float(total / count) for key, (total, count) in sums.items()}
             log.append({"iteration": t + 1, **{k: round(v, 6) for k, v in entry.items()}})
             sums = {}
             bar.set_postfix(loss=f"{entry['loss']:.3f}")
@@ -177,7 +174,7 @@ def train(
 
 def _refuse_non_finite(name: str, sums: Mapping[str, Tensor], t: int, path: Path) -> None:
     """Stops before a broken state is saved; asked at log entries and checkpoints alone."""
-    if sums and not math.isfinite(float(sums["loss"])):
+    if sums and not math.isfinite(float(sums["loss"][0])):
         raise UserError(
             f"{name}: the loss is not finite at iteration {t + 1}; {path} keeps an earlier state. "
             "Lower the learning rate or set precision: fp32"

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from core.crf import DenseCRF
+from core.errors import UserError
 from core.permutohedral import GridFilter, LatticeFilter
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -250,7 +251,7 @@ def test_kernel_too_narrow_for_the_lattice_is_refused():
 )
 def test_missing_backend_names_the_pip_command(monkeypatch, backend, module):
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ImportError, match=f"pip install {backend}"):
+    with pytest.raises(UserError, match=f"pip install {backend}"):
         DenseCRF(backend)
 
 

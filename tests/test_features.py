@@ -6,7 +6,14 @@ from conftest import CLASSES
 from core.config import BackboneConfig, DataConfig, UssConfig
 from core.datasets import read_split
 from core.errors import UserError
-from core.features import SemanticFeatures, centred, file_features, mean_feature, network_features
+from core.features import (
+    SemanticFeatures,
+    centred,
+    feature_files,
+    file_features,
+    mean_feature,
+    network_features,
+)
 from core.inference import multi_scale
 
 RESNET = BackboneConfig("resnet18", {"channels": [8, 8, 16, 24]}, "none")
@@ -24,7 +31,7 @@ def write_features(folder, split, array):
 
 def test_files_are_read_in_any_float_type(split, tmp_path):
     write_features(tmp_path, split, np.ones((3, 2, 4), np.float16))
-    (index, feat), *_ = file_features(tmp_path, split)([2])
+    (index, feat), *_ = file_features(feature_files(tmp_path, split))([2])
     assert index == 2 and feat.dtype == torch.float32 and feat.shape == (3, 2, 4)
 
 
@@ -36,23 +43,23 @@ def test_files_are_read_in_any_float_type(split, tmp_path):
 def test_files_of_another_form_are_refused(split, tmp_path, array):
     write_features(tmp_path, split, array)
     with pytest.raises(UserError, match="expected finite floats"):
-        list(file_features(tmp_path, split)([0]))
+        list(file_features(feature_files(tmp_path, split))([0]))
 
 
 def test_pickled_and_missing_files_are_refused(split, tmp_path):
     with pytest.raises(UserError, match="6 of 6 feature files are missing"):
-        file_features(tmp_path, split)
+        feature_files(tmp_path, split)
     for image_id in split.ids:
         np.save(tmp_path / f"{image_id}.npy", np.array([{}], object))
     with pytest.raises(UserError, match="cannot be read"):
-        list(file_features(tmp_path, split)([0]))
+        list(file_features(feature_files(tmp_path, split))([0]))
 
 
 def test_centred_features_have_mean_zero(split, tmp_path):
     rng = np.random.default_rng(0)
     for image_id in split.ids:
         np.save(tmp_path / f"{image_id}.npy", rng.normal(3, 1, (4, 2, 2)).astype(np.float32))
-    source = file_features(tmp_path, split)
+    source = file_features(feature_files(tmp_path, split))
     moved = centred(source, mean_feature(source, len(split)))
     assert mean_feature(moved, len(split)).abs().max() < 1e-6
 

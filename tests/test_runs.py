@@ -39,6 +39,17 @@ def test_other_settings_or_inputs_are_refused_and_nothing_is_lost(tmp_path, chan
     assert (tmp_path / "manifest.json").read_bytes() == before
 
 
+def test_label_maps_of_another_content_are_noticed(tmp_path):
+    label = tmp_path / "a.png"
+    label.write_bytes(b"one")
+    inputs = {"labels": (label,)}
+    Stage(tmp_path / "run", "test", Config(), ("seed",), inputs).finish({})
+    assert Stage(tmp_path / "run", "test", Config(), ("seed",), inputs).already_done()
+    label.write_bytes(b"two")
+    with pytest.raises(UserError, match="input: labels"):
+        Stage(tmp_path / "run", "test", Config(), ("seed",), inputs)
+
+
 def test_second_process_is_refused_while_the_first_works(tmp_path):
     first = stage(tmp_path)
     with pytest.raises(UserError, match="another process"):

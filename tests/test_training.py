@@ -25,7 +25,8 @@ def fit(folder, stop_at=None, iterations=10, scale=1.0):
             yield {"x": torch.randn(6, 4, generator=torch.Generator().manual_seed(t))}
 
     def step(batch, t):
-        return {"loss": network(batch["x"]).square().mean() * scale}
+        odd = {"odd": torch.tensor(float(t))} if t % 2 else {}
+        return {"loss": network(batch["x"]).square().mean() * scale, **odd}
 
     train(
         "test",
@@ -58,6 +59,11 @@ def test_log_has_one_json_object_per_line(tmp_path):
     fit(tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [entry["iteration"] for entry in lines] == list(range(1, 11))
+
+
+def test_figures_are_averaged_over_the_steps_that_have_them(tmp_path):
+    state = fit(tmp_path, iterations=200)  # an entry for two steps
+    assert [entry["odd"] for entry in json.loads(state["log"])] == list(range(1, 200, 2))
 
 
 def test_loss_that_is_not_finite_stops_with_a_message(tmp_path):
