@@ -3,6 +3,7 @@
     python evaluate.py --config configs/demo.yaml          # the checkpoint of segmentation.mode
     python evaluate.py --config configs/demo.yaml --predictions runs/demo/wsss/labels --split train
     python evaluate.py --predictions DIR --masks DIR --num_classes 20 --output scores.json
+    python evaluate.py --config configs/voc.yaml --data.val_list test --submission comp6_test_cls
 
 Prints a table and writes JSON: mIoU (background included), FP and FN (shares of the union, mean
 over the foreground classes, as in the paper's Table 6), and every class. A missing prediction is an
@@ -13,27 +14,21 @@ predictions, biased (254) and ignored (255) pixels count as background.
 import hashlib
 import sys
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
-from core import checkpoint
-from core.config import BackboneConfig, Config, make_parser, parse
-from core.crf import DenseCRF
-from core.datasets import Split, batches_by_size, ground_truth, read_split
+from core.config import Config, make_parser, parse
 from core.errors import UserError, run_script
-from core.files import read_json, write_json
-from core.inference import multi_scale
-from core.labels import read_label, write_label
+from core.files import write_json
+from core.labels import read_label
 from core.metrics import confusion_matrix, scores
-from core.models.backbones import to_device
-from core.models.deeplab import DeepLabV3Plus
 from core.runs import Run, Stage
-from core.training import autocast, pick_device
+from core.segmenter import predict, trained_weights
+from core.splits import Split, ground_truth, masks_folder, read_split
+from core.submission import COMPETITIONS, check_submission, write_submission
 
 DEFINITIONS = {
     "miou": "mean over background and classes of TP / (TP + FP + FN)",
@@ -55,18 +50,29 @@ def main() -> None:
         default="val",
         help="train or val, with a --config.",
     )
+    parser.add_argument(
+        "--submission",
+        type=Literal[COMPETITIONS],
+        help="Write an archive for VOC's server, unscored.",
+    )
     parser.add_argument("--name", type=str | None, help="Folder below <run_dir>/evaluation.")
     parser.add_argument(
         "--output", type=str | None, help="Write the scores to this JSON file, too."
     )
     parser.add_argument("--allow-missing", action="store_true", help="Score what is there.")
     config, options = parse(parser)
+    if options.submission:
+        submit(config, options)
+        return
     if options.masks:
         result = score_folders(options)
         if options.output:
             write_json(Path(options.output), result)
     elif options.predictions:
         result = score_labels(config, options)
+    elif masks_folder(config.data) is None:
+        segment(config, options)
+        return
     else:
         result = score_checkpoint(config, options)
     print_table(result)
@@ -86,7 +92,7 @@ def score_folders(options) -> dict:
 
 def score_labels(config: Config, options) -> dict:
     """Scores a folder of label maps against the masks of one list of the data set."""
-    split = read_split(config.data, options.split)
+    split = read_split(config.data, options.split, tagged=False)
     predictions = [Path(options.predictions) / f"{i}.png" for i in split.ids]
     masks = ground_truth(config.data, split)
     result = score_files(predictions, masks, config.data.classes, options.allow_missing)
@@ -98,20 +104,9 @@ def score_labels(config: Config, options) -> dict:
 
 def score_checkpoint(config: Config, options) -> dict:
     """Predicts one list with the EMA of the configured training, then scores the predictions."""
-    run, split = Run(config), read_split(config.data, options.split)
+    split = read_split(config.data, options.split, tagged=False)
     masks = ground_truth(config.data, split)
-    weights = run.segmentation() / "checkpoint.pth"
-    if not weights.is_file() or not read_json(weights.with_name("manifest.json"))["finished"]:
-        raise UserError(f"{weights.parent} holds no finished training; run train_segmentation.py")
-    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-    name = options.name or run.segmentation().name
-    identity, inputs = ("data", "segmentation", "evaluation"), {}
-    inputs |= {"ids": split.ids, "weights": [digest]}
-    stage = Stage(run.evaluation(name), f"stage 5, evaluation ({name})", config, identity, inputs)
-    folder = stage.folder / "predictions"
-    if not stage.already_done():
-        predict(config, weights, split, folder)
-    predictions = [folder / f"{i}.png" for i in split.ids]
+    stage, predictions = predict_list(config, split, options.name)
     result = score_files(predictions, masks, config.data.classes, options.allow_missing)
     write_json(stage.folder / "scores.json", result)
     if options.output:
@@ -121,62 +116,44 @@ def score_checkpoint(config: Config, options) -> dict:
     return result
 
 
-def load_segmenter(config: Config, weights: Path) -> DeepLabV3Plus:
-    """The EMA teacher of a training, which is what a user deploys."""
-    state = checkpoint.load(weights)
-    settings = config.segmentation
-    own = BackboneConfig(settings.backbone.name, settings.backbone.arguments, "none")
-    network = DeepLabV3Plus(
-        type(settings)(**{**vars(settings), "backbone": own}), len(config.data.classes)
+def predict_list(config: Config, split: Split, name: str | None) -> tuple[Stage, list[Path]]:
+    """Label maps of a list, in <run_dir>/evaluation/<name>/predictions."""
+    run = Run(config)
+    weights = trained_weights(run)
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    name = name or run.segmentation().name
+    identity, inputs = ("data", "segmentation", "evaluation"), {}
+    inputs |= {"ids": split.ids, "weights": [digest]}
+    stage = Stage(run.evaluation(name), f"stage 5, evaluation ({name})", config, identity, inputs)
+    folder = stage.folder / "predictions"
+    if not stage.already_done():
+        predict(config, weights, split, folder)
+    return stage, [folder / f"{i}.png" for i in split.ids]
+
+
+def segment(config: Config, options) -> None:
+    """Predicts the training images of a data set that has no masks."""
+    split = read_split(config.data, "train", tagged=False)
+    stage, predictions = predict_list(config, split, options.name)
+    if not stage.finished:
+        stage.finish({})
+    print(
+        f"{len(predictions)} predictions of the training images in {predictions[0].parent}; not "
+        "scored, because data.masks is not set"
     )
-    try:
-        network.load_state_dict(state["ema"])
-    except (KeyError, RuntimeError) as error:
-        raise UserError(
-            f"{weights} does not fit the segmentation section of this configuration "
-            f"({str(error).splitlines()[0]})"
-        ) from None
-    return network.eval()
 
 
-def predict(config: Config, weights: Path, split: Split, folder: Path) -> None:
-    """Writes the predicted label map of every image that has none yet."""
-    settings, device = config.evaluation, pick_device(config)
-    network = to_device(load_segmenter(config, weights), device)
-    cast = autocast(config, device)
-    crf = DenseCRF(**settings.crf.settings()) if settings.refine == "crf" else None
-    todo = [k for k, i in enumerate(split.ids) if not (folder / f"{i}.png").exists()]
-
-    def probabilities(images: torch.Tensor) -> torch.Tensor:
-        return network(images).float().softmax(1)
-
-    def finish(index: int, probs: np.ndarray) -> None:
-        label = most_likely(split.read_image(index), probs, crf)
-        write_label(folder / f"{split.ids[index]}.png", label)
-
-    batch_size = config.segmentation.batch_size
-    bar = tqdm(total=len(split), initial=len(split) - len(todo), desc="predicting", unit="image")
-    with ThreadPoolExecutor(max(1, config.workers)) as pool:
-        for indices, images in batches_by_size(split, batch_size, todo):
-            with cast:
-                probs = multi_scale(
-                    probabilities, images.to(device), settings.scales, settings.flip
-                )
-            for _ in pool.map(finish, indices, probs.cpu().numpy()):
-                bar.update()
-    bar.close()
-
-
-def most_likely(image: np.ndarray, probs: np.ndarray, crf: DenseCRF | None) -> np.ndarray:
-    """(1 + C, H, W) probabilities -> (H, W) uint8 labels, refined over the labels that matter.
-
-    Labels that nowhere exceed 0.05 are left out, as in the author's later code.
-    """
-    present = np.flatnonzero(probs.max((1, 2)) > 0.05)
-    probs = probs[present]
-    if crf is not None and len(present) > 1:
-        probs = crf(image, np.ascontiguousarray(probs))
-    return present[probs.argmax(0)].astype(np.uint8)
+def submit(config: Config, options) -> None:
+    """Predicts a list without masks and packs the predictions for VOC's evaluation server."""
+    competition = options.submission
+    split = read_split(config.data, options.split, tagged=False)
+    stage, predictions = predict_list(config, split, options.name or competition)
+    archive = stage.folder / f"{competition}.tar.gz"
+    write_submission(archive, competition, predictions)
+    check_submission(archive, competition, split.ids, num_classes=len(config.data.classes))
+    if not stage.finished:
+        stage.finish({})
+    print(f"{len(predictions)} predictions in {archive}")
 
 
 def score_files(

@@ -23,7 +23,6 @@ from tqdm import tqdm
 
 from core.config import Config, DebiasConfig, make_parser, parse
 from core.crf import DenseCRF
-from core.datasets import Split, label_files, read_split
 from core.debias import (
     background_distance,
     debiased_score,
@@ -37,6 +36,7 @@ from core.features import FeatureSource, feature_files, feature_source
 from core.files import written_whole
 from core.labels import BIASED_ON_DISK, read_label, to_disk, write_label
 from core.runs import Run, Stage
+from core.splits import Split, label_files, read_split
 from core.training import autocast, pick_device
 
 

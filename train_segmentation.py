@@ -18,15 +18,7 @@ from torch.nn import functional as F
 
 from core.config import Config, SegmentationConfig, make_parser, parse
 from core.crf import DenseCRF
-from core.datasets import (
-    Draws,
-    LabelledImages,
-    Split,
-    ground_truth,
-    label_files,
-    make_loader,
-    read_split,
-)
+from core.datasets import Draws, LabelledImages, make_loader
 from core.debias import certain_mask, complement, weighted_cross_entropy
 from core.errors import run_script
 from core.labels import BACKGROUND, BIASED
@@ -34,6 +26,7 @@ from core.models.backbones import to_device
 from core.models.deeplab import DeepLabV3Plus
 from core.pamr import PAMR
 from core.runs import Run, Stage
+from core.splits import Split, ground_truth, label_files, read_split
 from core.training import EMA, autocast, one_cycle, pick_device, poly, seed_everything, train
 from core.transforms import denormalise
 

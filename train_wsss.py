@@ -9,21 +9,28 @@ Reads the images and tags of the training list, no mask. Writes below <run_dir>/
 """
 
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 
 import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from core.config import Config, make_parser, parse
-from core.datasets import Draws, LabelledImages, Split, batches_by_size, make_loader, read_split
+from core.datasets import Draws, LabelledImages, batches_by_size, make_loader
 from core.errors import run_script
 from core.inference import multi_scale
 from core.labels import write_label
 from core.models.backbones import to_device
 from core.models.cam import CamClassifier
-from core.pseudo_labels import cam_label, label_crf, load_cam, normalise_cams, save_cam
+from core.pseudo_labels import (
+    background_score,
+    cam_label,
+    label_crf,
+    load_cam,
+    normalise_cams,
+    save_cam,
+)
 from core.runs import Run, Stage
+from core.splits import Split, read_split
 from core.training import autocast, one_cycle, pick_device, seed_everything, train
 
 
@@ -46,11 +53,11 @@ def main() -> None:
         print(f"classifier: {run.wsss / 'checkpoint.pth'}")
         return
     write_cams(config, run, split, classifier)
-    shares = write_labels(config, run, split)
-    stage.finish({"foreground": sum(shares) / len(shares)})
+    results = write_labels(config, run, split)
+    stage.finish(results)
     print(
         f"{len(split)} pseudo labels in {run.wsss / 'labels'}, "
-        f"{sum(shares) / len(shares):.1%} foreground\n"
+        f"{results['foreground']:.1%} foreground (background score {results['threshold']:.3f})\n"
         "next: python make_debiased_labels.py, with the same --config"
     )
 
@@ -117,22 +124,27 @@ def write_cams(config: Config, run: Run, split: Split, classifier: CamClassifier
     bar.close()
 
 
-def write_labels(config: Config, run: Run, split: Split) -> list[float]:
-    """Writes the pseudo label of every image; returns each one's share of foreground."""
-    label = partial(_write_label, config=config, run=run, split=split, crf=label_crf(config.wsss))
+def write_labels(config: Config, run: Run, split: Split) -> dict[str, float]:
+    """Writes the pseudo label of every image.
+
+    Returns:
+        The share of pixels with a class, and the score of the background.
+    """
+    settings, crf = config.wsss, label_crf(config.wsss)
+    maps = [run.wsss / "cams" / f"{i}.npz" for i in split.ids]
+    threshold = background_score(settings, maps)
+
+    def write(index: int) -> float:
+        keys, cam = load_cam(maps[index])
+        image = split.read_image(index)
+        label = cam_label(image, keys, cam, threshold, crf, settings.sharpness)
+        write_label(run.wsss / "labels" / f"{split.ids[index]}.png", label)
+        return float((label > 0).mean())
+
     with ThreadPoolExecutor(max(1, config.workers)) as pool:
-        done = pool.map(label, range(len(split)))
-        return list(tqdm(done, total=len(split), desc="pseudo labels", unit="image"))
-
-
-def _write_label(index: int, config: Config, run: Run, split: Split, crf) -> float:
-    keys, cam = load_cam(run.wsss / "cams" / f"{split.ids[index]}.npz")
-    settings = config.wsss
-    label = cam_label(
-        split.read_image(index), keys, cam, settings.threshold, crf, settings.sharpness
-    )
-    write_label(run.wsss / "labels" / f"{split.ids[index]}.png", label)
-    return float((label > 0).mean())
+        done = pool.map(write, range(len(split)))
+        shares = list(tqdm(done, total=len(split), desc="pseudo labels", unit="image"))
+    return {"foreground": sum(shares) / len(shares), "threshold": threshold}
 
 
 if __name__ == "__main__":

@@ -11,11 +11,13 @@ import re
 import sys
 import warnings
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import jsonargparse
 
 from core.errors import UserError
+from core.tags import folder_tags
 
 VOC_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -43,24 +45,48 @@ class BackboneConfig:
 
 @dataclass
 class DataConfig:
-    """Images, image-level tags and, for scoring only, masks, in PASCAL VOC's layout."""
+    """Images, image-level tags and, for scoring only, masks."""
 
+    format: Literal["voc", "folder"] = "voc"
+    """voc: PASCAL VOC's layout; folder: image files of any name anywhere below `root`."""
     root: str = "data/VOCdevkit/VOC2012"
-    """Folder with JPEGImages, Annotations, ImageSets/Segmentation and SegmentationClass."""
-    train_list: str = "train"
-    """Name of the training list in ImageSets/Segmentation, without .txt."""
-    val_list: str = "val"
-    """Name of the list that is scored."""
-    classes: tuple[str, ...] = VOC_CLASSES
-    """Foreground class names; label c is the c-th of them, 0 is background."""
+    """voc: folder with JPEGImages, Annotations, ImageSets/Segmentation and SegmentationClass."""
+    tags: str | None = None
+    """CSV below `root` with the columns image,tags. None: voc reads Annotations, folder takes the
+    sub-folder of `root` that an image lies in."""
+    masks: str | None = None
+    """Folder of masks <id>.png below `root`. None: voc has SegmentationClass, folder has none."""
+    train_list: str | None = None
+    """List of training ids, without .txt: in ImageSets/Segmentation (voc; None: train) or in `root`
+    (folder; None: all tagged images)."""
+    val_list: str | None = None
+    """List that is scored (voc; None: val. folder; None: all images with a mask)."""
+    classes: tuple[str, ...] = ()
+    """Foreground class names; label c is the c-th of them, 0 is background. Empty: VOC's 20, or
+    all names in the tags, sorted."""
     biased_classes: tuple[str, ...] = ()
     """Classes known to come with a context; only scoring uses this, to show them apart."""
 
     def __post_init__(self):
-        _check(len(self.classes) > 0, "data.classes is empty; name at least one class")
         _check(len(self.classes) <= 253, "data.classes has over 253 names; labels are 8-bit")
-        unknown = sorted(set(self.biased_classes) - set(self.classes))
+        _check(len({*self.classes}) == len(self.classes), "data.classes names a class twice")
+        unknown = sorted(set(self.biased_classes) - set(self.classes or VOC_CLASSES))
         _check(not unknown, f"data.biased_classes names {unknown}, which data.classes lacks")
+
+    def with_classes(self) -> "DataConfig":
+        """The same with the class names filled in.
+
+        Raises:
+            UserError: there are no tags to take them from.
+        """
+        if self.classes:
+            return self
+        names = VOC_CLASSES
+        if self.format == "folder":
+            table = folder_tags(Path(self.root), self.tags, self.masks)
+            names = tuple(sorted({name for tags in table.values() for name in tags}))
+            _check(len(names) > 0, f"no image of {self.root} has a tag; see data.tags")
+        return dataclasses.replace(self, classes=names)
 
 
 @dataclass
@@ -212,6 +238,9 @@ class WsssConfig:
     """Add the mirrored image at each scale."""
     threshold: float = 0.30
     """Background score against the class maps in [0, 1]."""
+    object_share: float | None = None
+    """Choose that score so that this share of all pixels passes, instead: an assumption about the
+    images, not a look at masks. Maps of two trainings differ in scale; objects do not."""
     sharpness: float = 6.0
     """The CRF's unary is the softmax of this factor times the scores."""
     refine: Literal["crf", "none"] = "crf"
@@ -221,6 +250,8 @@ class WsssConfig:
 
     def __post_init__(self):
         _check(0 < self.threshold < 1, f"wsss.threshold must lie in (0, 1), got {self.threshold}")
+        share = self.object_share
+        _check(share is None or 0 < share < 1, f"wsss.object_share must lie in (0, 1), got {share}")
         _check(self.batch_size >= 1, f"wsss.batch_size must be at least 1, got {self.batch_size}")
         _check(min(self.scales, default=0) > 0, "wsss.scales needs one or more positive numbers")
 
@@ -371,6 +402,13 @@ class Config:
         _check(self.seed >= 0, f"seed must not be negative, got {self.seed}")
         _check(self.workers >= 0, f"workers must not be negative, got {self.workers}")
         _check(self.checkpoint_every >= 1, "checkpoint_every must be at least 1")
+        root, results = Path(self.data.root).resolve(), Path(self.run_dir).resolve()
+        inside = self.data.format == "folder" and root in (results, *results.parents)
+        _check(
+            not inside,
+            f"run_dir {results} lies in data.root; pictures of results would be read "
+            "as images. Choose another run_dir",
+        )
 
 
 class _Parser(jsonargparse.ArgumentParser):
@@ -412,4 +450,5 @@ def parse(parser: jsonargparse.ArgumentParser, args: list[str] | None = None) ->
     values = vars(namespace)
     names = {f.name for f in dataclasses.fields(Config)}
     config = Config(**{k: v for k, v in values.items() if k in names})
+    config.data = config.data.with_classes()
     return config, namespace

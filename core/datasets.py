@@ -1,13 +1,7 @@
-"""Images and image-level tags in PASCAL VOC's layout, and batches of them that can be resumed.
-
-Ground truth is out of reach by construction: a `Split` knows images and tags only. The one way to
-the masks is `ground_truth`, which scoring, diagnosis and supervised training call by name.
-"""
+"""Training items and batches of the images of a split, in an order that can be resumed."""
 
 import itertools
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -16,99 +10,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from core.config import AugmentConfig, DataConfig
-from core.errors import UserError, refuse_together
+from core.config import AugmentConfig
+from core.errors import UserError
 from core.labels import IGNORE, read_label, to_training
+from core.splits import Split
 from core.transforms import TrainingView, normalise
-
-
-@dataclass(frozen=True)
-class Split:
-    """One list of a data set: ids, images and tags, in the order of the list."""
-
-    ids: tuple[str, ...]
-    images: tuple[Path, ...]
-    tags: np.ndarray  # (N, C) bool, which classes each image shows
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def read_image(self, index: int) -> np.ndarray:
-        """(H, W, 3) uint8 RGB."""
-        return read_image(self.images[index])
-
-
-def read_image(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8 RGB, whatever the file's own colour mode."""
-    data = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB) if path.exists() else None
-    if data is None:
-        state = "cannot be decoded; it may be truncated" if path.exists() else "is missing"
-        raise UserError(f"image {path} {state}; fetch it again or take its id off the list")
-    return data
-
-
-def read_split(data: DataConfig, which: str) -> Split:
-    """Reads the list `which` ("train" or "val") with the tags of its images.
-
-    Raises:
-        UserError: the list, or any image or annotation on it, is missing; all are told together.
-    """
-    root = Path(data.root)
-    name = {"train": data.train_list, "val": data.val_list}[which]
-    path = root / "ImageSets" / "Segmentation" / f"{name}.txt"
-    if not path.is_file():
-        raise UserError(
-            f"the list {path} is missing; set data.root to a folder in VOC's layout "
-            f"(the demo's is made by tools/make_demo_dataset.py)"
-        )
-    ids = tuple(line.split()[0] for line in path.read_text("utf-8").splitlines() if line.strip())
-    if not ids:
-        raise UserError(f"the list {path} is empty")
-    strange = [i for i in ids if Path(i).name != i]
-    refuse_together([f"id {i!r} is not a plain file name" for i in strange], f"mend {path}")
-    twice = sorted({i for i in ids if ids.count(i) > 1}) if len(set(ids)) < len(ids) else []
-    refuse_together([f"id {i} stands twice in the list" for i in twice], f"mend {path}")
-    images = tuple(root / "JPEGImages" / f"{i}.jpg" for i in ids)
-    refuse_together([f"{p} is missing" for p in images if not p.is_file()], "complete data.root")
-    tags, problems = np.zeros((len(ids), len(data.classes)), bool), []
-    for row, image_id in zip(tags, ids, strict=True):
-        try:
-            row[_read_tags(root / "Annotations" / f"{image_id}.xml", data.classes)] = True
-        except UserError as error:
-            problems.append(str(error))
-    refuse_together(problems, "complete data.root, or list every class in data.classes")
-    return Split(ids, images, tags)
-
-
-def _read_tags(path: Path, classes: Sequence[str]) -> list[int]:
-    try:
-        names = {e.findtext("name", "") for e in ElementTree.parse(path).getroot().iter("object")}
-    except (OSError, ElementTree.ParseError) as error:
-        raise UserError(f"annotation {path} cannot be read ({error})") from None
-    unknown = sorted(names - set(classes))
-    if unknown:
-        raise UserError(f"annotation {path} names class {unknown[0]!r}, which data.classes lacks")
-    return [classes.index(name) for name in names]
-
-
-def ground_truth(data: DataConfig, split: Split) -> tuple[Path, ...]:
-    """Paths of the ground-truth masks: for scoring and fully supervised training, nothing else.
-
-    Raises:
-        UserError: masks are missing.
-    """
-    return label_files(Path(data.root) / "SegmentationClass", split, "get the masks of this list")
-
-
-def label_files(folder: Path, split: Split, remedy: str) -> tuple[Path, ...]:
-    """The label map of every image of `split` in `folder`, all of which must exist."""
-    paths = tuple(folder / f"{i}.png" for i in split.ids)
-    missing = [p for p in paths if not p.is_file()]
-    if missing:
-        raise UserError(
-            f"{len(missing)} of {len(paths)} label maps are missing, first: {missing[0]}; {remedy}"
-        )
-    return paths
 
 
 class LabelledImages(Dataset):

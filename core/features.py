@@ -10,11 +10,12 @@ from torch.nn import functional as F
 
 from core import checkpoint
 from core.config import Config, UssConfig
-from core.datasets import Split, batches_by_size
+from core.datasets import batches_by_size
 from core.errors import UserError
 from core.models.backbones import feature_network
 from core.models.stego import StegoHead
 from core.runs import Run
+from core.splits import Split
 
 FeatureSource = Callable[[Sequence[int]], Iterator[tuple[int, Tensor]]]
 """Indices of images, ascending -> pairs of an index and its (D, h, w) float32 features."""
@@ -106,23 +107,27 @@ def feature_files(folder: Path, split: Split) -> tuple[Path, ...]:
     return paths
 
 
+def read_features(path: Path) -> Tensor:
+    """(D, h, w) float32 of an .npy file of any float type.
+
+    Raises:
+        UserError: the file is missing, broken, pickled, of another form or not finite.
+    """
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"features {path} cannot be read ({error})") from None
+    if array.ndim != 3 or array.dtype.kind != "f" or not np.isfinite(array).all():
+        raise UserError(
+            f"features {path} are {array.shape} {array.dtype}, perhaps not finite; "
+            "expected finite floats (D, h, w)"
+        )
+    return torch.from_numpy(array.astype(np.float32))
+
+
 def file_features(paths: Sequence[Path]) -> FeatureSource:
-    """Features read from .npy files, (D, h, w) of any float type."""
-
-    def source(indices: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
-        for index in indices:
-            try:
-                array = np.load(paths[index], allow_pickle=False)
-            except (OSError, ValueError, EOFError) as error:
-                raise UserError(f"features {paths[index]} cannot be read ({error})") from None
-            if array.ndim != 3 or array.dtype.kind != "f" or not np.isfinite(array).all():
-                raise UserError(
-                    f"features {paths[index]} are {array.shape} {array.dtype}, perhaps not finite; "
-                    "expected finite floats (D, h, w)"
-                )
-            yield index, torch.from_numpy(array.astype(np.float32))
-
-    return source
+    """Features read from files."""
+    return lambda indices: ((k, read_features(paths[k])) for k in indices)
 
 
 def mean_feature(source: FeatureSource, count: int) -> Tensor:

@@ -1,5 +1,6 @@
 """From class activation maps to pseudo labels, and the files of both."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -32,6 +33,28 @@ def load_cam(path: Path) -> tuple[np.ndarray, np.ndarray]:
 def normalise_cams(maps: np.ndarray) -> np.ndarray:
     """Divides each of (K, h, w) maps, not negative, by its maximum."""
     return maps / (maps.max((1, 2), keepdims=True) + 1e-5)
+
+
+def background_score(config: WsssConfig, maps: Sequence[Path]) -> float:
+    """The score of the background: `threshold`, or the one that `object_share` of all pixels pass.
+
+    Args:
+        config: which of the two.
+        maps: the files of all images.
+
+    Returns:
+        In (0, 1).
+    """
+    if config.object_share is None:
+        return config.threshold
+    edges = np.linspace(0, 1, 2001)
+    counts = np.zeros(len(edges) - 1, np.int64)
+    for path in maps:
+        cam = load_cam(path)[1]
+        # An image without tags has no maps, (0, h, w): all of its pixels are background.
+        counts += np.histogram(cam.max(0, initial=0), edges)[0]
+    passing = counts[::-1].cumsum()[::-1] / max(1, counts.sum())
+    return float(edges[np.abs(passing - config.object_share).argmin()])
 
 
 def cam_label(

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core.config import Config, SelfSupervisedConfig
-from core.datasets import Draws, RawImages, Split, make_loader
+from core.datasets import Draws, RawImages, make_loader
 from core.models.backbones import to_device
+from core.splits import Split
 from core.training import EMA, autocast, one_cycle, pick_device, train
 from core.transforms import normalise_unit
 

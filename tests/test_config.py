@@ -7,8 +7,19 @@ from core.config import Config, make_parser, parse
 from core.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
-LEAVES = {"errors", "files", "labels", "metrics", "losses", "config", "crf", "debias", "pamr"}
-MAY_IMPORT = {"errors", "files", "labels", "permutohedral"}
+LEAVES = {
+    "errors",
+    "files",
+    "labels",
+    "metrics",
+    "losses",
+    "config",
+    "crf",
+    "debias",
+    "pamr",
+    "tags",
+}
+MAY_IMPORT = {"errors", "files", "labels", "permutohedral", "tags"}
 
 
 def parsed(*arguments: str) -> Config:
@@ -48,7 +59,7 @@ def test_value_of_the_wrong_type_is_one_message():
     "argument",
     [
         *("--debias.alpha=0", "--debias.alpha=1.5", "--debias.k_fg=0", "--wsss.threshold=1"),
-        *("--segmentation.ema=1", "--data.classes=[]", "--data.biased_classes=[unicorn]"),
+        *("--segmentation.ema=1", "--data.biased_classes=[unicorn]"),
         *("--uss.input_scale=0", "--segmentation.warmup=1", "--debias.threshold=0"),
     ],
 )

@@ -4,16 +4,10 @@ import torch
 from conftest import CLASSES, run_python
 
 from core.config import AugmentConfig, DataConfig
-from core.datasets import (
-    LabelledImages,
-    batches_by_size,
-    ground_truth,
-    label_files,
-    read_image,
-    read_split,
-)
+from core.datasets import LabelledImages, batches_by_size
 from core.errors import UserError
 from core.labels import read_label
+from core.splits import ground_truth, label_files, read_image, read_split
 from core.transforms import MEAN, TrainingView, denormalise, normalise
 
 
@@ -67,7 +61,7 @@ def test_missing_list_and_empty_list_are_refused(copy):
 
 
 @pytest.mark.parametrize(
-    ("ids", "message"), [("../secret", "plain file name"), ("train_00000\ntrain_00000", "twice")]
+    ("ids", "message"), [("../secret", "plain path"), ("train_00000\ntrain_00000", "twice")]
 )
 def test_ids_that_climb_out_or_repeat_are_refused(copy, ids, message):
     (copy / "ImageSets" / "Segmentation" / "odd.txt").write_text(ids)

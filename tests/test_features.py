@@ -4,7 +4,6 @@ import torch
 from conftest import CLASSES
 
 from core.config import BackboneConfig, DataConfig, UssConfig
-from core.datasets import read_split
 from core.errors import UserError
 from core.features import (
     SemanticFeatures,
@@ -15,6 +14,7 @@ from core.features import (
     network_features,
 )
 from core.inference import multi_scale
+from core.splits import read_split
 
 RESNET = BackboneConfig("resnet18", {"channels": [8, 8, 16, 24]}, "none")
 

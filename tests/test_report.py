@@ -11,13 +11,13 @@ import torch
 
 from core import checkpoint
 from core.config import Config, make_parser, parse
-from core.datasets import Split, read_split
 from core.errors import UserError
 from core.files import write_json
 from core.labels import BIASED_ON_DISK, read_label, write_label
 from core.metrics import confusion_matrix
 from core.models.deeplab import DeepLabV3Plus
 from core.runs import Run, environment
+from core.splits import Split, read_split
 from evaluate import summarise
 from tools import make_demo_dataset, make_report
 from tools.demo_world.scene import CLASSES

@@ -15,7 +15,7 @@ def test_manifest_says_what_was_read_and_how_long_it_took(tmp_path):
     first.finish({"score": 0.5})
     manifest = read_json(tmp_path / "manifest.json")
     assert manifest["inputs"]["ids"]["count"] == 2 and manifest["finished"]
-    assert manifest["settings"]["data.classes"][0] == "aeroplane"
+    assert manifest["settings"]["data.root"] == Config().data.root
     assert manifest["environment"]["packages"]["torch"]
 
 

@@ -18,11 +18,11 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from core.config import Config, make_parser, parse
-from core.datasets import Split, ground_truth, read_split
 from core.errors import run_script
 from core.files import write_json
 from core.labels import BIASED_ON_DISK, read_label
 from core.runs import Run
+from core.splits import Split, ground_truth, read_split
 
 TARGET, BIASED = 0.3, 0.1  # IoU, Fig. 8
 

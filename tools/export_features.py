@@ -19,13 +19,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from core import checkpoint
 from core.config import BackboneConfig, Config, make_parser, parse
-from core.datasets import read_split
 from core.errors import run_script
 from core.features import load_semantic_features, network_features
 from core.files import written_whole
 from core.models.backbones import to_device
 from core.models.cam import CamClassifier
 from core.runs import Run
+from core.splits import read_split
 from core.training import autocast, pick_device
 
 

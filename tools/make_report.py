@@ -29,15 +29,15 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from core.config import Config, make_parser, parse
-from core.datasets import Split, ground_truth, label_files, read_split
 from core.debias import debiased_score
 from core.errors import UserError, run_script
 from core.features import feature_source
 from core.files import read_json, written_whole
 from core.labels import BACKGROUND, BIASED_ON_DISK, IGNORE, palette, read_label
 from core.runs import Run
+from core.segmenter import predict
+from core.splits import Split, ground_truth, label_files, read_split
 from core.training import autocast, pick_device
-from evaluate import predict
 
 LABEL_ROWS = {  # evaluation name: title, meaning
     "labels_wsss": ("WSSS pseudo labels", "the classifier's maps at the configured threshold"),
@@ -281,8 +281,8 @@ def score_table(scores: Mapping[str, dict], config: Config, commands: Commands) 
     """Label maps of the training list, then predictions of the validation list."""
     groups = []
     kinds = {
-        "Label maps": (LABEL_ROWS, config.data.train_list),
-        "Predictions": (MODE_ROWS, config.data.val_list),
+        "Label maps": (LABEL_ROWS, config.data.train_list or "train"),
+        "Predictions": (MODE_ROWS, config.data.val_list or "val"),
     }
     for kind, (titles, ids) in kinds.items():
         rows = [

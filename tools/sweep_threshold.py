@@ -2,7 +2,7 @@
 
     python tools/sweep_threshold.py --config configs/demo.yaml
 
-Uses ground truth, so its labels serve the plain baseline alone; stage 3 keeps wsss.threshold.
+Uses ground truth, so its labels serve the plain baseline alone; stage 3 never sees them.
 Writes <run_dir>/wsss/threshold_sweep.json and pseudo labels at the best threshold,
 <run_dir>/wsss/labels_best/.
 """
@@ -17,13 +17,13 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from core.config import make_parser, parse
-from core.datasets import ground_truth, read_split
 from core.errors import run_script
 from core.files import write_json
 from core.labels import read_label, write_label
 from core.metrics import confusion_matrix, scores
-from core.pseudo_labels import cam_label, label_crf, load_cam
+from core.pseudo_labels import background_score, cam_label, label_crf, load_cam
 from core.runs import Run
+from core.splits import ground_truth, read_split
 
 THRESHOLDS = (0.20, 0.25, 0.30, 0.35, 0.40, 0.45, 0.50, 0.60)
 
@@ -35,6 +35,8 @@ def main() -> None:
     run, split = Run(config), read_split(config.data, "train")
     masks, crf = ground_truth(config.data, split), label_crf(config.wsss)
     classes = config.data.classes
+
+    configured = background_score(config.wsss, [run.wsss / "cams" / f"{i}.npz" for i in split.ids])
 
     def label(index: int, threshold: float) -> np.ndarray:
         keys, cam = load_cam(run.wsss / "cams" / f"{split.ids[index]}.npz")
@@ -63,12 +65,12 @@ def main() -> None:
             rows.append({k: round(v, 6) if np.isfinite(v) else None for k, v in row.items()})
         best = max(rows, key=lambda row: row["miou"])["threshold"]
         list(tqdm(pool.map(write_best, range(len(split))), "labels", len(split), unit="image"))
-    sweep = {"scores": rows, "chosen": best, "configured": config.wsss.threshold}
+    sweep = {"scores": rows, "chosen": best, "configured": configured}
     sweep |= {"images": len(chosen), "note": "chosen on training masks, for the baseline alone"}
     write_json(run.wsss / "threshold_sweep.json", sweep)
     for row in rows:
         print("  ".join(f"{k} {v:.3f}" for k, v in row.items() if v is not None))
-    print(f"best threshold {best} (configured {config.wsss.threshold})")
+    print(f"best threshold {best} (configured {configured})")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,78 @@
+"""Archives from elsewhere, unpacked without trust."""
+
+import shutil
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from tqdm import tqdm
+
+from core.errors import UserError
+from core.files import written_whole
+
+Member = tuple[str, int, Callable[[], IO[bytes]]]
+"""Name, size in bytes, and a function that opens the content."""
+
+
+def unpack(archive: Path, folder: Path, rename: Callable[[str], str | None]) -> int:
+    """Unpacks the regular files of a tar (any compression) or zip below `folder`.
+
+    A file that lies there already with the size that the archive names is left alone, so an
+    unpacking that was stopped goes on where it was.
+
+    Args:
+        archive: the file.
+        folder: made where missing.
+        rename: name in the archive -> path below `folder`, or None for what is not wanted.
+
+    Returns:
+        How many files were wanted.
+
+    Raises:
+        UserError: it is no archive, it is damaged, or a wanted member is a link or would be written
+        outside of `folder`.
+    """
+    wanted = 0
+    try:
+        with _members(archive) as members:
+            for name, size, content in tqdm(members, archive.name, unit="file", mininterval=1):
+                target = rename(name)
+                if target is None:
+                    continue
+                _refuse_outside(archive, name, target)
+                wanted += 1
+                path = folder / target
+                if path.is_file() and path.stat().st_size == size:
+                    continue
+                with written_whole(path) as aside, content() as source, aside.open("wb") as file:
+                    shutil.copyfileobj(source, file, 1 << 20)
+    except FileNotFoundError:
+        raise UserError(f"the archive {archive} is missing") from None
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
+        raise UserError(f"the archive {archive} is damaged ({error}); fetch it again") from None
+    return wanted
+
+
+def _refuse_outside(archive: Path, name: str, target: str) -> None:
+    for path in (PurePosixPath(name), PurePosixPath(target)):
+        foreign = "\\" in str(path) or ":" in path.parts[0]  # separators and drives of Windows
+        if path.is_absolute() or ".." in path.parts or foreign:
+            raise UserError(
+                f"{archive} holds {name!r}, which would be written outside of its folder"
+            )
+
+
+@contextmanager
+def _members(archive: Path) -> Iterator[Iterator[Member]]:
+    """Opens an archive as a sequence of its members; links and devices are not among them."""
+    if archive.suffix == ".zip":
+        with zipfile.ZipFile(archive) as file:
+            entries = [i for i in file.infolist() if not i.is_dir()]
+            yield ((i.filename, i.file_size, lambda i=i: file.open(i)) for i in entries)
+    else:
+        with tarfile.open(archive) as file:
+            entries = (m for m in file if m.isfile())
+            yield ((m.name, m.size, lambda m=m: file.extractfile(m)) for m in entries)

@@ -1,0 +1,93 @@
+"""A trained segmenter and its label maps, for scoring and for photographs without a mask."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from core import checkpoint
+from core.config import BackboneConfig, Config
+from core.crf import DenseCRF
+from core.datasets import batches_by_size
+from core.errors import UserError
+from core.files import read_json
+from core.inference import multi_scale
+from core.labels import write_label
+from core.models.backbones import to_device
+from core.models.deeplab import DeepLabV3Plus
+from core.runs import Run
+from core.splits import Split
+from core.training import autocast, pick_device
+
+
+def trained_weights(run: Run) -> Path:
+    """The checkpoint of the configured training.
+
+    Raises:
+        UserError: it has not come to its end.
+    """
+    weights = run.segmentation() / "checkpoint.pth"
+    if not weights.is_file() or not read_json(weights.with_name("manifest.json"))["finished"]:
+        raise UserError(f"{weights.parent} holds no finished training; run train_segmentation.py")
+    return weights
+
+
+def load_segmenter(config: Config, weights: Path) -> DeepLabV3Plus:
+    """The EMA teacher of a training, which is what a user deploys."""
+    state = checkpoint.load(weights)
+    settings = config.segmentation
+    own = BackboneConfig(settings.backbone.name, settings.backbone.arguments, "none")
+    network = DeepLabV3Plus(
+        type(settings)(**{**vars(settings), "backbone": own}), len(config.data.classes)
+    )
+    try:
+        network.load_state_dict(state["ema"])
+    except (KeyError, RuntimeError) as error:
+        raise UserError(
+            f"{weights} does not fit the segmentation section of this configuration "
+            f"({str(error).splitlines()[0]})"
+        ) from None
+    return network.eval()
+
+
+def predict(config: Config, weights: Path, split: Split, folder: Path) -> None:
+    """Writes the predicted label map of every image that has none yet."""
+    settings, device = config.evaluation, pick_device(config)
+    network = to_device(load_segmenter(config, weights), device)
+    cast = autocast(config, device)
+    crf = DenseCRF(**settings.crf.settings()) if settings.refine == "crf" else None
+    todo = [k for k, i in enumerate(split.ids) if not (folder / f"{i}.png").exists()]
+
+    def probabilities(images: torch.Tensor) -> torch.Tensor:
+        return network(images).float().softmax(1)
+
+    def finish(index: int, probs: np.ndarray) -> None:
+        label = most_likely(split.read_image(index), probs, crf)
+        write_label(folder / f"{split.ids[index]}.png", label)
+
+    batch_size = config.segmentation.batch_size
+    bar = tqdm(total=len(split), initial=len(split) - len(todo), desc="predicting", unit="image")
+    with ThreadPoolExecutor(max(1, config.workers)) as pool:
+        for indices, images in batches_by_size(split, batch_size, todo):
+            with cast:
+                probs = multi_scale(
+                    probabilities, images.to(device), settings.scales, settings.flip
+                )
+            for _ in pool.map(finish, indices, probs.cpu().numpy()):
+                bar.update()
+    bar.close()
+
+
+def most_likely(image: np.ndarray, probs: np.ndarray, crf: DenseCRF | None) -> np.ndarray:
+    """(1 + C, H, W) probabilities -> (H, W) uint8 labels, refined over the labels that matter.
+
+    Labels that nowhere exceed 0.05 are left out, as in the author's later code.
+    """
+    peaks = probs.max((1, 2))
+    present = np.flatnonzero(peaks > min(0.05, peaks.max() / 2))
+    probs = probs[present]
+    if crf is not None and len(present) > 1:
+        probs = crf(image, np.ascontiguousarray(probs))
+    return present[probs.argmax(0)].astype(np.uint8)

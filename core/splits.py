@@ -1,0 +1,204 @@
+"""Lists of images with their image-level tags, in PASCAL VOC's layout or in any folder.
+
+Ground truth is out of reach by construction: a `Split` knows images and tags only. The one way to
+the masks is `ground_truth`, which scoring, diagnosis and supervised training call by name.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import cv2
+import numpy as np
+
+from core.config import DataConfig
+from core.errors import UserError, refuse_together
+from core.tags import folder_tags, image_id, read_annotation, read_table
+
+
+@dataclass(frozen=True)
+class Split:
+    """One list of a data set: ids, images and tags, in the order of the list.
+
+    An id names an image's files in every folder of results, `<id>.png`; in a folder of photographs
+    it is the path below the root, without the suffix.
+    """
+
+    ids: tuple[str, ...]
+    images: tuple[Path, ...]
+    tags: np.ndarray  # (N, C) bool, which classes each image shows
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def read_image(self, index: int) -> np.ndarray:
+        """(H, W, 3) uint8 RGB."""
+        return read_image(self.images[index])
+
+
+def read_image(path: Path) -> np.ndarray:
+    """(H, W, 3) uint8 RGB, whatever the file's own colour mode, upright by its EXIF orientation."""
+    data = None
+    if path.exists():
+        try:
+            data = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
+        except cv2.error as error:  # over 2^30 pixels
+            raise UserError(f"image {path} is refused ({error.err}); make it smaller") from None
+    if data is None:
+        state = "cannot be decoded; it may be truncated" if path.exists() else "is missing"
+        raise UserError(f"image {path} {state}; fetch it again or take its id off the list")
+    return data
+
+
+def read_split(data: DataConfig, which: str, tagged: bool = True) -> Split:
+    """Reads the list `which` ("train" or "val") with the tags of its images.
+
+    Args:
+        data: the data set.
+        which: "train" or "val".
+        tagged: False leaves all tags unset: scoring and prediction need none.
+
+    Raises:
+        UserError: the list, or any image or annotation on it, is missing; all are told together.
+    """
+    split, problems = gather(data, which, tagged)
+    refuse_together(
+        problems, "complete data.root, mend the list, or name every class in data.classes"
+    )
+    return split
+
+
+def gather(data: DataConfig, which: str, tagged: bool = True) -> tuple[Split, list[str]]:
+    """The part of a list that can be used, and every problem with the rest.
+
+    Raises:
+        UserError: there is no list at all.
+    """
+    problems: list[str] = []
+    list_images = _list_voc if data.format == "voc" else _list_folder
+    listed, usable = list_images(data, which, problems), []
+    known = {name: k for k, name in enumerate(data.classes)}
+    count = Counter(i for i, _, _ in listed)
+    problems += [f"id {i} stands twice in the list" for i, n in count.items() if n > 1]
+    for image, path, tags in listed:
+        try:
+            _refuse_climbing(image)
+            if not path.is_file():
+                raise UserError(f"{path} is missing")
+            usable.append((image, path, _labels(tags, known) if tagged else []))
+        except UserError as error:
+            problems.append(str(error))
+    rows = np.zeros((len(usable), len(known)), bool)
+    for row, (_, _, present) in zip(rows, usable, strict=True):
+        row[present] = True
+    return Split(tuple(i for i, _, _ in usable), tuple(p for _, p, _ in usable), rows), problems
+
+
+Tags = Path | tuple[Sequence[str], Path]
+"""An annotation that is still to be read, or tags and where they stand."""
+
+
+def _labels(tags: Tags, known: dict[str, int]) -> list[int]:
+    names, place = tags if isinstance(tags, tuple) else (read_annotation(tags), tags)
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise UserError(f"{place} names class {unknown[0]!r}, which data.classes lacks")
+    return [known[name] for name in names]
+
+
+def _list_voc(data: DataConfig, which: str, problems: list[str]) -> list[tuple[str, Path, Tags]]:
+    """Ids, images and tags of a list in PASCAL VOC's layout."""
+    root = Path(data.root)
+    path = root / "ImageSets" / "Segmentation" / f"{_list_name(data, which)}.txt"
+    remedy = (
+        "set data.root to a folder in VOC's layout (tools/prepare_voc.py makes it of the archives, "
+        "tools/make_demo_dataset.py draws the demo's)"
+    )
+    ids = [line.split()[0] for line in _read_list(path, remedy)]  # some lists have a second column
+    table, place = {}, root / (data.tags or "Annotations")
+    if data.tags:
+        table = read_table(place, data.classes, problems)
+        problems += [f"{i} has no tags in {place}" for i in ids if i not in table]
+        ids = [i for i in ids if i in table]
+    return [
+        (i, root / "JPEGImages" / f"{i}.jpg", (table[i], place) if table else place / f"{i}.xml")
+        for i in ids
+    ]
+
+
+def _list_folder(data: DataConfig, which: str, problems: list[str]) -> list[tuple[str, Path, Tags]]:
+    """Ids, images and tags of a folder of photographs."""
+    root, masks = Path(data.root), masks_folder(data)
+    place = root / (data.tags or "")
+    table = folder_tags(root, data.tags, data.masks, data.classes, problems)
+    rows: dict[str, tuple[str, list[str]]] = {}
+    for name, tags in table.items():
+        other = rows.setdefault(image_id(name), (name, tags))[0]
+        if other != name:
+            problems.append(f"{other} and {name} would share a file of results; rename one")
+    listed = _list_name(data, which)
+    if listed:
+        path = root / f"{listed}.txt"
+        ids = [image_id(i) for i in _read_list(path, f"set data.{which}_list to a list there")]
+        problems += [f"{i} of {path} has no tags in {place}" for i in ids if i not in rows]
+        ids = [i for i in ids if i in rows]
+    elif which == "train":
+        ids = [i for i, (_, tags) in rows.items() if tags]
+    else:
+        ids = [i for i in rows if masks is not None and (masks / f"{i}.png").is_file()]
+    if not ids and which == "train":
+        raise UserError(f"{place} gives no image a tag; there is nothing to learn from")
+    if not ids:
+        raise UserError(f"no image of {place} has a mask in data.masks; there is nothing to score")
+    return [(i, root / rows[i][0], (rows[i][1], place)) for i in ids]
+
+
+def _list_name(data: DataConfig, which: str) -> str | None:
+    name = {"train": data.train_list, "val": data.val_list}[which]
+    return which if name is None and data.format == "voc" else name
+
+
+def _read_list(path: Path, remedy: str) -> list[str]:
+    if not path.is_file():
+        raise UserError(f"the list {path} is missing; {remedy}")
+    ids = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+    if not ids:
+        raise UserError(f"the list {path} is empty")
+    return ids
+
+
+def _refuse_climbing(image: str) -> None:
+    path = PurePosixPath(image)
+    if path.is_absolute() or ".." in path.parts or "\\" in image or str(path) != image:
+        raise UserError(f"id {image!r} is not a plain path below the data set's folder")
+
+
+def masks_folder(data: DataConfig) -> Path | None:
+    """Where the ground truth lies, if anywhere."""
+    if data.masks:
+        return Path(data.root) / data.masks
+    return Path(data.root) / "SegmentationClass" if data.format == "voc" else None
+
+
+def ground_truth(data: DataConfig, split: Split) -> tuple[Path, ...]:
+    """Paths of the ground-truth masks: for scoring and fully supervised training, nothing else.
+
+    Raises:
+        UserError: masks are missing.
+    """
+    folder = masks_folder(data)
+    if folder is None:
+        raise UserError("this data set has no masks to score with; set data.masks if it does")
+    return label_files(folder, split, "get the masks of this list")
+
+
+def label_files(folder: Path, split: Split, remedy: str) -> tuple[Path, ...]:
+    """The label map of every image of `split` in `folder`, all of which must exist."""
+    paths = tuple(folder / f"{i}.png" for i in split.ids)
+    missing = [p for p in paths if not p.is_file()]
+    if missing:
+        raise UserError(
+            f"{len(missing)} of {len(paths)} label maps are missing, first: {missing[0]}; {remedy}"
+        )
+    return paths

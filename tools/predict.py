@@ -1,0 +1,78 @@
+"""Segments a folder of photographs with a trained network.
+
+    python tools/predict.py --config configs/demo.yaml --images PHOTOGRAPHS --output RESULTS
+
+Reads image files anywhere below --images. Writes below --output:
+    labels/<path>.png     label maps: 0 background, 1..C in the order of data.classes
+    overlays/<path>.jpg   the photographs with the labels in colour and their names
+Images that have both are left alone, so a call that was stopped goes on.
+"""
+
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from core.config import make_parser, parse
+from core.errors import UserError, run_script
+from core.files import written_whole
+from core.labels import palette, read_label
+from core.runs import Run
+from core.segmenter import predict, trained_weights
+from core.splits import Split
+from core.tags import find_images, image_id
+
+
+def main() -> None:
+    parser = make_parser("predict.py", __doc__)
+    parser.add_argument("--images", type=str, required=True, help="Folder of photographs.")
+    parser.add_argument("--output", type=str, required=True, help="Folder of results.")
+    parser.add_argument("--weights", type=str | None, help="A checkpoint; else run_dir's.")
+    config, options = parse(parser)
+    images, output = Path(options.images), Path(options.output)
+    if images.resolve() in (output.resolve(), *output.resolve().parents):
+        raise UserError("--output lies in --images; results would be read as photographs")
+    weights = Path(options.weights) if options.weights else trained_weights(Run(config))
+    paths = {image_id(name): images / name for name in find_images(images)}
+    tags = np.zeros((len(paths), len(config.data.classes)), bool)
+    split = Split(tuple(paths), tuple(paths.values()), tags)
+    predict(config, weights, split, output / "labels")
+    for k in tqdm(range(len(split)), "overlays", unit="image"):
+        path = output / "overlays" / f"{split.ids[k]}.jpg"
+        if not path.exists():
+            label = read_label(output / "labels" / f"{split.ids[k]}.png")
+            picture = overlay(split.read_image(k), label, config.data.classes)
+            with written_whole(path) as aside:
+                done, data = cv2.imencode(".jpg", picture[:, :, ::-1])
+                aside.write_bytes(data.tobytes())
+    print(f"{len(split)} label maps and overlays in {output}")
+
+
+def overlay(image: np.ndarray, label: np.ndarray, classes: tuple[str, ...]) -> np.ndarray:
+    """The image with its labels in colour, outlined and named: (H, W, 3) uint8 RGB."""
+    picture = image.copy()
+    shown = label > 0
+    mixed = 0.45 * image + 0.55 * palette()[label]
+    picture[shown] = mixed[shown].astype(np.uint8)
+    scale = max(0.35, min(image.shape[:2]) / 700)
+    for c in np.unique(label[shown]):
+        region = (label == c).astype(np.uint8)
+        contours, _ = cv2.findContours(region, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+        cv2.drawContours(picture, contours, -1, (255, 255, 255), max(1, round(2 * scale)))
+        inner = cv2.distanceTransform(np.pad(region, 1), cv2.DIST_L2, 3)[1:-1, 1:-1]
+        y, x = np.unravel_index(inner.argmax(), inner.shape)
+        name, font = classes[c - 1], cv2.FONT_HERSHEY_SIMPLEX
+        (width, height), _ = cv2.getTextSize(name, font, scale, 1)
+        corner = (int(np.clip(x - width // 2, 0, max(0, image.shape[1] - width))), int(y))
+        for colour, thickness in (((0, 0, 0), 3), ((255, 255, 255), 1)):
+            place = (corner[0], max(height, corner[1]))
+            cv2.putText(picture, name, place, font, scale, colour, thickness, cv2.LINE_AA)
+    return picture
+
+
+if __name__ == "__main__":
+    run_script(main)
