@@ -14,6 +14,7 @@ predictions, biased (254) and ignored (255) pixels count as background.
 import hashlib
 import sys
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +24,7 @@ from tqdm import tqdm
 from core.config import Config, make_parser, parse
 from core.errors import UserError, run_script
 from core.files import write_json
-from core.labels import read_label
+from core.labels import BIASED_ON_DISK, read_label
 from core.metrics import confusion_matrix, scores
 from core.runs import Run, Stage
 from core.segmenter import predict, trained_weights
@@ -65,7 +66,7 @@ def main() -> None:
         submit(config, options)
         return
     if options.masks:
-        result = score_folders(options)
+        result = score_folders(config, options)
         if options.output:
             write_json(Path(options.output), result)
     elif options.predictions:
@@ -78,16 +79,16 @@ def main() -> None:
     print_table(result)
 
 
-def score_folders(options) -> dict:
+def score_folders(config: Config, options) -> dict:
     """Scores two folders of label maps without a configuration."""
     if not options.predictions or options.num_classes is None:
         raise UserError("--masks goes together with --predictions and --num_classes")
-    masks = sorted(Path(options.masks).glob("*.png"))
+    masks = sorted(Path(options.masks).rglob("*.png"))
     if not masks:
         raise UserError(f"{options.masks} holds no PNG masks")
-    predictions = [Path(options.predictions) / mask.name for mask in masks]
+    predictions = [Path(options.predictions) / mask.relative_to(options.masks) for mask in masks]
     names = [str(c) for c in range(1, options.num_classes + 1)]
-    return score_files(predictions, masks, names, options.allow_missing)
+    return score_files(predictions, masks, names, options.allow_missing, config.workers)
 
 
 def score_labels(config: Config, options) -> dict:
@@ -95,7 +96,9 @@ def score_labels(config: Config, options) -> dict:
     split = read_split(config.data, options.split, tagged=False)
     predictions = [Path(options.predictions) / f"{i}.png" for i in split.ids]
     masks = ground_truth(config.data, split)
-    result = score_files(predictions, masks, config.data.classes, options.allow_missing)
+    result = score_files(
+        predictions, masks, config.data.classes, options.allow_missing, config.workers
+    )
     folder = Path(options.predictions).resolve()
     name = options.name or f"{folder.parent.name}_{folder.name}"
     write_json(Path(options.output or Run(config).evaluation(name) / "scores.json"), result)
@@ -107,7 +110,9 @@ def score_checkpoint(config: Config, options) -> dict:
     split = read_split(config.data, options.split, tagged=False)
     masks = ground_truth(config.data, split)
     stage, predictions = predict_list(config, split, options.name)
-    result = score_files(predictions, masks, config.data.classes, options.allow_missing)
+    result = score_files(
+        predictions, masks, config.data.classes, options.allow_missing, config.workers
+    )
     write_json(stage.folder / "scores.json", result)
     if options.output:
         write_json(Path(options.output), result)
@@ -157,7 +162,11 @@ def submit(config: Config, options) -> None:
 
 
 def score_files(
-    predictions: Sequence[Path], masks: Sequence[Path], classes: Sequence[str], allow_missing: bool
+    predictions: Sequence[Path],
+    masks: Sequence[Path],
+    classes: Sequence[str],
+    allow_missing: bool,
+    workers: int,
 ) -> dict:
     """Scores predicted label maps against masks, file by file.
 
@@ -172,12 +181,17 @@ def score_files(
             f"{missing} of {len(masks)} predictions are missing, first: {first}; a score on part "
             "of the images is not comparable. Make them, or give --allow-missing"
         )
-    matrix = np.zeros((len(classes) + 1,) * 2, np.int64)
-    for prediction, mask in _progress(pairs):
+
+    def count(pair: tuple[Path, Path]) -> np.ndarray:
+        prediction, mask = pair
         truth = read_label(mask, len(classes))
-        matrix += confusion_matrix(
-            read_label(prediction, len(classes), truth.shape), truth, len(classes)
-        )
+        if (truth == BIASED_ON_DISK).any():
+            raise UserError(f"{mask} holds {BIASED_ON_DISK}, biased pixels; it is no ground truth")
+        predicted = read_label(prediction, len(classes), truth.shape)
+        return confusion_matrix(predicted, truth, len(classes))
+
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        matrix = sum(_progress(pool.map(count, pairs), len(pairs)))
     return summarise(matrix, classes, len(pairs), len(masks))
 
 
@@ -203,8 +217,8 @@ def _number(value: float) -> float | None:
     return round(float(value), 6) if np.isfinite(value) else None
 
 
-def _progress(items: Sequence) -> Iterable:
-    return tqdm(items, desc="scoring", unit="image", disable=len(items) < 200)
+def _progress(items: Iterable, total: int) -> Iterable:
+    return tqdm(items, "scoring", total, unit="image", disable=total < 200)
 
 
 def print_table(result: dict) -> None:

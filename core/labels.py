@@ -67,11 +67,10 @@ def read_label(
             f"{size[1]}x{size[0]}; a label map has the size of its image"
         )
     if num_classes is not None:
-        values = np.flatnonzero(np.bincount(label.ravel(), minlength=256))
-        wrong = [int(v) for v in values if num_classes < v < BIASED_ON_DISK]
-        if wrong:
+        wrong = label[(label > num_classes) & (label < BIASED_ON_DISK)]
+        if wrong.size:
             raise UserError(
-                f"{path} holds label {wrong[0]}; expected 0..{num_classes}, {BIASED_ON_DISK} "
+                f"{path} holds label {wrong.min()}; expected 0..{num_classes}, {BIASED_ON_DISK} "
                 f"(biased) or {IGNORE} (ignore). Check data.classes or the file"
             )
     return label

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numba
 import numpy as np
 
 from core.labels import IGNORE
@@ -18,11 +19,19 @@ def confusion_matrix(prediction: np.ndarray, truth: np.ndarray, num_classes: int
     Returns:
         (1 + C, 1 + C) int64, rows true, columns predicted.
     """
-    size = num_classes + 1
-    valid = truth != IGNORE
-    predicted = np.where(prediction < size, prediction, 0)[valid].astype(np.int64)
-    pairs = truth[valid].astype(np.int64) * size + predicted
-    return np.bincount(pairs, minlength=size * size).reshape(size, size)
+    if ((truth > num_classes) & (truth != IGNORE)).any():
+        raise ValueError(f"ground truth holds other labels than 0..{num_classes} and {IGNORE}")
+    matrix = np.zeros((num_classes + 1,) * 2, np.int64)
+    _count(np.ravel(prediction), np.ravel(truth), matrix)
+    return matrix
+
+
+@numba.njit(nogil=True, cache=True)
+def _count(prediction, truth, matrix):
+    classes = len(matrix)
+    for k in range(truth.size):
+        if truth[k] != IGNORE:
+            matrix[truth[k], prediction[k] if prediction[k] < classes else 0] += 1
 
 
 @dataclass(frozen=True)
