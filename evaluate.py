@@ -24,7 +24,7 @@ from tqdm import tqdm
 from core.config import Config, make_parser, parse
 from core.errors import UserError, run_script
 from core.files import write_json
-from core.labels import BIASED_ON_DISK, read_label
+from core.labels import read_label, read_truth
 from core.metrics import confusion_matrix, scores
 from core.runs import Run, Stage
 from core.segmenter import predict, trained_weights
@@ -184,9 +184,7 @@ def score_files(
 
     def count(pair: tuple[Path, Path]) -> np.ndarray:
         prediction, mask = pair
-        truth = read_label(mask, len(classes))
-        if (truth == BIASED_ON_DISK).any():
-            raise UserError(f"{mask} holds {BIASED_ON_DISK}, biased pixels; it is no ground truth")
+        truth = read_truth(mask, len(classes))
         predicted = read_label(prediction, len(classes), truth.shape)
         return confusion_matrix(predicted, truth, len(classes))
 
@@ -214,7 +212,7 @@ def summarise(matrix: np.ndarray, classes: Sequence[str], scored: int, total: in
 
 def _number(value: float) -> float | None:
     """JSON has no NaN; None is a class that occurs nowhere."""
-    return round(float(value), 6) if np.isfinite(value) else None
+    return float(value) if np.isfinite(value) else None
 
 
 def _progress(items: Iterable, total: int) -> Iterable:

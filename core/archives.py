@@ -1,8 +1,11 @@
 """Archives from elsewhere, unpacked without trust."""
 
+import gzip
+import lzma
 import shutil
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -12,6 +15,12 @@ from tqdm import tqdm
 
 from core.errors import UserError
 from core.files import written_whole
+
+DAMAGED = (
+    *(tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError),
+    EOFError,
+)
+"""What reading a damaged archive raises."""
 
 Member = tuple[str, int, Callable[[], IO[bytes]]]
 """Name, size in bytes, and a function that opens the content."""
@@ -32,8 +41,8 @@ def unpack(archive: Path, folder: Path, rename: Callable[[str], str | None]) -> 
         How many files were wanted.
 
     Raises:
-        UserError: it is no archive, it is damaged, or a wanted member is a link or would be written
-        outside of `folder`.
+        UserError: it is no archive, it is damaged, or a wanted member would be written outside of
+            `folder`.
     """
     wanted = 0
     try:
@@ -51,7 +60,7 @@ def unpack(archive: Path, folder: Path, rename: Callable[[str], str | None]) -> 
                     shutil.copyfileobj(source, file, 1 << 20)
     except FileNotFoundError:
         raise UserError(f"the archive {archive} is missing") from None
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
+    except DAMAGED as error:
         raise UserError(f"the archive {archive} is damaged ({error}); fetch it again") from None
     return wanted
 
@@ -74,5 +83,19 @@ def _members(archive: Path) -> Iterator[Iterator[Member]]:
             yield ((i.filename, i.file_size, lambda i=i: file.open(i)) for i in entries)
     else:
         with tarfile.open(archive) as file:
-            entries = (m for m in file if m.isfile())
+            entries = (m for m in tar_entries(file) if m.isfile())
             yield ((m.name, m.size, lambda m=m: file.extractfile(m)) for m in entries)
+
+
+def tar_entries(file: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """The members of an archive that is read to its end, where checksums stand.
+
+    Raises:
+        tarfile.ReadError: a header is broken; tarfile itself takes that for the end.
+    """
+    yield from file
+    file.fileobj.seek(file.offset)
+    if any(file.fileobj.read(tarfile.BLOCKSIZE)):
+        raise tarfile.ReadError(f"broken header at byte {file.offset}")
+    while file.fileobj.read(1 << 20):
+        pass

@@ -36,11 +36,14 @@ class BackboneConfig:
     """A network of timm's, by name, and where its weights come from."""
 
     name: str = "resnet50"
-    """timm's architecture name, such as resnet101 or vit_base_patch8_224."""
+    """timm's architecture name, such as resnet101 or vit_base_patch8_224; or wide_resnet38."""
     arguments: dict[str, Any] = field(default_factory=dict)
     """Further constructor arguments of that architecture, for sizes of one's own."""
     weights: str = "timm"
     """A local .pth or .safetensors file; `timm`: timm fetches its own; `none`: random ones."""
+    first_dilation: Literal["previous", "one"] = "previous"
+    """Dilation of the first block of a dilated ResNet layer: that of the layer before, as in
+    torchvision; or one, as in IRNet's family and the author's code."""
 
 
 @dataclass
@@ -83,7 +86,7 @@ class DataConfig:
             return self
         names = VOC_CLASSES
         if self.format == "folder":
-            table = folder_tags(Path(self.root), self.tags, self.masks)
+            table = folder_tags(Path(self.root), self.tags, self.masks, problems=[])  # told later
             names = tuple(sorted({name for tags in table.values() for name in tags}))
             _check(len(names) > 0, f"no image of {self.root} has a tag; see data.tags")
         return dataclasses.replace(self, classes=names)
@@ -209,11 +212,88 @@ class UssConfig:
 
 
 @dataclass
+class AdvCamConfig:
+    """AdvCAM's climb (all defaults: its code for VOC)."""
+
+    steps: int = 27
+    """T; half as many at scales below 1."""
+    step: float = 0.08
+    """Largest change of a normalised pixel in one step."""
+    penalty: float = 7.0
+    """Weight of changes to what is bright already."""
+    bright: float = 0.5
+    """Bright is what exceeds this share of the map's maximum."""
+    scales: tuple[float, ...] = (0.5, 1.0, 1.5, 2.0)
+    """Scales whose maps are summed; always with the mirrored image."""
+
+    def __post_init__(self):
+        _check(self.steps >= 1, f"wsss.advcam.steps must be at least 1, got {self.steps}")
+        _check(min(self.scales, default=0) > 0, "wsss.advcam.scales needs positive numbers")
+
+
+@dataclass
+class IrnConfig:
+    """IRNet's second half: boundaries learnt from confident pixels, and a random walk."""
+
+    foreground: float = 0.30
+    """A class that beats this background score is confident (this and the rest: IRNet's code)."""
+    background: float = 0.05
+    """Where no class beats this score, background is confident."""
+    crf: CrfConfig = field(
+        default_factory=lambda: CrfConfig(
+            sxy_gaussian=3,
+            weight_gaussian=3,
+            sxy_bilateral=50,
+            srgb_bilateral=5,
+            weight_bilateral=10,
+        )
+    )
+    """Refinement of both decisions."""
+    epochs: int = 3
+    """Passes over the training images."""
+    batch_size: int = 32
+    """Images per step."""
+    lr: float = 0.1
+    """Learning rate of SGD without momentum, polynomial schedule."""
+    weight_decay: float = 1e-4
+    """Weight decay."""
+    radius: int = 10
+    """Pairs nearer than this are learnt from, in cells of 4 pixels."""
+    augment: AugmentConfig = field(default_factory=lambda: AugmentConfig(jitter=(0, 0, 0, 0)))
+    """Views for training."""
+    walk_radius: int = 5
+    """Pairs nearer than this are walked between."""
+    beta: float = 10
+    """Exponent of the affinities."""
+    doublings: int = 8
+    """log2 of the number of steps."""
+    exponent: float = 1.0
+    """Exponent of the activation maps before the walk."""
+    threshold: float = 0.25
+    """Background score against the maps after the walk, whose maximum is 1."""
+
+    def __post_init__(self):
+        _check(
+            0 < self.background <= self.foreground < 1,
+            "wsss.irn.background and wsss.irn.foreground must lie in (0, 1), in this order",
+        )
+        _check(self.radius >= 2 and self.walk_radius >= 2, "wsss.irn radii must be at least 2")
+        _check(0 < self.threshold < 1, "wsss.irn.threshold must lie in (0, 1)")
+
+
+@dataclass
 class WsssConfig:
     """Stage 2, a WSSS method on image-level tags: class activation maps of a ResNet classifier."""
 
+    method: Literal["cam", "irn", "advcam"] = "cam"
+    """cam: activation maps, refined by `refine`; irn: spread by IRNet's random walk instead;
+    advcam: AdvCAM's maps, spread in the same way."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     """The ResNet."""
+    irn: IrnConfig = field(default_factory=IrnConfig)
+    """Settings of IRNet's second half."""
+    advcam: AdvCamConfig = field(default_factory=AdvCamConfig)
+    """Settings of AdvCAM's maps."""
     labels_dir: str | None = None
     """Use <id>.png pseudo labels from this folder instead of stage 2."""
     output_stride: Literal[8, 16] = 16
@@ -311,14 +391,20 @@ class SegmentationConfig:
     """Use <id>.png labels from this folder instead of stage 2's (wsss) or stage 3's."""
     backbone: BackboneConfig = field(default_factory=lambda: BackboneConfig(name="resnet101"))
     """The ResNet."""
+    network: Literal["deeplabv1", "deeplabv2", "deeplabv3plus"] = "deeplabv3plus"
+    """The head on the backbone."""
     output_stride: Literal[8, 16] = 8
     """Pixels per cell of the deepest feature map."""
     aspp_dim: int = 256
-    """Width of the ASPP and decoder."""
+    """Width of v3+'s ASPP and decoder, or of v1's head (512 in the literature)."""
     low_dim: int = 48
-    """Width of the projected low-level features."""
+    """Width of v3+'s projected low-level features."""
     rates: tuple[int, ...] = (12, 24, 36)
-    """Dilations of the ASPP."""
+    """Dilations: of v3+'s ASPP; (6, 12, 18, 24) for v2; (12,) for v1."""
+    train_scales: tuple[float, ...] = ()
+    """Smaller copies of the image that v2 is trained on, too, (0.5, 0.75) in its Caffe version."""
+    balanced: bool = False
+    """Average the loss over background and over class pixels apart, and add the two (AdvCAM)."""
     dropout: float = 0.1
     """Dropout before the last layer."""
     norm: Literal["train", "frozen"] = "train"
@@ -348,6 +434,7 @@ class SegmentationConfig:
 
     def __post_init__(self):
         _check(self.batch_size >= 1, "segmentation.batch_size must be at least 1")
+        _check(len(self.rates) > 0, "segmentation.rates needs at least one dilation")
         _check(0 < self.ema < 1, f"segmentation.ema must lie in (0, 1), got {self.ema}")
         _check(0 <= self.warmup < 1, f"segmentation.warmup must lie in [0, 1), got {self.warmup}")
 

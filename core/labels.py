@@ -76,6 +76,16 @@ def read_label(
     return label
 
 
+def read_truth(
+    path: Path, num_classes: int | None = None, size: tuple[int, int] | None = None
+) -> np.ndarray:
+    """Reads a ground-truth mask: as `read_label`, but without biased pixels."""
+    label = read_label(path, num_classes, size)
+    if (label == BIASED_ON_DISK).any():
+        raise UserError(f"{path} holds {BIASED_ON_DISK}, biased pixels; it is no ground truth")
+    return label
+
+
 def write_label(path: Path, label: np.ndarray) -> None:
     """Writes a (H, W) uint8 label map as an indexed PNG, whole or not at all."""
     if label.ndim != 2 or label.dtype != np.uint8:

@@ -1,5 +1,6 @@
 """From class activation maps to pseudo labels, and the files of both."""
 
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def load_cam(path: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return file["keys"], file["cam"].astype(np.float32)
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(
             f"activation maps {path} cannot be read ({error}); run train_wsss.py"
         ) from None
@@ -81,13 +82,18 @@ def cam_label(
     """
     height, width = image.shape[:2]
     labels = np.concatenate([[0], keys]).astype(np.uint8)
-    scores = [np.full((height, width), threshold, np.float32)]
-    scores += [cv2.resize(m, (width, height), interpolation=cv2.INTER_LINEAR) for m in cam]
-    scores = np.stack(scores)
+    background = np.full((1, height, width), threshold, np.float32)
+    scores = np.concatenate([background, upsampled(cam, (height, width))])
     if crf is not None and len(keys):
         exponent = np.exp(sharpness * (scores - scores.max(0)))
         scores = crf(image, (exponent / exponent.sum(0)).astype(np.float32))
     return labels[scores.argmax(0)]
+
+
+def upsampled(cam: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(K, h, w) float32 -> (K, H, W), bilinear."""
+    maps = [cv2.resize(m, size[::-1], interpolation=cv2.INTER_LINEAR) for m in cam]
+    return np.stack(maps) if maps else np.zeros((0, *size), np.float32)
 
 
 def label_crf(config: WsssConfig) -> DenseCRF | None:

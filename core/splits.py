@@ -162,7 +162,11 @@ def _list_name(data: DataConfig, which: str) -> str | None:
 def _read_list(path: Path, remedy: str) -> list[str]:
     if not path.is_file():
         raise UserError(f"the list {path} is missing; {remedy}")
-    ids = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+    try:
+        lines = path.read_text("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"the list {path} cannot be read ({error}); save it as UTF-8") from None
+    ids = [line.strip() for line in lines if line.strip()]
     if not ids:
         raise UserError(f"the list {path} is empty")
     return ids

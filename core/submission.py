@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from core.archives import DAMAGED, tar_entries
 from core.errors import UserError, refuse_together
 from core.files import written_whole
 
@@ -58,7 +59,7 @@ def check_submission(
     wanted, problems = {member(competition, i): i for i in ids}, []
     try:
         with tarfile.open(path) as archive:
-            for entry in archive:
+            for entry in tar_entries(archive):
                 name = entry.name.removeprefix("./")
                 if entry.isdir():
                     continue
@@ -72,7 +73,7 @@ def check_submission(
                     problems.append(f"{name}: {problem}")
     except FileNotFoundError:
         raise UserError(f"the archive {path} is missing") from None
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (*DAMAGED, OSError) as error:
         raise UserError(f"the archive {path} is damaged ({error})") from None
     problems += [f"{name} is missing" for name in wanted]
     refuse_together(problems, f"make {path} again with evaluate.py --submission {competition}")

@@ -80,7 +80,7 @@ def read_annotation(path: Path) -> list[str]:
     """
     try:
         root = ElementTree.parse(path).getroot()
-    except (OSError, ElementTree.ParseError) as error:
+    except (OSError, ElementTree.ParseError, LookupError, ValueError) as error:
         raise UserError(f"annotation {path} cannot be read ({error})") from None
     # Direct children alone: a person's head and hands are <part>s, with names of their own.
     return list(dict.fromkeys(e.findtext("name", "") for e in root.findall("object")))

@@ -8,7 +8,15 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
+SAMPLES = ROOT.parent / "shared" / "data"
 CLASSES = ["boat", "train", "bird", "bottle", "car", "cat", "sheep", "plane"]
+
+
+def sample(name: str) -> Path:
+    """A folder of real sample data beside the clone; the test is skipped where there is none."""
+    if not (SAMPLES / name).is_dir():
+        pytest.skip(f"needs the sample data {SAMPLES / name}")
+    return SAMPLES / name
 
 
 def run_python(*arguments, **options) -> subprocess.CompletedProcess:

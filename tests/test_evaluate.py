@@ -4,9 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from conftest import run_python
+from conftest import run_python, sample
+from sklearn.metrics import confusion_matrix
 
-from core.labels import write_label
+from core.labels import read_label, write_label
 
 
 @pytest.fixture
@@ -38,6 +39,42 @@ def test_missing_prediction_is_refused_unless_allowed(folders):
     assert done.returncode == 1 and "1 of 3 predictions are missing" in done.stderr
     done = evaluate(folders, "--allow-missing")
     assert done.returncode == 0 and "(2/3 images)" in done.stdout
+
+
+def test_scores_of_real_masks_equal_an_independent_computation(tmp_path):
+    masks, rng, matrix = sample("voc_masks"), np.random.default_rng(0), np.zeros((21, 21), int)
+    for path in sorted(masks.glob("*.png")):
+        truth = read_label(path)
+        guess = np.roll(truth, rng.integers(-9, 10, 2), (0, 1))  # brings 255 into the prediction
+        strange = rng.random(truth.shape) < 0.05
+        guess[strange] = rng.integers(0, 21, strange.sum())
+        guess[rng.random(truth.shape) < 0.02] = 254
+        write_label(tmp_path / "predictions" / path.name, guess)
+        valid = truth != 255
+        counted = np.where(guess > 20, 0, guess)[valid]
+        matrix += confusion_matrix(truth[valid], counted, labels=range(21))
+    folders = ("--predictions", tmp_path / "predictions", "--masks", masks)
+    done = run_python(
+        "evaluate.py", *folders, "--num_classes", 20, "--output", tmp_path / "scores.json"
+    )
+    assert done.returncode == 0, done.stderr
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    hits = [int(matrix[k, k]) for k in range(21)]
+    false = [int(matrix[:, k].sum()) - hits[k] for k in range(21)]
+    missed = [int(matrix[k].sum()) - hits[k] for k in range(21)]
+    union = [sum(parts) for parts in zip(hits, false, missed, strict=True)]
+    expected = {
+        "miou": sum(hits[k] / union[k] for k in range(21)) / 21,
+        "fp": sum(false[k] / union[k] for k in range(1, 21)) / 20,
+        "fn": sum(missed[k] / union[k] for k in range(1, 21)) / 20,
+        "fp_per_tp": sum(false[k] / hits[k] for k in range(1, 21)) / 20,
+        "fn_per_tp": sum(missed[k] / hits[k] for k in range(1, 21)) / 20,
+    }
+    assert scores["confusion_matrix"] == matrix.tolist()
+    for key, value in expected.items():
+        assert abs(scores[key] - value) <= 1e-12, key
+    iou = [hits[k] / union[k] for k in range(21)]
+    assert np.abs(np.subtract(scores["per_class"]["iou"], iou)).max() <= 1e-12
 
 
 @pytest.mark.parametrize("trouble", ["truncated", "wrong label", "wrong size", "empty"])

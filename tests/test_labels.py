@@ -1,9 +1,19 @@
 import numpy as np
 import pytest
+from conftest import sample
 from PIL import Image
 
 from core.errors import UserError
-from core.labels import BIASED, palette, read_label, to_disk, to_training, write_label
+from core.labels import (
+    BIASED,
+    IGNORE,
+    palette,
+    read_label,
+    read_truth,
+    to_disk,
+    to_training,
+    write_label,
+)
 
 
 @pytest.mark.parametrize(
@@ -70,3 +80,25 @@ def test_missing_file_is_named(tmp_path):
 def test_float_label_is_a_programming_error(tmp_path):
     with pytest.raises(ValueError, match="uint8"):
         write_label(tmp_path / "x.png", np.zeros((2, 2)))
+
+
+def test_real_masks_survive_the_palette_with_every_value(tmp_path):
+    paths = sorted(sample("voc_masks").glob("*.png"))
+    values = set()
+    for path in paths:
+        label = read_label(path, 20)
+        write_label(tmp_path / path.name, label)
+        again = read_label(tmp_path / path.name, 20, label.shape)
+        assert again.dtype == label.dtype == np.uint8 and again.tobytes() == label.tobytes()
+        with Image.open(path) as original, Image.open(tmp_path / path.name) as written:
+            assert np.array_equal(original.convert("RGB"), written.convert("RGB"))
+        values |= set(np.unique(label).tolist())
+    assert len(paths) > 90 and values == {*range(21), IGNORE}
+
+
+def test_ground_truth_holds_no_biased_pixels(tmp_path):
+    write_label(tmp_path / "x.png", np.array([[0, 3, 255]], np.uint8))
+    assert read_truth(tmp_path / "x.png", 3).tolist() == [[0, 3, 255]]
+    write_label(tmp_path / "x.png", np.array([[0, 3, 254]], np.uint8))
+    with pytest.raises(UserError, match="x.png holds 254, biased pixels; it is no ground truth"):
+        read_truth(tmp_path / "x.png", 3)

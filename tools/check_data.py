@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from core.config import Config, DataConfig, make_parser, parse
 from core.errors import UserError, run_script
 from core.features import read_features
-from core.labels import read_label
-from core.splits import Split, gather, masks_folder
+from core.labels import read_label, read_truth
+from core.splits import Split, gather, masks_folder, read_image
 
 LARGEST = 2**30  # pixels; OpenCV reads no more
 
@@ -56,7 +56,8 @@ def check_list(config: Config, which: str) -> tuple[list[str], list[str]]:
     problems += found
     folder = masks_folder(data)
     if folder is not None:  # only a part of the training images needs to have a mask
-        problems += check_labels(folder, split, sizes, data, config.workers, which == "val")
+        needed = which == "val"
+        problems += check_labels(folder, split, sizes, data, config.workers, read_truth, needed)
     if which == "val":
         return problems, []
     if config.wsss.labels_dir:
@@ -77,11 +78,9 @@ def _image_size(path: Path) -> tuple[int, int]:
     try:
         with Image.open(path) as image:  # unlike OpenCV, it says when a file ends too early
             image.load()
-            turned = image.getexif().get(0x0112, 1) >= 5  # orientations that swap the sides
-            width, height = image.size
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"image {path} cannot be decoded ({error}); fetch it again") from None
-    return (width, height) if turned else (height, width)
+    return read_image(path).shape[:2]  # as every stage reads it
 
 
 def check_labels(
@@ -90,6 +89,7 @@ def check_labels(
     sizes: list,
     data: DataConfig,
     workers: int,
+    read: Callable = read_label,
     all_of_them: bool = True,
 ) -> list[str]:
     """Problems with the label maps of a list: missing, broken, of another size, other values."""
@@ -98,7 +98,7 @@ def check_labels(
         for i, size in zip(split.ids, sizes, strict=True)
         if all_of_them or (folder / f"{i}.png").exists()
     ]
-    return _each(read_label, items, folder.name, workers)[1]
+    return _each(read, items, folder.name, workers)[1]
 
 
 def check_features(folder: Path, split: Split, workers: int) -> list[str]:

@@ -67,6 +67,7 @@ def main() -> None:
         counts[split] = (len(present), sum(map(bool, present.values())))
         compare(root, split, counts[split], images, options.subset)
         tags |= present
+        write_json(root / "prepared.json", {"overlap": options.overlap})
         write_masks(root / "masks", split, images, annotations, options)
     write_table(root / "tags.csv", tags)
     trained = [name for name, names in tags.items() if name.startswith("train") and names]
@@ -86,11 +87,12 @@ def _refuse_another_rule(root: Path, overlap: str) -> None:
             f"the masks in {root / 'masks'} were made with --overlap {before}; give that, or move "
             f"them and {record} away"
         )
-    write_json(record, {"overlap": overlap})
 
 
 def read_instances(path: Path) -> dict:
     """The official file, its categories in the order of their ids."""
+    if not path.is_file():
+        raise UserError(f"{path} is missing; unpack COCO's annotations there, or set --root")
     content = read_json(path)
     lacking = [k for k in ("images", "annotations", "categories") if k not in content]
     if lacking:

@@ -15,6 +15,7 @@ serve fully supervised training.
 import argparse
 import shutil
 import sys
+import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from core.archives import unpack
 from core.config import VOC_CLASSES
 from core.errors import UserError, refuse_together, run_script
 from core.files import written_whole
-from core.labels import read_label, write_label
+from core.labels import write_label
 from core.tags import read_annotation, write_table
 
 # What everybody's copy holds: images on each list, and images of train_aug that show each class.
@@ -56,9 +57,11 @@ def main() -> None:
     parser.add_argument("--sbd-masks", action="store_true", help="also write SegmentationClassAug")
     parser.add_argument("--subset", action="store_true", help="print counts without comparing them")
     options = parser.parse_args()
+    if options.sbd_masks and not options.sbd:
+        parser.error("--sbd-masks needs --sbd")
     root = find_voc(options.voc, options.output)
-    if options.test:
-        find_voc(options.test, root)
+    if options.test and find_voc(options.test, root) != root:
+        raise UserError(f"--test is a folder; give its archive, or move its files to {root}")
     lists = {name: read_ids(root, name) for name in ("train", "val")}
     if (root / "ImageSets" / "Segmentation" / "test.txt").is_file():
         lists["test"] = read_ids(root, "test")
@@ -198,7 +201,6 @@ def write_masks(root: Path, sbd: Path, lists: dict[str, list[str]]) -> None:
             continue
         try:
             write_label(target, read_sbd_mask(sbd / "cls" / f"{image_id}.mat"))
-            read_label(target, len(VOC_CLASSES))
         except UserError as error:
             problems.append(str(error))
     refuse_together(problems, "unpack SBD again")
@@ -209,11 +211,14 @@ def read_sbd_mask(path: Path) -> np.ndarray:
     from scipy.io import loadmat
     from scipy.io.matlab import MatReadError
 
+    if not path.is_file():
+        raise UserError(f"{path} is missing")
     try:
-        return np.asarray(loadmat(path)["GTcls"][0]["Segmentation"][0], np.uint8)
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing") from None
-    except (MatReadError, KeyError, ValueError, IndexError, TypeError, OSError) as error:
+        mask = loadmat(path)["GTcls"][0]["Segmentation"][0]
+        if mask.ndim != 2 or mask.min() < 0 or mask.max() > len(VOC_CLASSES):
+            raise ValueError(f"expected labels 0..{len(VOC_CLASSES)}")
+        return mask.astype(np.uint8)
+    except (MatReadError, zlib.error, LookupError, ValueError, TypeError, OSError) as error:
         raise UserError(f"{path} is no mask of SBD ({error})") from None
 
 

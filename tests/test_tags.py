@@ -1,0 +1,200 @@
+"""Image-level tags from tables, annotations and sub-folders."""
+
+import numpy as np
+import pytest
+from conftest import sample
+from PIL import Image
+
+from core.config import DataConfig
+from core.errors import UserError
+from core.splits import read_split
+from core.tags import find_images, folder_tags, image_id, read_annotation, read_table, write_table
+
+
+@pytest.fixture
+def table(tmp_path):
+    """Writes a table and reads it."""
+
+    def read(content: str | bytes, *arguments, **options):
+        data = content.encode() if isinstance(content, str) else content
+        (tmp_path / "tags.csv").write_bytes(data)
+        return read_table(tmp_path / "tags.csv", *arguments, **options)
+
+    return read
+
+
+def touch(*paths):
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+@pytest.mark.parametrize("cell", ["dog;cat", '"dog, cat"', "dog | cat", "dog cat", "dog;;cat;dog"])
+def test_every_separator_gives_the_same_tags(table, cell):
+    assert table(f"image,tags\na.jpg,{cell}\n") == {"a.jpg": ["dog", "cat"]}
+
+
+def test_spaces_separate_only_in_a_file_without_other_separators(table):
+    content = "image,tags\na.jpg,traffic light;person\nb.jpg,traffic light\n"
+    assert table(content) == {"a.jpg": ["traffic light", "person"], "b.jpg": ["traffic light"]}
+    content = "image,tags\na.jpg,traffic light\nb.jpg,dog person\n"
+    expected = {"a.jpg": ["traffic light"], "b.jpg": ["dog", "person"]}
+    assert table(content, ("traffic light", "dog", "person")) == expected
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xef\xbb\xbfimage,tags\na.jpg,dog\n",
+        b"image,tags\r\na.jpg,dog\r\n",
+        b"tags,size,image\ndog,12,a.jpg\n",
+        b"image, tags\n a.jpg , dog \n",
+        b'"image","tags"\n"a.jpg","dog"\n',
+        b"image,tags\na.jpg,dog\n\n",
+    ],
+    ids=["byte-order mark", "Windows lines", "other columns", "spaces", "quotes", "empty line"],
+)
+def test_what_spreadsheets_write_is_read(table, content):
+    assert table(content) == {"a.jpg": ["dog"]}
+
+
+def test_image_without_tags_keeps_its_place(table):
+    assert table("image,tags\na.jpg,\nb.jpg,dog\nc.jpg\n") == {
+        "a.jpg": [],
+        "b.jpg": ["dog"],
+        "c.jpg": [],
+    }
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("image,tags\na.jpg,dog\na.jpg,cat\n", "line 3: image a.jpg stands there twice"),
+        ("image,tags\na.jpg,dog, cat\n", r"line 2.*put tags that hold commas in quotes"),
+        ("image,tags\n,dog\n", "line 2: expected one image"),
+        ("image,label\na.jpg,dog\n", "first line must be: image,tags"),
+        ("image;tags\na.jpg;dog\n", "first line must be: image,tags"),
+        ("a.jpg,dog\n", "first line must be: image,tags"),
+        ("", "no table of tags"),
+        ("image,tags\na.jpg,Bär\n".encode("latin-1"), "save them as UTF-8"),
+        ("image,tags\na.jpg,dog\n".encode("utf-16"), "save them as UTF-8"),
+    ],
+)
+def test_what_is_no_table_is_refused(table, content, message):
+    with pytest.raises(UserError, match=message):
+        table(content)
+
+
+def test_all_bad_lines_are_told_together_or_handed_back(table):
+    content = "image,tags\na.jpg,dog\na.jpg,dog\nb.jpg,dog,cat\n"
+    with pytest.raises(UserError, match=r"(?s)2 problems.*line 3.*line 4"):
+        table(content)
+    problems = []
+    assert table(content, problems=problems) == {"a.jpg": ["dog"]} and len(problems) == 2
+
+
+def test_missing_table_is_named(tmp_path):
+    with pytest.raises(UserError, match="gone.csv are missing; set data.tags"):
+        read_table(tmp_path / "gone.csv")
+
+
+def test_written_table_is_read_back(tmp_path):
+    rows = {'odd, "name".jpg': ["traffic light", "dog"], "b.jpg": [], "c.jpg": ["dog"]}
+    write_table(tmp_path / "tags.csv", rows)
+    assert read_table(tmp_path / "tags.csv") == rows
+
+
+def test_tag_is_the_first_of_nested_folders(tmp_path):
+    touch(tmp_path / "traffic light/2020/May/a.jpg", tmp_path / "dog/b.PNG", tmp_path / "c.webp")
+    touch(tmp_path / "dog/notes.txt", tmp_path / "dog/.hidden.jpg", tmp_path / ".cache/d.jpg")
+    assert find_images(tmp_path) == {
+        "c.webp": [],
+        "dog/b.PNG": ["dog"],
+        "traffic light/2020/May/a.jpg": ["traffic light"],
+    }
+
+
+def test_masks_below_the_root_are_no_images(tmp_path):
+    touch(tmp_path / "dog/a.jpg", tmp_path / "masks/dog/a.png", tmp_path / "masks.old/b.png")
+    assert [*folder_tags(tmp_path, None, "masks")] == ["dog/a.jpg", "masks.old/b.png"]
+
+
+@pytest.mark.parametrize("root", ["", "nowhere"])
+def test_folder_without_images_is_refused(tmp_path, root):
+    with pytest.raises(UserError, match="no image .* was found below"):
+        find_images(tmp_path / root)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("dog/a.JPG", "dog/a"),
+        ("a.b.jpeg", "a.b"),
+        ("a.v1", "a.v1"),
+        ("./dog//a.png", "dog/a"),
+        ("2007_000032", "2007_000032"),
+    ],
+)
+def test_id_is_the_path_without_an_image_suffix(name, expected):
+    assert image_id(name) == expected
+
+
+def annotation(*names: str) -> str:
+    objects = (
+        f"<object><name>{n}</name><difficult>1</difficult><part><name>head</name></part></object>"
+        for n in names
+    )
+    return f"<annotation><filename>x</filename>{''.join(objects)}</annotation>"
+
+
+def test_annotation_names_objects_once_without_their_parts(tmp_path):
+    (tmp_path / "x.xml").write_text(annotation("person", "dog", "person"))
+    assert read_annotation(tmp_path / "x.xml") == ["person", "dog"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "<annotation><obj",
+        '<?xml version="1.0" encoding="unheard-of"?><annotation/>',
+        '<?xml version="1.0" encoding="utf-32"?><annotation/>',
+    ],
+)
+def test_broken_annotation_is_named(tmp_path, content):
+    (tmp_path / "x.xml").write_text(content)
+    with pytest.raises(UserError, match="x.xml cannot be read"):
+        read_annotation(tmp_path / "x.xml")
+
+
+def test_table_and_annotations_give_the_same_split(tmp_path):
+    tags = {"a": ["dog", "person"], "b": ["train"], "c": ["person", "sofa", "dog"]}
+    for name, names in tags.items():
+        touch(tmp_path / f"JPEGImages/{name}.jpg", tmp_path / f"Annotations/{name}.xml")
+        (tmp_path / f"Annotations/{name}.xml").write_text(annotation(*names))
+    touch(tmp_path / "ImageSets/Segmentation/train.txt")
+    (tmp_path / "ImageSets/Segmentation/train.txt").write_text("b\na\nc\n")
+    write_table(tmp_path / "tags.csv", tags)
+    data = DataConfig(root=str(tmp_path)).with_classes()
+    from_xml = read_split(data, "train")
+    data.tags = "tags.csv"
+    from_table = read_split(data, "train")
+    assert from_xml.ids == from_table.ids == ("b", "a", "c")
+    assert np.array_equal(from_xml.tags, from_table.tags) and from_xml.tags.sum() == 6
+
+
+def test_derived_classes_are_sorted_and_leave_masks_out(tmp_path):
+    for name in ("zebra", "ant", "masks"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (2, 2)).save(tmp_path / name / "a.png")
+    data = DataConfig(format="folder", root=str(tmp_path), masks="masks")
+    assert data.with_classes().classes == ("ant", "zebra")
+    write_table(tmp_path / "tags.csv", {"ant/a.png": ["b", "c"], "zebra/a.png": ["a"]})
+    data.tags = "tags.csv"
+    assert data.with_classes().classes == ("a", "b", "c")
+
+
+def test_tags_of_the_real_list_are_read_whole():
+    table = read_table(sample("voc_lists") / "image_tags.csv")
+    names = {name for tags in table.values() for name in tags}
+    assert len(table) == 10582 + 1449 and names == set(DataConfig().with_classes().classes)
