@@ -23,7 +23,7 @@ from core.debias import certain_mask, complement, weighted_cross_entropy
 from core.errors import run_script
 from core.labels import BACKGROUND, BIASED
 from core.models.backbones import to_device
-from core.models.deeplab import DeepLabV3Plus
+from core.models.deeplab import segmenter
 from core.pamr import PAMR
 from core.runs import Run, Stage
 from core.splits import Split, ground_truth, label_files, read_split
@@ -66,7 +66,7 @@ def train_network(config: Config, folder: Path, split: Split, labels: tuple[Path
     settings, device = config.segmentation, pick_device(config)
     num_classes = len(config.data.classes)
     seed_everything(config.seed)
-    network = to_device(DeepLabV3Plus(settings, num_classes), device).train()
+    network = to_device(segmenter(settings, num_classes), device).train()
     ema = EMA(network, settings.ema)
     groups = network.parameter_groups(settings.lr, settings.head_lr)
     iterations = max(1, settings.epochs * len(split) // settings.batch_size)
@@ -92,11 +92,14 @@ def train_network(config: Config, folder: Path, split: Split, labels: tuple[Path
             with cast:
                 label, certainty, figures = fill(images, label, batch["tags"].to(device), t)
         with cast:
-            logits = network(images)
-        logits = F.interpolate(logits.float(), label.shape[-2:], mode="bilinear")
+            levels = network.training_logits(images)
         if settings.mode != "mars":
             certainty = None
-        return {"loss": weighted_cross_entropy(logits, label, certainty), **figures}
+        loss = 0
+        for logits in levels:
+            logits = F.interpolate(logits.float(), label.shape[-2:], mode="bilinear")
+            loss = loss + weighted_cross_entropy(logits, label, certainty, settings.balanced)
+        return {"loss": loss, **figures}
 
     train(
         f"segmentation ({folder.name})",

@@ -8,17 +8,21 @@ Reads the images and tags of the training list, no mask. Writes below <run_dir>/
     labels/<id>.png   pseudo labels, 0..C
 """
 
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from core.advcam import climbed_maps
 from core.config import Config, make_parser, parse
 from core.datasets import Draws, LabelledImages, batches_by_size, make_loader
 from core.errors import run_script
 from core.inference import multi_scale
-from core.labels import write_label
+from core.irn import write_irn_labels
+from core.labels import read_label, write_label
 from core.models.backbones import to_device
 from core.models.cam import CamClassifier
 from core.pseudo_labels import (
@@ -32,6 +36,7 @@ from core.pseudo_labels import (
 from core.runs import Run, Stage
 from core.splits import Split, read_split
 from core.training import autocast, one_cycle, pick_device, seed_everything, train
+from core.transforms import normalise
 
 
 def main() -> None:
@@ -53,11 +58,15 @@ def main() -> None:
         print(f"classifier: {run.wsss / 'checkpoint.pth'}")
         return
     write_cams(config, run, split, classifier)
-    results = write_labels(config, run, split)
-    stage.finish(results)
+    if config.wsss.method in ("irn", "advcam"):
+        write_irn_labels(config, run, split)
+        results = {}
+    else:
+        results = {"threshold": write_labels(config, run, split)}
+    foreground = foreground_share(run, split)
+    stage.finish({"foreground": foreground, **results})
     print(
-        f"{len(split)} pseudo labels in {run.wsss / 'labels'}, "
-        f"{results['foreground']:.1%} foreground (background score {results['threshold']:.3f})\n"
+        f"{len(split)} pseudo labels in {run.wsss / 'labels'}, {foreground:.1%} foreground\n"
         "next: python make_debiased_labels.py, with the same --config"
     )
 
@@ -105,10 +114,23 @@ def train_classifier(config: Config, run: Run, split: Split) -> CamClassifier:
 
 def write_cams(config: Config, run: Run, split: Split, classifier: CamClassifier) -> None:
     """Writes the maps of the tagged classes of every image that has none yet."""
-    settings, device = config.wsss, pick_device(config)
-    cast, folder = autocast(config, device), run.wsss / "cams"
+    folder = run.wsss / "cams"
     todo = [k for k, i in enumerate(split.ids) if not (folder / f"{i}.npz").exists()]
     bar = tqdm(total=len(split), initial=len(split) - len(todo), desc="maps", unit="image")
+    compute = climbed if config.wsss.method == "advcam" else activations
+    for index, maps in compute(config, split, classifier, todo):
+        tagged = split.tags[index].nonzero()[0]
+        save_cam(folder / f"{split.ids[index]}.npz", tagged + 1, normalise_cams(maps))
+        bar.update()
+    bar.close()
+
+
+def activations(
+    config: Config, split: Split, classifier: CamClassifier, todo: Sequence[int]
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Activation maps of the tagged classes, (K, H/4, W/4), over several scales, in batches."""
+    settings, device = config.wsss, pick_device(config)
+    cast = autocast(config, device)
     for indices, images in batches_by_size(split, settings.batch_size, todo):
         with cast:
             maps = multi_scale(
@@ -116,35 +138,44 @@ def write_cams(config: Config, run: Run, split: Split, classifier: CamClassifier
             )
         height, width = images.shape[-2:]
         maps = F.interpolate(maps, (-(-height // 4), -(-width // 4)), mode="bilinear").cpu().numpy()
-        for index, image_maps in zip(indices, maps, strict=True):
-            tagged = split.tags[index].nonzero()[0]
-            cam = normalise_cams(image_maps[tagged])
-            save_cam(folder / f"{split.ids[index]}.npz", tagged + 1, cam)
-        bar.update(len(indices))
-    bar.close()
+        yield from ((k, m[split.tags[k]]) for k, m in zip(indices, maps, strict=True))
 
 
-def write_labels(config: Config, run: Run, split: Split) -> dict[str, float]:
-    """Writes the pseudo label of every image.
+def climbed(
+    config: Config, split: Split, classifier: CamClassifier, todo: Sequence[int]
+) -> Iterator[tuple[int, np.ndarray]]:
+    """AdvCAM's maps of the tagged classes, (K, H/4, W/4), image by image."""
+    device = pick_device(config)
+    classifier.requires_grad_(False)
+    for index in todo:
+        image = torch.from_numpy(split.read_image(index)).permute(2, 0, 1)
+        labels = split.tags[index].nonzero()[0].tolist()
+        maps = climbed_maps(classifier, normalise(image).to(device), labels, config.wsss.advcam)
+        yield index, maps.cpu().numpy()
 
-    Returns:
-        The share of pixels with a class, and the score of the background.
-    """
+
+def write_labels(config: Config, run: Run, split: Split) -> float:
+    """Writes the pseudo label of every image; returns the score of the background."""
     settings, crf = config.wsss, label_crf(config.wsss)
     maps = [run.wsss / "cams" / f"{i}.npz" for i in split.ids]
     threshold = background_score(settings, maps)
 
-    def write(index: int) -> float:
+    def write(index: int) -> None:
         keys, cam = load_cam(maps[index])
         image = split.read_image(index)
         label = cam_label(image, keys, cam, threshold, crf, settings.sharpness)
         write_label(run.wsss / "labels" / f"{split.ids[index]}.png", label)
-        return float((label > 0).mean())
 
     with ThreadPoolExecutor(max(1, config.workers)) as pool:
         done = pool.map(write, range(len(split)))
-        shares = list(tqdm(done, total=len(split), desc="pseudo labels", unit="image"))
-    return {"foreground": sum(shares) / len(shares), "threshold": threshold}
+        list(tqdm(done, total=len(split), desc="pseudo labels", unit="image"))
+    return threshold
+
+
+def foreground_share(run: Run, split: Split) -> float:
+    """Mean over the images of the share of pixels with a class."""
+    labels = (read_label(run.wsss / "labels" / f"{i}.png") for i in split.ids)
+    return sum(float((label > 0).mean()) for label in labels) / len(split)
 
 
 if __name__ == "__main__":

@@ -246,7 +246,7 @@ def certain_mask(debiased_label: Tensor, teacher_probs: Tensor, tags: Tensor) ->
 
 
 def weighted_cross_entropy(
-    logits: Tensor, label: Tensor, certainty: Tensor | None = None
+    logits: Tensor, label: Tensor, certainty: Tensor | None = None, balanced: bool = False
 ) -> Tensor:
     """Certainty-weighted cross entropy (Eq. 7), averaged over the pixels that have a label.
 
@@ -257,6 +257,7 @@ def weighted_cross_entropy(
         logits: (B, 1 + C, H, W).
         label: (B, H, W) int64; 255 and -1 have no label.
         certainty: (B, H, W), W.
+        balanced: average over background and over class pixels apart, and add the two.
 
     Returns:
         () loss; 0 if no pixel has a label.
@@ -265,4 +266,6 @@ def weighted_cross_entropy(
     loss = F.cross_entropy(logits, label, ignore_index=IGNORE, reduction="none")
     if certainty is not None:
         loss = loss * certainty
-    return loss.sum() / (label != IGNORE).sum().clamp(min=1)
+    background, classes = label == BACKGROUND, (label != BACKGROUND) & (label != IGNORE)
+    parts = (background, classes) if balanced else (background | classes,)
+    return sum((loss * part).sum() / part.sum().clamp(min=1) for part in parts)

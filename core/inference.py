@@ -13,6 +13,7 @@ def multi_scale(
     images: Tensor,
     scales: Sequence[float] = (1.0,),
     flip: bool = True,
+    size: tuple[int, int] | None = None,
 ) -> Tensor:
     """Averages a network's maps over resized and mirrored views.
 
@@ -21,22 +22,23 @@ def multi_scale(
         images: (B, 3, H, W) float32, normalised.
         scales: factors by which the images are resized.
         flip: take the mirrored image at each scale, too.
+        size: (height, width) of the result; None: the images'.
 
     Returns:
-        (B, C, H, W) float32: the mean over all views, bilinear at the images' size.
+        (B, C, *size) float32: the mean over all views, bilinear.
     """
     height, width = images.shape[-2:]
-    total, views = 0, 0
+    total, views, out = 0, 0, size or (height, width)
     for scale in scales:
-        size = (max(1, round(height * scale)), max(1, round(width * scale)))
+        resized = (max(1, round(height * scale)), max(1, round(width * scale)))
         view = (
             images
             if scale == 1
-            else F.interpolate(images, size, mode="bilinear", antialias=scale < 1)
+            else F.interpolate(images, resized, mode="bilinear", antialias=scale < 1)
         )
         maps = network(view).float()
         if flip:
             maps = maps + network(view.flip(-1)).float().flip(-1)
-        total = total + F.interpolate(maps, (height, width), mode="bilinear")
+        total = total + F.interpolate(maps, out, mode="bilinear")
         views += 2 if flip else 1
     return total / views

@@ -16,7 +16,7 @@ from core.files import read_json
 from core.inference import multi_scale
 from core.labels import write_label
 from core.models.backbones import to_device
-from core.models.deeplab import DeepLabV3Plus
+from core.models.deeplab import DeepLab, segmenter
 from core.runs import Run
 from core.splits import Split
 from core.training import autocast, pick_device
@@ -34,12 +34,12 @@ def trained_weights(run: Run) -> Path:
     return weights
 
 
-def load_segmenter(config: Config, weights: Path) -> DeepLabV3Plus:
+def load_segmenter(config: Config, weights: Path) -> DeepLab:
     """The EMA teacher of a training, which is what a user deploys."""
     state = checkpoint.load(weights)
     settings = config.segmentation
     own = BackboneConfig(settings.backbone.name, settings.backbone.arguments, "none")
-    network = DeepLabV3Plus(
+    network = segmenter(
         type(settings)(**{**vars(settings), "backbone": own}), len(config.data.classes)
     )
     try:

@@ -15,7 +15,7 @@ from core.errors import UserError
 from core.files import write_json
 from core.labels import BIASED_ON_DISK, read_label, write_label
 from core.metrics import confusion_matrix
-from core.models.deeplab import DeepLabV3Plus
+from core.models.deeplab import segmenter
 from core.runs import Run, environment
 from core.splits import Split, read_split
 from evaluate import summarise
@@ -64,7 +64,7 @@ def make_run(folder: Path, train: int = 12, val: int = 6) -> list[str]:
     invent_labels(config, run)
     invent_features(config, run, folder / "features")
     invent_figures(config, run)
-    weights = {"ema": DeepLabV3Plus(config.segmentation, len(NAMES)).state_dict()}
+    weights = {"ema": segmenter(config.segmentation, len(NAMES)).state_dict()}
     for mode in ("wsss_best", "mars"):
         checkpoint.save(run.segmentation(mode) / "checkpoint.pth", weights)
     return ["--config", str(path)]

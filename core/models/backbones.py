@@ -10,6 +10,7 @@ from core import vision  # noqa: F401 (before timm, which imports torchvision)
 from core.checkpoint import load_weights
 from core.config import BackboneConfig
 from core.errors import UserError
+from core.models.wide_resnet import WideResNet38
 
 import timm  # isort: skip
 
@@ -43,12 +44,63 @@ class ResNet(nn.Module):
         self.net = _create(
             config, features_only=True, out_indices=(1, 4), output_stride=output_stride
         )
+        if config.first_dilation == "one":
+            _undilate_first_blocks(self.net)
         self.low_dim, self.dim = self.net.feature_info.channels()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, H, W) -> (B, low_dim, H/4, W/4) and (B, dim, H/stride, W/stride)."""
         low, high = self.net(images)
         return low, high
+
+
+def _undilate_first_blocks(net: nn.Module) -> None:
+    """Takes the dilation out of the strided convolution of layers 3 and 4."""
+    for layer in (net["layer3"], net["layer4"]):
+        block = layer[0]
+        conv = block.conv2 if hasattr(block, "conv3") else block.conv1
+        conv.dilation, conv.padding = (1, 1), (1, 1)
+
+
+class WideResNet(nn.Module):
+    """Wide-ResNet-38 as a backbone; its normalisation and first convolution should stay frozen."""
+
+    def __init__(self, config: BackboneConfig):
+        super().__init__()
+        self.net = WideResNet38(**config.arguments)
+        self.low_dim, *_, self.dim = self.net.dims
+        if config.weights == "timm":
+            raise UserError(f"timm has no weights of {config.name}; set `weights` to a local file")
+        if config.weights != "none":
+            load_weights(self.net, Path(config.weights))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, H, W) -> (B, low_dim, H/4, W/4) and (B, dim, H/8, W/8)."""
+        low, *_, high = self.net(images)
+        return low, high
+
+
+def dilated_backbone(config: BackboneConfig, output_stride: int) -> "ResNet | WideResNet":
+    """The network below a segmenter."""
+    if config.name != "wide_resnet38":
+        return ResNet(config, output_stride)
+    if output_stride != 8:
+        raise UserError(f"wide_resnet38 has output stride 8 alone, not {output_stride}")
+    return WideResNet(config)
+
+
+class Pyramid(nn.Module):
+    """All five stages of a ResNet at strides 4, 4, 8, 16 and 16 (the first one after pooling)."""
+
+    def __init__(self, config: BackboneConfig):
+        super().__init__()
+        self.net = _create(config, features_only=True, out_indices=range(5), output_stride=16)
+        self.dims: list[int] = self.net.feature_info.channels()
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) -> five maps."""
+        first, *rest = self.net(images)
+        return [nn.functional.max_pool2d(first, 3, 2, 1), *rest]
 
 
 class ViT(nn.Module):

@@ -1,0 +1,150 @@
+"""Pixel affinities along paths and the random walk that spreads activation maps with them.
+
+From IRNet (Ahn, Cho and Kwak, CVPR 2019): two pixels belong together unless a boundary lies between
+them. Pure functions on tensors. All pairs within a radius are listed once, as offsets that point
+down or right; P is their number.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from core.labels import BACKGROUND, IGNORE
+
+Offset = tuple[int, int]  # (rows down, columns to the right)
+
+
+def pair_offsets(radius: int) -> list[Offset]:
+    """Offsets (dy, dx) of the pairs nearer than `radius`, each pair once: 34 for 5, 152 for 10."""
+    reach = range(1 - radius, radius)
+    right = [(0, x) for x in reach if x > 0]
+    return right + [
+        (y, x) for y in reach if y > 0 for x in reach if y * y + x * x < radius * radius
+    ]
+
+
+def path(offset: Offset) -> list[Offset]:
+    """Cells between (0, 0) and `offset`, both included: those less than 1 from the line."""
+    dy, dx = offset
+    columns = range(min(0, dx), max(0, dx) + 1)
+    squared = dy * dy + dx * dx
+    return [(y, x) for y in range(dy + 1) for x in columns if (dy * x - dx * y) ** 2 < squared]
+
+
+def path_affinity(boundary: Tensor, radius: int) -> Tensor:
+    """1 - the strongest boundary on the path between the two cells of each pair.
+
+    Args:
+        boundary: (..., H, W) in [0, 1].
+        radius: pairs are nearer than this, in cells.
+
+    Returns:
+        (..., P, H - r, W - 2 r) with r = radius - 1, for each pair at its upper or left cell; cells
+        whose pairs would leave the map have none.
+    """
+    margin = radius - 1
+    height, width = boundary.shape[-2] - margin, boundary.shape[-1] - 2 * margin
+    if height < 1 or width < 1:
+        raise ValueError(f"a map of {tuple(boundary.shape)} has no pairs of radius {radius}")
+    pairs = []
+    for offset in pair_offsets(radius):
+        views = [
+            boundary[..., y : y + height, margin + x : margin + x + width] for y, x in path(offset)
+        ]
+        pairs.append(1 - torch.stack(views).amax(0))
+    return torch.stack(pairs, -3)
+
+
+def pair_labels(label: Tensor, radius: int) -> tuple[Tensor, Tensor]:
+    """Labels at both ends of each pair.
+
+    Args:
+        label: (..., H, W) integers.
+        radius: see `path_affinity`.
+
+    Returns:
+        (..., 1, H - r, W - 2 r) at the upper or left cell, (..., P, H - r, W - 2 r) at the other.
+    """
+    margin = radius - 1
+    height, width = label.shape[-2] - margin, label.shape[-1] - 2 * margin
+    other = [
+        label[..., y : y + height, margin + x : margin + x + width] for y, x in pair_offsets(radius)
+    ]
+    return label[..., None, :height, margin : margin + width], torch.stack(other, -3)
+
+
+def affinity_loss(affinity: Tensor, label: Tensor, radius: int) -> Tensor:
+    """Cross entropy of affinities with whether both cells have the same label (IRNet, Eq. 8).
+
+    Pairs of two background cells, pairs of two cells of one class, and pairs of different labels
+    each count by their own mean: 1/4, 1/4 and 1/2. Ignored cells have no pairs.
+
+    Args:
+        affinity: (..., P, h, w) of `path_affinity`.
+        label: (..., H, W) integers, 0..C or 255 (or -1) to ignore.
+        radius: of the pairs.
+
+    Returns:
+        () loss.
+    """
+    here, there = pair_labels(label, radius)
+    valid = (here != IGNORE) & (there != IGNORE) & (here >= 0) & (there >= 0)
+    same = valid & (here == there)
+    attract, repel = -torch.log(affinity + 1e-5), -torch.log(1 + 1e-5 - affinity)
+    background = _mean(attract, same & (here == BACKGROUND))
+    foreground = _mean(attract, same & (here != BACKGROUND))
+    different = _mean(repel, valid & (here != there))
+    return background / 4 + foreground / 4 + different / 2
+
+
+def _mean(values: Tensor, chosen: Tensor) -> Tensor:
+    return (values * chosen).sum() / (chosen.sum() + 1e-5)
+
+
+def random_walk(
+    maps: Tensor, boundary: Tensor, radius: int = 5, beta: float = 10, doublings: int = 8
+) -> Tensor:
+    """Spreads maps over the image by 2^doublings steps of a random walk (IRNet, Eq. 10-11).
+
+    A step goes to cell j from each cell i of its neighbourhood with the probability a_ij^beta /
+    sum_i a_ij^beta, a cell's affinity with itself being 1. Steps are taken one by one on the P maps
+    of affinities, so memory is linear in the cells; the paper's matrix power is quadratic.
+
+    Args:
+        maps: (K, h, w) activation maps of the image's classes, not negative.
+        boundary: (h, w) in [0, 1]; the walk starts from maps * (1 - boundary).
+        radius: of the pairs, in cells.
+        beta: exponent of the affinities.
+        doublings: log2 of the number of steps.
+
+    Returns:
+        (K, h, w).
+    """
+    margin = radius - 1
+    # Beyond the image everything is boundary: pairs that leave it have no affinity.
+    padded = F.pad(boundary, (margin, margin, 0, margin), value=1)
+    weights = path_affinity(padded, radius) ** beta  # (P, h, w)
+    return _walk(maps * (1 - boundary), weights, pair_offsets(radius), 2**doublings)
+
+
+def _walk(maps: Tensor, weights: Tensor, offsets: list[Offset], steps: int) -> Tensor:
+    height, width = maps.shape[-2:]
+    pairs = []
+    for (dy, dx), weight in zip(offsets, weights, strict=True):
+        here = (slice(0, height - dy), slice(max(0, -dx), width - max(0, dx)))
+        there = (slice(dy, height), slice(max(0, dx), width - max(0, -dx)))
+        if here[0].stop > 0 and here[1].stop > here[1].start:
+            pairs.append((here, there, weight[here].contiguous()))
+    # A map of ones collects each cell's sum of affinities, by which the others are divided.
+    total = _step(torch.ones_like(maps[:1]), pairs)
+    for _ in range(steps):
+        maps = _step(maps, pairs) / total
+    return maps
+
+
+def _step(maps: Tensor, pairs: list) -> Tensor:
+    result = maps.clone()
+    for here, there, weight in pairs:
+        result[(..., *there)].addcmul_(maps[(..., *here)], weight)
+        result[(..., *here)].addcmul_(maps[(..., *there)], weight)
+    return result

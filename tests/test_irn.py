@@ -1,0 +1,81 @@
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import run_python, tiny_config
+
+from core.config import BackboneConfig
+from core.crf import DenseCRF
+from core.irn import confident_label, walked_label
+from core.labels import read_label
+from core.models.irn import BoundaryNetwork
+
+RESNET = BackboneConfig("resnet18", {"channels": [8, 8, 16, 16]}, "none")
+
+
+def test_only_clear_pixels_are_confident():
+    image = np.full((1, 4, 3), 128, np.uint8)
+    cam = np.array([[[0.9, 0.2, 0.02, 0.5]], [[0.1, 0.1, 0.01, 0.6]]], np.float32)
+    crf = DenseCRF(iterations=0)  # leaves each decision as it is
+    label = confident_label(image, np.array([3, 7]), cam, 0.3, 0.05, crf)
+    assert label.tolist() == [[3, 255, 0, 7]]
+
+
+def test_image_without_tags_is_background():
+    image, cam = np.zeros((8, 12, 3), np.uint8), np.zeros((0, 2, 3), np.float32)
+    assert not confident_label(image, np.zeros(0), cam, 0.3, 0.05, DenseCRF()).any()
+    assert not walked_label(torch.zeros(0, 2, 3), np.zeros(0), (8, 12), 0.25).any()
+
+
+def test_label_after_the_walk_compares_all_classes_with_the_background():
+    walked = torch.tensor([[[8.0, 1.0, 1.0]], [[2.0, 4.0, 1.0]]])
+    label = walked_label(walked, np.array([2, 5]), (1, 3), 0.25)
+    assert label.tolist() == [[2, 5, 0]]
+
+
+def test_boundaries_come_at_stride_4_from_a_frozen_backbone():
+    network = BoundaryNetwork(RESNET).train()
+    logits = network(torch.randn(2, 3, 50, 72))
+    assert logits.shape == (2, 1, 13, 18) and not network.backbone.training
+    logits.sum().backward()
+    assert all(p.grad is None for p in network.backbone.parameters())
+    assert all(p.grad is not None for p in network.head())
+
+
+def test_head_has_the_public_names_and_shapes():
+    with torch.device("meta"):
+        network = BoundaryNetwork(BackboneConfig("resnet50", {}, "none"))
+    shapes = {k: tuple(v.shape) for k, v in network.state_dict().items() if "fc_edge" in k}
+    inputs = (64, 256, 512, 1024, 2048)
+    expected = {"fc_edge6.weight": (1, 160, 1, 1), "fc_edge6.bias": (1,)}
+    for k, channels in enumerate(inputs, 1):
+        expected[f"fc_edge{k}.0.weight"] = (32, channels, 1, 1)
+        expected |= {f"fc_edge{k}.1.{name}": (32,) for name in ("weight", "bias")}
+    assert shapes == expected
+
+
+@pytest.fixture(params=["irn", "advcam"])
+def irn_experiment(request, tiny_data, tmp_path):
+    settings = tiny_config(tiny_data, tmp_path / "run")
+    views = {"crop": 64, "jitter": [0, 0, 0, 0]}
+    settings["wsss"] |= {"method": request.param, "advcam": {"steps": 2, "scales": [0.5, 1.0]}}
+    settings["wsss"]["irn"] = {"epochs": 1, "batch_size": 4, "radius": 5, "augment": views}
+    path = tmp_path / "irn.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def test_labels_by_random_walk_are_made_from_tags_alone(irn_experiment, tiny_data):
+    done = run_python("train_wsss.py", "--config", irn_experiment)
+    assert done.returncode == 0, done.stderr
+    folder = irn_experiment.parent / "run" / "wsss"
+    labels = sorted((folder / "labels").glob("*.png"))
+    assert len(labels) == 16 == len(list((folder / "seeds").glob("*.png")))
+    assert max(read_label(path, 8, (128, 128)).max() for path in labels) > 0
+    before = {path: path.read_bytes() for path in labels}
+    labels[0].unlink()
+    manifest = folder / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"finished": true', '"finished": false'))
+    done = run_python("train_wsss.py", "--config", irn_experiment)
+    assert done.returncode == 0, done.stderr
+    assert {path: path.read_bytes() for path in labels} == before

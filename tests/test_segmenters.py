@@ -1,0 +1,126 @@
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from core.config import BackboneConfig, SegmentationConfig
+from core.debias import weighted_cross_entropy
+from core.errors import UserError
+from core.models.deeplab import segmenter
+from core.models.wide_resnet import WideResNet38
+
+RESNET = BackboneConfig("resnet18", {"channels": [8, 8, 16, 16]}, "none")
+WIDE = BackboneConfig("wide_resnet38", {"width": 1 / 32}, "none")
+HEADS = {
+    "deeplabv1": {"rates": (12,), "aspp_dim": 16},
+    "deeplabv2": {"rates": (6, 12, 18, 24)},
+    "deeplabv3plus": {"aspp_dim": 16, "low_dim": 8},
+}
+
+
+def settings(network: str, backbone: BackboneConfig = RESNET, **changes) -> SegmentationConfig:
+    return SegmentationConfig(network=network, backbone=backbone, **{**HEADS[network], **changes})
+
+
+@pytest.mark.parametrize("backbone", [RESNET, WIDE], ids=["resnet", "wide"])
+@pytest.mark.parametrize(("network", "stride"), [("deeplabv1", 8), ("deeplabv2", 8)])
+def test_early_deeplabs_predict_at_stride_8(network, stride, backbone):
+    logits = segmenter(settings(network, backbone), 5).eval()(torch.zeros(2, 3, 64, 72))
+    assert logits.shape == (2, 6, 64 // stride, 72 // stride)
+
+
+@pytest.mark.parametrize("stride", [8, 16])
+def test_decoder_predicts_at_stride_4_whatever_the_backbones(stride):
+    network = segmenter(settings("deeplabv3plus", output_stride=stride), 5).eval()
+    assert network(torch.zeros(1, 3, 64, 64)).shape == (1, 6, 16, 16)
+
+
+def test_smaller_copies_are_trained_on_and_their_maximum_is_the_prediction():
+    torch.manual_seed(0)
+    network = segmenter(settings("deeplabv2", train_scales=(0.5, 0.75)), 3).eval()
+    images = torch.randn(1, 3, 64, 64)
+    levels = network.training_logits(images)
+    assert [level.shape[-1] for level in levels] == [8, 4, 6, 8]
+    assert torch.equal(levels[-1], network(images))
+    assert (levels[-1] >= levels[0]).all()
+
+
+def test_frozen_normalisation_stays_frozen_when_training_begins():
+    network = segmenter(settings("deeplabv3plus", norm="frozen"), 3).train()
+    norms = [m for m in network.backbone.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert norms and not any(m.training for m in norms)
+    assert network.head.low[1].training
+
+
+@pytest.mark.parametrize(("choice", "dilation"), [("previous", (2, 2)), ("one", (1, 1))])
+def test_first_block_of_the_last_layer_has_the_chosen_dilation(choice, dilation):
+    backbone = BackboneConfig("resnet50", {}, "none", choice)
+    with torch.device("meta"):
+        network = segmenter(settings("deeplabv2", backbone), 3)
+    layer = network.backbone.net["layer4"]
+    assert layer[0].conv2.dilation == dilation and layer[1].conv2.dilation == (4, 4)
+    assert network(torch.zeros(1, 3, 64, 64, device="meta")).shape == (1, 4, 8, 8)
+
+
+def test_balanced_loss_adds_the_means_of_background_and_classes():
+    logits, label = torch.randn(1, 3, 2, 4), torch.tensor([[[0, 0, 0, 1], [0, 2, 255, -1]]])
+    losses = torch.nn.functional.cross_entropy(logits, label.clamp(0, 2), reduction="none")[0]
+    background = (losses[0, :3].sum() + losses[1, 0]) / 4
+    classes = (losses[0, 3] + losses[1, 1]) / 2
+    found = weighted_cross_entropy(logits, label, balanced=True)
+    assert torch.allclose(found, background + classes)
+
+
+def wide_names() -> dict[str, tuple[int, ...]]:
+    """Convolutions of the public file, from the table of the network's blocks."""
+    shapes = {"conv1a": (64, 3, 3, 3)}
+    basic = [("b2", 64, 128, 128, 3), ("b3", 128, 256, 256, 3), ("b4", 256, 512, 512, 6)]
+    for name, inputs, mid, out, blocks in [*basic, ("b5", 512, 512, 1024, 3)]:
+        shapes[f"{name}.conv_branch1"] = (out, inputs, 1, 1)
+        for k in range(blocks):
+            block = f"{name}_{k}" if k else name
+            shapes[f"{block}.conv_branch2a"] = (mid, out if k else inputs, 3, 3)
+            shapes[f"{block}.conv_branch2b1"] = (out, mid, 3, 3)
+    for name, inputs, mid, wide, out in [
+        ("b6", 1024, 512, 1024, 2048),
+        ("b7", 2048, 1024, 2048, 4096),
+    ]:
+        shapes[f"{name}.conv_branch1"] = (out, inputs, 1, 1)
+        shapes[f"{name}.conv_branch2a"] = (mid, inputs, 1, 1)
+        shapes[f"{name}.conv_branch2b1"] = (wide, mid, 3, 3)
+        shapes[f"{name}.conv_branch2b2"] = (out, wide, 1, 1)
+    return {f"{name}.weight": shape for name, shape in shapes.items()}
+
+
+def test_wide_resnet_has_the_public_names_and_shapes():
+    with torch.device("meta"):
+        state = WideResNet38().state_dict()
+    convolutions = {k: tuple(v.shape) for k, v in state.items() if v.ndim == 4}
+    assert convolutions == wide_names()
+    assert {k.rsplit(".", 1)[0].rsplit(".", 1)[-1] for k, v in state.items() if v.ndim == 1} == {
+        *("bn_branch2a", "bn_branch2b1", "bn_branch2b2", "bn7")
+    }
+
+
+def test_weights_of_wide_resnet_load_completely_or_not_at_all(tmp_path):
+    state = {
+        k: torch.randn_like(v)
+        for k, v in WideResNet38(1 / 32).state_dict().items()
+        if v.is_floating_point()
+    }
+    path = tmp_path / "wide.safetensors"
+    save_file({**state, "linear1000.weight": torch.zeros(3)}, path)
+    backbone = BackboneConfig("wide_resnet38", {"width": 1 / 32}, str(path))
+    network = segmenter(settings("deeplabv1", backbone), 3)
+    for name, value in state.items():
+        assert torch.equal(network.backbone.net.state_dict()[name], value), name
+    del state["b6.conv_branch2b2.weight"]
+    save_file(state, path)
+    with pytest.raises(UserError, match="b6.conv_branch2b2.weight"):
+        segmenter(settings("deeplabv1", backbone), 3)
+
+
+def test_wide_resnet_is_not_fetched_and_has_one_stride():
+    with pytest.raises(UserError, match="local file"):
+        segmenter(settings("deeplabv1", BackboneConfig("wide_resnet38")), 3)
+    with pytest.raises(UserError, match="output stride 8 alone"):
+        segmenter(settings("deeplabv1", WIDE, output_stride=16), 3)
