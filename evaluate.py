@@ -13,31 +13,17 @@ predictions, biased (254) and ignored (255) pixels count as background.
 
 import hashlib
 import sys
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
-
-import numpy as np
-from tqdm import tqdm
 
 from core.config import Config, make_parser, parse
 from core.errors import UserError, run_script
 from core.files import write_json
-from core.labels import read_label, read_truth
-from core.metrics import confusion_matrix, scores
 from core.runs import Run, Stage
+from core.scoring import score_files
 from core.segmenter import predict, trained_weights
 from core.splits import Split, ground_truth, masks_folder, read_split
 from core.submission import COMPETITIONS, check_submission, write_submission
-
-DEFINITIONS = {
-    "miou": "mean over background and classes of TP / (TP + FP + FN)",
-    "fp": "mean over classes, without background, of FP / (TP + FP + FN)",
-    "fn": "mean over classes, without background, of FN / (TP + FP + FN)",
-    "fp_per_tp": "mean over classes, without background, of FP / TP (the SEAM paper's definition)",
-    "fn_per_tp": "mean over classes, without background, of FN / TP (the SEAM paper's definition)",
-}
 
 
 def main() -> None:
@@ -159,64 +145,6 @@ def submit(config: Config, options) -> None:
     if not stage.finished:
         stage.finish({})
     print(f"{len(predictions)} predictions in {archive}")
-
-
-def score_files(
-    predictions: Sequence[Path],
-    masks: Sequence[Path],
-    classes: Sequence[str],
-    allow_missing: bool,
-    workers: int,
-) -> dict:
-    """Scores predicted label maps against masks, file by file.
-
-    Raises:
-        UserError: a prediction is missing and that is not allowed, or a file is not a label map.
-    """
-    pairs = [(p, m) for p, m in zip(predictions, masks, strict=True) if p.is_file()]
-    missing = len(masks) - len(pairs)
-    if missing and (not allow_missing or not pairs):
-        first = next(p for p in predictions if not p.is_file())
-        raise UserError(
-            f"{missing} of {len(masks)} predictions are missing, first: {first}; a score on part "
-            "of the images is not comparable. Make them, or give --allow-missing"
-        )
-
-    def count(pair: tuple[Path, Path]) -> np.ndarray:
-        prediction, mask = pair
-        truth = read_truth(mask, len(classes))
-        predicted = read_label(prediction, len(classes), truth.shape)
-        return confusion_matrix(predicted, truth, len(classes))
-
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        matrix = sum(_progress(pool.map(count, pairs), len(pairs)))
-    return summarise(matrix, classes, len(pairs), len(masks))
-
-
-def summarise(matrix: np.ndarray, classes: Sequence[str], scored: int, total: int) -> dict:
-    """The content of scores.json."""
-    s = scores(matrix)
-    values = {"miou": s.miou}
-    for key in ("fp", "fn", "fp_per_tp", "fn_per_tp"):
-        values[key] = s.mean(getattr(s, key))
-    lists = {key: [_number(v) for v in getattr(s, key)] for key in ("iou", "fp", "fn")}
-    return {
-        **{k: _number(v) for k, v in values.items()},
-        "classes": ["background", *classes],
-        "per_class": lists,
-        "images": {"scored": scored, "of": total},
-        "definitions": DEFINITIONS,
-        "confusion_matrix": matrix.tolist(),
-    }
-
-
-def _number(value: float) -> float | None:
-    """JSON has no NaN; None is a class that occurs nowhere."""
-    return float(value) if np.isfinite(value) else None
-
-
-def _progress(items: Iterable, total: int) -> Iterable:
-    return tqdm(items, "scoring", total, unit="image", disable=total < 200)
 
 
 def print_table(result: dict) -> None:

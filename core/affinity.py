@@ -123,8 +123,10 @@ def random_walk(
     margin = radius - 1
     # Beyond the image everything is boundary: pairs that leave it have no affinity.
     padded = F.pad(boundary, (margin, margin, 0, margin), value=1)
-    weights = path_affinity(padded, radius) ** beta  # (P, h, w)
-    return _walk(maps * (1 - boundary), weights, pair_offsets(radius), 2**doublings)
+    # In double precision: rounding of the same kind in each of 256 steps would add up.
+    weights = path_affinity(padded.double(), radius) ** beta  # (P, h, w)
+    start = (maps * (1 - boundary)).double()
+    return _walk(start, weights, pair_offsets(radius), 2**doublings).to(maps.dtype)
 
 
 def _walk(maps: Tensor, weights: Tensor, offsets: list[Offset], steps: int) -> Tensor:

@@ -489,13 +489,14 @@ class Config:
         _check(self.seed >= 0, f"seed must not be negative, got {self.seed}")
         _check(self.workers >= 0, f"workers must not be negative, got {self.workers}")
         _check(self.checkpoint_every >= 1, "checkpoint_every must be at least 1")
-        root, results = Path(self.data.root).resolve(), Path(self.run_dir).resolve()
-        inside = self.data.format == "folder" and root in (results, *results.parents)
-        _check(
-            not inside,
-            f"run_dir {results} lies in data.root; pictures of results would be read "
-            "as images. Choose another run_dir",
-        )
+        folders = (self.run_dir, self.wsss.labels_dir, self.debias.output_dir)
+        root = Path(self.data.root).resolve()
+        for folder in [Path(f).resolve() for f in folders if f]:
+            inside = self.data.format == "folder" and root in (folder, *folder.parents)
+            _check(
+                not inside,
+                f"{folder} lies in data.root; its pictures would be read as images. Choose another",
+            )
 
 
 class _Parser(jsonargparse.ArgumentParser):

@@ -17,8 +17,8 @@ from core.labels import BIASED_ON_DISK, read_label, write_label
 from core.metrics import confusion_matrix
 from core.models.deeplab import segmenter
 from core.runs import Run, environment
+from core.scoring import summarise
 from core.splits import Split, read_split
-from evaluate import summarise
 from tools import make_demo_dataset, make_report
 from tools.demo_world.scene import CLASSES
 
