@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from core.config import Config, SegmentationConfig, make_parser, parse
 from core.crf import DenseCRF
-from core.datasets import Draws, LabelledImages, make_loader
+from core.datasets import LabelledImages, batches_from
 from core.debias import certain_mask, complement, weighted_cross_entropy
 from core.errors import run_script
 from core.labels import BACKGROUND, BIASED
@@ -80,9 +80,7 @@ def train_network(config: Config, folder: Path, split: Split, labels: tuple[Path
     fill = TeacherFill(config, ema, iterations)
     cast = autocast(config, device)
 
-    def batches(start: int):
-        draws = Draws(len(split), settings.batch_size, iterations, config.seed, start)
-        return make_loader(dataset, draws, config.workers)
+    batches = batches_from(dataset, settings.batch_size, iterations, config)
 
     def step(batch: dict[str, Tensor], t: int) -> dict[str, Tensor]:
         images = batch["image"].to(device, memory_format=torch.channels_last)

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from core.advcam import climbed_maps
 from core.config import Config, make_parser, parse
-from core.datasets import Draws, LabelledImages, batches_by_size, make_loader
+from core.datasets import LabelledImages, batches_by_size, batches_from
 from core.errors import run_script
 from core.inference import multi_scale
 from core.irn import write_irn_labels
@@ -88,9 +88,7 @@ def train_classifier(config: Config, run: Run, split: Split) -> CamClassifier:
     dataset = LabelledImages(split, None, len(config.data.classes), settings.augment)
     cast = autocast(config, device)
 
-    def batches(start: int):
-        draws = Draws(len(split), settings.batch_size, iterations, config.seed, start)
-        return make_loader(dataset, draws, config.workers)
+    batches = batches_from(dataset, settings.batch_size, iterations, config)
 
     def step(batch, t):
         images = batch["image"].to(device, memory_format=torch.channels_last)

@@ -1,7 +1,7 @@
 """Training items and batches of the images of a split, in an order that can be resumed."""
 
 import itertools
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from core.config import AugmentConfig
+from core.config import AugmentConfig, Config
 from core.errors import UserError
 from core.labels import IGNORE, read_label, to_training
 from core.splits import Split
@@ -100,6 +100,25 @@ def make_loader(dataset: Dataset, draws: Draws, workers: int) -> DataLoader:
         multiprocessing_context="spawn" if workers and torch.cuda.is_available() else None,
         worker_init_fn=_one_thread,
     )
+
+
+def batches_from(
+    dataset: Dataset, batch_size: int, iterations: int, config: Config
+) -> Callable[[int], DataLoader]:
+    """What `core.training.train` asks for: the first step -> all batches from there on.
+
+    Args:
+        dataset: takes (index, seed); `dataset.split` says how many images it has.
+        batch_size: images per step.
+        iterations: steps in all.
+        config: seed and workers.
+    """
+
+    def batches(start: int) -> DataLoader:
+        draws = Draws(len(dataset.split), batch_size, iterations, config.seed, start)
+        return make_loader(dataset, draws, config.workers)
+
+    return batches
 
 
 def _one_thread(worker: int) -> None:

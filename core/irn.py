@@ -15,7 +15,7 @@ from tqdm import tqdm
 from core.affinity import affinity_loss, path_affinity, random_walk
 from core.config import Config
 from core.crf import DenseCRF
-from core.datasets import Draws, LabelledImages, batches_by_size, make_loader
+from core.datasets import LabelledImages, batches_by_size, batches_from
 from core.inference import multi_scale
 from core.labels import BACKGROUND, IGNORE, write_label
 from core.models.backbones import to_device
@@ -104,9 +104,7 @@ def train_boundaries(config: Config, run: Run, split: Split) -> BoundaryNetwork:
     dataset = LabelledImages(split, seeds, len(config.data.classes), settings.augment)
     cast = autocast(config, device)
 
-    def batches(start: int):
-        draws = Draws(len(split), settings.batch_size, iterations, config.seed, start)
-        return make_loader(dataset, draws, config.workers)
+    batches = batches_from(dataset, settings.batch_size, iterations, config)
 
     def step(batch, t):
         images = batch["image"].to(device, memory_format=torch.channels_last)

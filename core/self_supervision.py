@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core.config import Config, SelfSupervisedConfig
-from core.datasets import Draws, RawImages, make_loader
+from core.datasets import RawImages, batches_from
 from core.models.backbones import to_device
 from core.splits import Split
 from core.training import EMA, autocast, one_cycle, pick_device, train
@@ -217,9 +217,7 @@ def train_backbone(config: Config, backbone: nn.Module, split: Split, folder: Pa
     )
     cast, dataset = autocast(config, device), RawImages(split)
 
-    def batches(start: int):
-        draws = Draws(len(split), settings.batch_size, settings.iterations, config.seed, start)
-        return make_loader(dataset, draws, config.workers)
+    batches = batches_from(dataset, settings.batch_size, settings.iterations, config)
 
     def step(batch: dict[str, Tensor], t: int) -> dict[str, Tensor]:
         images = batch["image"].to(device).float() / 255
