@@ -13,18 +13,21 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from core.advcam import climbed_maps
-from core.config import Config, make_parser, parse
+from core.config import Config, WsssConfig, make_parser, parse
 from core.datasets import LabelledImages, batches_by_size, batches_from
 from core.errors import run_script
 from core.inference import multi_scale
-from core.irn import write_irn_labels
+from core.irn import irn_spreading
 from core.labels import read_label, write_label
 from core.models.backbones import to_device
 from core.models.cam import CamClassifier
+from core.models.seam import SeamClassifier
+from core.psa import psa_spreading
 from core.pseudo_labels import (
     background_score,
     cam_label,
@@ -35,7 +38,8 @@ from core.pseudo_labels import (
 )
 from core.runs import Run, Stage
 from core.splits import Split, read_split
-from core.training import autocast, one_cycle, pick_device, seed_everything, train
+from core.spreading import write_spread_labels
+from core.training import autocast, one_cycle, pick_device, poly, seed_everything, train
 from core.transforms import normalise
 
 
@@ -58,11 +62,12 @@ def main() -> None:
         print(f"classifier: {run.wsss / 'checkpoint.pth'}")
         return
     write_cams(config, run, split, classifier)
-    if config.wsss.method in ("irn", "advcam"):
-        write_irn_labels(config, run, split)
-        results = {}
+    results = {}
+    if config.wsss.method == "cam":
+        results["threshold"] = write_labels(config, run, split)
     else:
-        results = {"threshold": write_labels(config, run, split)}
+        spreading = psa_spreading if config.wsss.method == "seam" else irn_spreading
+        write_spread_labels(config, run, split, spreading(config.wsss))
     foreground = foreground_share(run, split)
     stage.finish({"foreground": foreground, **results})
     print(
@@ -71,36 +76,41 @@ def main() -> None:
     )
 
 
-def train_classifier(config: Config, run: Run, split: Split) -> CamClassifier:
+def build_classifier(settings: WsssConfig, num_classes: int) -> CamClassifier | SeamClassifier:
+    """The method's network, which has `loss`, `activation` and `parameter_groups`."""
+    if settings.method == "seam":
+        return SeamClassifier(settings.backbone, num_classes)
+    return CamClassifier(settings.backbone, settings.output_stride, num_classes, settings.pooling)
+
+
+def train_classifier(config: Config, run: Run, split: Split) -> CamClassifier | SeamClassifier:
     """Fits the multi-label classifier to the tags (or reads the one fitted before)."""
     settings, device = config.wsss, pick_device(config)
     seed_everything(config.seed)
-    classifier = CamClassifier(
-        settings.backbone, settings.output_stride, len(config.data.classes), settings.pooling
-    )
+    classifier = build_classifier(settings, len(config.data.classes))
     classifier = to_device(classifier, device).train()
-    groups = [
-        {"params": classifier.backbone.parameters(), "lr": settings.lr},
-        {"params": classifier.classifier.parameters(), "lr": settings.head_lr},
-    ]
-    optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
+    groups = classifier.parameter_groups(settings.lr, settings.head_lr)
     iterations = max(1, settings.epochs * len(split) // settings.batch_size)
+    if settings.optimizer == "sgd":
+        optimizer = torch.optim.SGD(groups, weight_decay=settings.weight_decay)
+        schedule = poly(iterations)
+    else:
+        optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
+        schedule = one_cycle(iterations)
     dataset = LabelledImages(split, None, len(config.data.classes), settings.augment)
     cast = autocast(config, device)
 
-    batches = batches_from(dataset, settings.batch_size, iterations, config)
-
-    def step(batch, t):
+    def step(batch: dict[str, Tensor], t: int) -> dict[str, Tensor]:
         images = batch["image"].to(device, memory_format=torch.channels_last)
         with cast:
-            logits = classifier(images)
-        return {"loss": F.multilabel_soft_margin_loss(logits.float(), batch["tags"].to(device))}
+            return {"loss": classifier.loss(images, batch["tags"].to(device))}
 
+    batches = batches_from(dataset, settings.batch_size, iterations, config)
     train(
         "classifier",
         {"network": classifier},
         optimizer,
-        one_cycle(iterations),
+        schedule,
         batches,
         step,
         iterations,
@@ -118,6 +128,8 @@ def write_cams(config: Config, run: Run, split: Split, classifier: CamClassifier
     compute = climbed if config.wsss.method == "advcam" else activations
     for index, maps in compute(config, split, classifier, todo):
         tagged = split.tags[index].nonzero()[0]
+        if config.wsss.method == "seam":  # its refined maps are nowhere quite 0
+            maps = maps - maps.min((1, 2), keepdims=True)
         save_cam(folder / f"{split.ids[index]}.npz", tagged + 1, normalise_cams(maps))
         bar.update()
     bar.close()

@@ -1,13 +1,13 @@
-"""Pixel affinities along paths and the random walk that spreads activation maps with them.
+"""Affinities of pairs of pixels, and the random walk that spreads activation maps along them.
 
-From IRNet (Ahn, Cho and Kwak, CVPR 2019): two pixels belong together unless a boundary lies between
-them. Pure functions on tensors. All pairs within a radius are listed once, as offsets that point
+From IRNet (Ahn, Cho and Kwak, CVPR 2019), where two pixels belong together unless a boundary lies
+between them, and PSA (Ahn and Kwak, CVPR 2018), where they do if their features are alike. Pure
+functions on tensors. All pairs within a radius are listed once, as offsets that point
 down or right; P is their number.
 """
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from core.labels import BACKGROUND, IGNORE
 
@@ -55,22 +55,25 @@ def path_affinity(boundary: Tensor, radius: int) -> Tensor:
     return torch.stack(pairs, -3)
 
 
-def pair_labels(label: Tensor, radius: int) -> tuple[Tensor, Tensor]:
-    """Labels at both ends of each pair.
+def pair_ends(maps: Tensor, radius: int) -> tuple[Tensor, list[Tensor]]:
+    """Values at both ends of each pair.
 
     Args:
-        label: (..., H, W) integers.
+        maps: (..., H, W), features or labels.
         radius: see `path_affinity`.
 
     Returns:
-        (..., 1, H - r, W - 2 r) at the upper or left cell, (..., P, H - r, W - 2 r) at the other.
+        (..., H - r, W - 2 r) at the upper or left cell, and P such at the other one.
     """
     margin = radius - 1
-    height, width = label.shape[-2] - margin, label.shape[-1] - 2 * margin
-    other = [
-        label[..., y : y + height, margin + x : margin + x + width] for y, x in pair_offsets(radius)
-    ]
-    return label[..., None, :height, margin : margin + width], torch.stack(other, -3)
+    height, width = maps.shape[-2] - margin, maps.shape[-1] - 2 * margin
+    if height < 1 or width < 1:
+        raise ValueError(f"a map of {tuple(maps.shape)} has no pairs of radius {radius}")
+
+    def shifted(dy: int, dx: int) -> Tensor:
+        return maps[..., dy : dy + height, margin + dx : margin + dx + width]
+
+    return shifted(0, 0), [shifted(*offset) for offset in pair_offsets(radius)]
 
 
 def affinity_loss(affinity: Tensor, label: Tensor, radius: int) -> Tensor:
@@ -80,14 +83,15 @@ def affinity_loss(affinity: Tensor, label: Tensor, radius: int) -> Tensor:
     each count by their own mean: 1/4, 1/4 and 1/2. Ignored cells have no pairs.
 
     Args:
-        affinity: (..., P, h, w) of `path_affinity`.
+        affinity: (..., P, h, w) of `path_affinity` or `feature_affinity`.
         label: (..., H, W) integers, 0..C or 255 (or -1) to ignore.
         radius: of the pairs.
 
     Returns:
         () loss.
     """
-    here, there = pair_labels(label, radius)
+    here, there = pair_ends(label, radius)
+    here, there = here.unsqueeze(-3), torch.stack(there, -3)
     valid = (here != IGNORE) & (there != IGNORE) & (here >= 0) & (there >= 0)
     same = valid & (here == there)
     attract, repel = -torch.log(affinity + 1e-5), -torch.log(1 + 1e-5 - affinity)
@@ -101,8 +105,23 @@ def _mean(values: Tensor, chosen: Tensor) -> Tensor:
     return (values * chosen).sum() / (chosen.sum() + 1e-5)
 
 
+def feature_affinity(features: Tensor, radius: int) -> Tensor:
+    """exp(-mean |f - g|) of the features at both ends of each pair (PSA).
+
+    Args:
+        features: (B, D, H, W).
+        radius: pairs are nearer than this, in cells.
+
+    Returns:
+        (B, P, H - r, W - 2 r) with r = radius - 1, in (0, 1]; see `path_affinity`.
+    """
+    here, there = pair_ends(features, radius)
+    gaps = [(here - other).abs().mean(-3) for other in there]
+    return torch.exp(-torch.stack(gaps, -3))
+
+
 def random_walk(
-    maps: Tensor, boundary: Tensor, radius: int = 5, beta: float = 10, doublings: int = 8
+    maps: Tensor, affinity: Tensor, radius: int = 5, beta: float = 10, doublings: int = 8
 ) -> Tensor:
     """Spreads maps over the image by 2^doublings steps of a random walk (IRNet, Eq. 10-11).
 
@@ -111,8 +130,8 @@ def random_walk(
     of affinities, so memory is linear in the cells; the paper's matrix power is quadratic.
 
     Args:
-        maps: (K, h, w) activation maps of the image's classes, not negative.
-        boundary: (h, w) in [0, 1]; the walk starts from maps * (1 - boundary).
+        maps: (K, h, w) maps of the image's classes, not negative.
+        affinity: (P, h, w) in [0, 1] of each cell's pairs; those that leave the image are left out.
         radius: of the pairs, in cells.
         beta: exponent of the affinities.
         doublings: log2 of the number of steps.
@@ -120,13 +139,10 @@ def random_walk(
     Returns:
         (K, h, w).
     """
-    margin = radius - 1
-    # Beyond the image everything is boundary: pairs that leave it have no affinity.
-    padded = F.pad(boundary, (margin, margin, 0, margin), value=1)
     # In double precision: rounding of the same kind in each of 256 steps would add up.
-    weights = path_affinity(padded.double(), radius) ** beta  # (P, h, w)
-    start = (maps * (1 - boundary)).double()
-    return _walk(start, weights, pair_offsets(radius), 2**doublings).to(maps.dtype)
+    weights = affinity.double() ** beta
+    walked = _walk(maps.double(), weights, pair_offsets(radius), 2**doublings)
+    return walked.to(maps.dtype)
 
 
 def _walk(maps: Tensor, weights: Tensor, offsets: list[Offset], steps: int) -> Tensor:

@@ -232,23 +232,9 @@ class AdvCamConfig:
 
 
 @dataclass
-class IrnConfig:
-    """IRNet's second half: boundaries learnt from confident pixels, and a random walk."""
+class PairConfig:
+    """Training of a network of pairs, and the random walk along them."""
 
-    foreground: float = 0.30
-    """A class that beats this background score is confident (this and the rest: IRNet's code)."""
-    background: float = 0.05
-    """Where no class beats this score, background is confident."""
-    crf: CrfConfig = field(
-        default_factory=lambda: CrfConfig(
-            sxy_gaussian=3,
-            weight_gaussian=3,
-            sxy_bilateral=50,
-            srgb_bilateral=5,
-            weight_bilateral=10,
-        )
-    )
-    """Refinement of both decisions."""
     epochs: int = 3
     """Passes over the training images."""
     batch_size: int = 32
@@ -258,40 +244,89 @@ class IrnConfig:
     weight_decay: float = 1e-4
     """Weight decay."""
     radius: int = 10
-    """Pairs nearer than this are learnt from, in cells of 4 pixels."""
+    """Pairs nearer than this are learnt from, in cells."""
     augment: AugmentConfig = field(default_factory=lambda: AugmentConfig(jitter=(0, 0, 0, 0)))
     """Views for training."""
-    walk_radius: int = 5
-    """Pairs nearer than this are walked between."""
     beta: float = 10
-    """Exponent of the affinities."""
+    """Exponent of the affinities in the walk."""
     doublings: int = 8
-    """log2 of the number of steps."""
+    """log2 of the walk's number of steps."""
+
+    def __post_init__(self):
+        _check(self.radius >= 2, "the radius of pairs must be at least 2")
+        _check(self.batch_size >= 1, "the batch size of pairs must be at least 1")
+
+
+@dataclass
+class IrnConfig(PairConfig):
+    """IRNet's second half: boundaries at stride 4 (all defaults: its code)."""
+
+    foreground: float = 0.30
+    """A class that beats this background score is confident."""
+    background: float = 0.05
+    """Where no class beats this score, background is confident."""
+    crf: CrfConfig = field(default_factory=lambda: CrfConfig("auto", 10, 3, 3, 50, 5, 10))
+    """Refinement of both decisions."""
+    walk_radius: int = 5
+    """Pairs nearer than this are walked between, in cells."""
     exponent: float = 1.0
-    """Exponent of the activation maps before the walk."""
+    """Exponent of the activation maps before the walk (AdvCAM: 1.5)."""
     threshold: float = 0.25
     """Background score against the maps after the walk, whose maximum is 1."""
 
     def __post_init__(self):
+        super().__post_init__()
         _check(
             0 < self.background <= self.foreground < 1,
             "wsss.irn.background and wsss.irn.foreground must lie in (0, 1), in this order",
         )
-        _check(self.radius >= 2 and self.walk_radius >= 2, "wsss.irn radii must be at least 2")
+        _check(self.walk_radius >= 2, "wsss.irn.walk_radius must be at least 2")
         _check(0 < self.threshold < 1, "wsss.irn.threshold must lie in (0, 1)")
+
+
+@dataclass
+class PsaConfig(PairConfig):
+    """PSA's affinity network as SEAM uses it: features at stride 8 (all defaults: SEAM's code)."""
+
+    epochs: int = 8
+    """Passes over the training images."""
+    batch_size: int = 8
+    """Images per step."""
+    lr: float = 0.01
+    """Learning rate of the backbone; the heads have ten times it."""
+    weight_decay: float = 5e-4
+    """Weight decay."""
+    radius: int = 5
+    """Pairs nearer than this are learnt from and walked between, in cells."""
+    augment: AugmentConfig = field(default_factory=lambda: AugmentConfig(scale=(1, 1), crop=448))
+    """Views for training."""
+    beta: float = 8
+    """Exponent of the affinities in the walk."""
+    doublings: int = 6
+    """log2 of the walk's number of steps."""
+    low_exponent: float = 4
+    """A class is confident where it beats the background (1 - best)^low."""
+    high_exponent: float = 24
+    """Background is confident where (1 - best)^high still wins."""
+    walk_exponent: float = 6
+    """Background (1 - best)^walk is spread beside the classes."""
+    crf: CrfConfig = field(default_factory=lambda: CrfConfig("auto", 10, 3, 3, 80, 13, 10))
+    """Refinement of both decisions."""
 
 
 @dataclass
 class WsssConfig:
     """Stage 2, a WSSS method on image-level tags: class activation maps of a ResNet classifier."""
 
-    method: Literal["cam", "irn", "advcam"] = "cam"
+    method: Literal["cam", "irn", "advcam", "seam"] = "cam"
     """cam: activation maps, refined by `refine`; irn: spread by IRNet's random walk instead;
-    advcam: AdvCAM's maps, spread in the same way."""
+    advcam: AdvCAM's maps, spread in the same way; seam: SEAM's maps, spread by PSA's."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     """The ResNet."""
     irn: IrnConfig = field(default_factory=IrnConfig)
     """Settings of IRNet's second half."""
+    psa: PsaConfig = field(default_factory=PsaConfig)
+    """Settings of the spreading that SEAM uses."""
     advcam: AdvCamConfig = field(default_factory=AdvCamConfig)
     """Settings of AdvCAM's maps."""
     labels_dir: str | None = None
@@ -304,10 +339,13 @@ class WsssConfig:
     """Passes over the training images."""
     batch_size: int = 16
     """Images per step."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """adamw has a one-cycle schedule; sgd a polynomial one and no momentum, which is what the
+    released code of IRNet, SEAM and AdvCAM comes to."""
     lr: float = 1e-4
-    """Peak learning rate of AdamW for the backbone."""
+    """Learning rate of the backbone, at its peak."""
     head_lr: float = 1e-3
-    """Peak learning rate for the new classifier."""
+    """Learning rate of the new layers, at its peak."""
     weight_decay: float = 0.02
     """AdamW weight decay."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)

@@ -6,12 +6,15 @@ import torch
 
 from core.affinity import (
     affinity_loss,
-    pair_labels,
+    feature_affinity,
+    pair_ends,
     pair_offsets,
     path,
     path_affinity,
     random_walk,
 )
+from core.config import IrnConfig
+from core.irn import walk
 
 
 @pytest.mark.parametrize(("radius", "count"), [(2, 4), (5, 34), (10, 152)])
@@ -74,15 +77,15 @@ def test_walk_equals_the_power_of_the_dense_matrix(size):
     transition = np.linalg.matrix_power(dense_transition(boundary.numpy(), 4, 3), 2**5)
     start = (maps * (1 - boundary)).flatten(1).numpy()
     expected = torch.from_numpy(start @ transition).view(2, *size)
-    found = random_walk(maps, boundary, 4, 3, 5)
-    assert torch.allclose(found, expected, atol=1e-10)
-    single = random_walk(maps.float(), boundary.float(), 4, 3, 5)
-    assert torch.allclose(single.double(), expected, atol=1e-4)
+    settings = IrnConfig(walk_radius=4, beta=3, doublings=5)
+    assert torch.allclose(walk(boundary, maps, settings), expected, atol=1e-10)
+    single = walk(boundary.float(), maps.float(), settings)
+    assert torch.allclose(single.double(), expected, atol=1e-5)
 
 
 def test_walk_without_any_affinity_stays_where_it_is():
     maps, boundary = torch.rand(3, 6, 8), torch.full((6, 8), 0.9999)
-    walked = random_walk(maps, boundary, 5, 50, 8)
+    walked = walk(boundary, maps, IrnConfig(beta=50))
     assert torch.allclose(walked, maps * (1 - boundary), atol=1e-6)
 
 
@@ -90,16 +93,29 @@ def test_walk_does_not_cross_a_closed_boundary():
     maps, boundary = torch.zeros(1, 20, 20), torch.zeros(20, 20)
     maps[0, 4, 4] = 1
     boundary[:, 9:11] = 1
-    walked = random_walk(maps, boundary)[0]
+    walked = walk(boundary, maps, IrnConfig())[0]
     assert walked[:, :9].min() > 0 and walked[:, 11:].max() == 0
+
+
+def test_walk_among_equal_cells_without_borders_evens_out():
+    affinity = torch.ones(4, 6, 7)
+    walked = random_walk(torch.rand(1, 6, 7), affinity, radius=2, beta=1, doublings=10)
+    assert walked.max() - walked.min() < 1e-5
+
+
+def test_alike_features_are_near():
+    features = torch.zeros(1, 4, 2, 3)
+    features[0, :, :, 2] = 2.0
+    right = feature_affinity(features, 2)[0, pair_offsets(2).index((0, 1)), 0]
+    assert torch.allclose(right, torch.tensor([math.exp(-2.0)]))
 
 
 def test_labels_of_pairs_stand_at_both_ends():
     label = torch.arange(5 * 9).view(5, 9)
-    here, there = pair_labels(label, 3)
+    here, there = pair_ends(label, 3)
     k = pair_offsets(3).index((1, -1))
-    assert here.shape == (1, 3, 5) and here[0, 0, 0] == label[0, 2]
-    assert there[k, 0, 0] == label[1, 1]
+    assert here.shape == (3, 5) and here[0, 0] == label[0, 2]
+    assert there[k][0, 0] == label[1, 1]
 
 
 def test_loss_weighs_background_class_and_different_pairs():

@@ -1,5 +1,6 @@
 """Backbones by timm's names, with weights from a local file, from timm, or none when asked for."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,13 +90,43 @@ def dilated_backbone(config: BackboneConfig, output_stride: int) -> "ResNet | Wi
     return WideResNet(config)
 
 
-class Pyramid(nn.Module):
+def tapped_backbone(config: BackboneConfig) -> nn.Module:
+    """A network at stride 8 that gives its middle stages, too: `dims` and a list of maps.
+
+    Its normalisation layers have no trainable parameters, and of Wide-ResNet-38 the first layers
+    are fixed, as in SEAM.
+    """
+    if config.name == "wide_resnet38":
+        network = WideResNet(config).net
+        fixed = (network.conv1a, network.b2, network.b2_1, network.b2_2)
+    else:
+        network = Stages(config, (2, 3, 4), 8)
+        fixed = ()
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    for module in (*fixed, *norms):
+        module.requires_grad_(False)
+    return network
+
+
+class Stages(nn.Module):
+    """Some stages of a ResNet as a list of maps."""
+
+    def __init__(self, config: BackboneConfig, stages: Sequence[int], output_stride: int):
+        super().__init__()
+        self.net = _create(
+            config, features_only=True, out_indices=stages, output_stride=output_stride
+        )
+        self.dims: list[int] = self.net.feature_info.channels()
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return self.net(images)
+
+
+class Pyramid(Stages):
     """All five stages of a ResNet at strides 4, 4, 8, 16 and 16 (the first one after pooling)."""
 
     def __init__(self, config: BackboneConfig):
-        super().__init__()
-        self.net = _create(config, features_only=True, out_indices=range(5), output_stride=16)
-        self.dims: list[int] = self.net.feature_info.channels()
+        super().__init__(config, range(5), 16)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) -> five maps."""

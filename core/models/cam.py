@@ -4,6 +4,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from core.config import BackboneConfig
 from core.models.backbones import ResNet
@@ -34,6 +35,17 @@ class CamClassifier(nn.Module):
         if self.pooling == "mean":
             return maps.mean(2)
         return maps.float().logsumexp(2) - math.log(maps.shape[2])
+
+    def loss(self, images: Tensor, tags: Tensor) -> Tensor:
+        """(B, 3, H, W) and (B, C) multi-hot -> () mean binary cross entropy."""
+        return F.multilabel_soft_margin_loss(self(images).float(), tags)
+
+    def parameter_groups(self, lr: float, head_lr: float) -> list[dict]:
+        """The backbone and the classifier, each with its learning rate."""
+        return [
+            {"params": list(self.backbone.parameters()), "lr": lr},
+            {"params": list(self.classifier.parameters()), "lr": head_lr},
+        ]
 
     def activation(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, C, H/stride, W/stride) activation maps, not negative."""

@@ -8,7 +8,7 @@ from core.config import BackboneConfig
 from core.crf import DenseCRF
 from core.irn import confident_label, walked_label
 from core.labels import read_label
-from core.models.irn import BoundaryNetwork
+from core.models.pairs import BoundaryNetwork
 
 RESNET = BackboneConfig("resnet18", {"channels": [8, 8, 16, 16]}, "none")
 
@@ -39,7 +39,8 @@ def test_boundaries_come_at_stride_4_from_a_frozen_backbone():
     assert logits.shape == (2, 1, 13, 18) and not network.backbone.training
     logits.sum().backward()
     assert all(p.grad is None for p in network.backbone.parameters())
-    assert all(p.grad is not None for p in network.head())
+    (group,) = network.parameter_groups(0.1)
+    assert len(group["params"]) == 17 and all(p.grad is not None for p in group["params"])
 
 
 def test_head_has_the_public_names_and_shapes():
@@ -54,15 +55,23 @@ def test_head_has_the_public_names_and_shapes():
     assert shapes == expected
 
 
-@pytest.fixture(params=["irn", "advcam"])
+@pytest.fixture(params=["irn", "advcam", "seam"])
 def irn_experiment(request, tiny_data, tmp_path):
     settings = tiny_config(tiny_data, tmp_path / "run")
     views = {"crop": 64, "jitter": [0, 0, 0, 0]}
     settings["wsss"] |= {"method": request.param, "advcam": {"steps": 2, "scales": [0.5, 1.0]}}
-    settings["wsss"]["irn"] = {"epochs": 1, "batch_size": 4, "radius": 5, "augment": views}
+    pairs = {"epochs": 1, "batch_size": 4, "radius": 5, "augment": views}
+    settings["wsss"] |= {"irn": pairs, "psa": {**pairs, "radius": 3}}
     path = tmp_path / "irn.yaml"
     path.write_text(yaml.safe_dump(settings))
     return path
+
+
+def test_crop_too_small_for_the_pairs_is_refused(irn_experiment):
+    radius = ("--wsss.irn.radius=9", "--wsss.psa.radius=5")
+    done = run_python("train_wsss.py", "--config", irn_experiment, *radius)
+    assert done.returncode == 1 and "raise augment.crop" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_labels_by_random_walk_are_made_from_tags_alone(irn_experiment, tiny_data):
