@@ -80,7 +80,7 @@ def build_classifier(settings: WsssConfig, num_classes: int) -> CamClassifier | 
     """The method's network, which has `loss`, `activation` and `parameter_groups`."""
     if settings.method == "seam":
         return SeamClassifier(settings.backbone, num_classes)
-    return CamClassifier(settings.backbone, settings.output_stride, num_classes, settings.pooling)
+    return CamClassifier(settings, num_classes)
 
 
 def train_classifier(config: Config, run: Run, split: Split) -> CamClassifier | SeamClassifier:

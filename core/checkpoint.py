@@ -79,3 +79,25 @@ def load_weights(network: nn.Module, path: Path) -> None:
             "the network's name or arguments differ from those of the file"
         )
     network.load_state_dict({k: state[k] for k in wanted if k in state}, strict=False)
+
+
+def restore(network: nn.Module, path: Path, key: str, section: str) -> nn.Module:
+    """Loads one network of a checkpoint of ours, for use: in evaluation mode.
+
+    Args:
+        network: of the same configuration.
+        path: the checkpoint.
+        key: which of its networks.
+        section: of the configuration, for the message.
+
+    Raises:
+        UserError: the checkpoint is of another network.
+    """
+    try:
+        network.load_state_dict(load(path)[key])
+    except (KeyError, RuntimeError) as error:
+        raise UserError(
+            f"{path} does not fit the {section} section of this configuration "
+            f"({str(error).splitlines()[0]})"
+        ) from None
+    return network.eval()

@@ -41,9 +41,13 @@ class BackboneConfig:
     """Further constructor arguments of that architecture, for sizes of one's own."""
     weights: str = "timm"
     """A local .pth or .safetensors file; `timm`: timm fetches its own; `none`: random ones."""
-    first_dilation: Literal["previous", "one"] = "previous"
-    """Dilation of the first block of a dilated ResNet layer: that of the layer before, as in
-    torchvision; or one, as in IRNet's family and the author's code."""
+    dilation: Literal["torchvision", "delayed", "none"] = "torchvision"
+    """Of ResNet layers that keep their size. torchvision: a layer's first block has the dilation of
+    the layer before; delayed: it has none (the author's code); none: no block has (IRNet)."""
+
+    def without_weights(self) -> "BackboneConfig":
+        """The same network for a checkpoint that holds all of it."""
+        return dataclasses.replace(self, weights="none")
 
 
 @dataclass
@@ -333,6 +337,10 @@ class WsssConfig:
     """Use <id>.png pseudo labels from this folder instead of stage 2."""
     output_stride: Literal[8, 16] = 16
     """Pixels per cell of the activation map."""
+    norm: Literal["train", "frozen"] = "train"
+    """Backbone normalisation: batch statistics, or those of the weight file."""
+    fixed_layers: int = 0
+    """So many of the ResNet's four layers, and all before them, are not trained (IRNet: 2)."""
     pooling: Literal["mean", "logmeanexp"] = "mean"
     """From map to class score: the mean, as IRNet; log-mean-exp learns small objects faster."""
     epochs: int = 5
@@ -370,6 +378,7 @@ class WsssConfig:
         _check(0 < self.threshold < 1, f"wsss.threshold must lie in (0, 1), got {self.threshold}")
         share = self.object_share
         _check(share is None or 0 < share < 1, f"wsss.object_share must lie in (0, 1), got {share}")
+        _check(0 <= self.fixed_layers <= 4, "wsss.fixed_layers must lie in 0..4")
         _check(self.batch_size >= 1, f"wsss.batch_size must be at least 1, got {self.batch_size}")
         _check(min(self.scales, default=0) > 0, "wsss.scales needs one or more positive numbers")
 

@@ -1,5 +1,6 @@
 """Unsupervised semantic features F of images, from a trained network or from anybody's files."""
 
+import dataclasses
 import tokenize
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -57,23 +58,10 @@ class SemanticFeatures(nn.Module):
 
 def load_semantic_features(run: Run) -> SemanticFeatures:
     """The network that stage 1 trained."""
-    path = run.uss / "checkpoint.pth"
-    state = checkpoint.load(path)
     config = run.config.uss
-    blank = UssConfig(**{**vars(config), "backbone": _without_weights(config)})
-    network = SemanticFeatures(blank)
-    try:
-        network.load_state_dict(state["network"])
-    except (KeyError, RuntimeError) as error:
-        raise UserError(
-            f"{path} does not fit the uss section of this configuration "
-            f"({str(error).splitlines()[0]})"
-        ) from None
-    return network.eval()
-
-
-def _without_weights(config: UssConfig):
-    return type(config.backbone)(config.backbone.name, config.backbone.arguments, "none")
+    blank = dataclasses.replace(config, backbone=config.backbone.without_weights())
+    path = run.uss / "checkpoint.pth"
+    return checkpoint.restore(SemanticFeatures(blank), path, "network", "uss")
 
 
 def network_features(

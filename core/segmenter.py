@@ -1,5 +1,6 @@
 """A trained segmenter and its label maps, for scoring and for photographs without a mask."""
 
+import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import torch
 from tqdm import tqdm
 
 from core import checkpoint
-from core.config import BackboneConfig, Config
+from core.config import Config
 from core.crf import DenseCRF
 from core.datasets import batches_by_size
 from core.errors import UserError
@@ -36,20 +37,10 @@ def trained_weights(run: Run) -> Path:
 
 def load_segmenter(config: Config, weights: Path) -> DeepLab:
     """The EMA teacher of a training, which is what a user deploys."""
-    state = checkpoint.load(weights)
     settings = config.segmentation
-    own = BackboneConfig(settings.backbone.name, settings.backbone.arguments, "none")
-    network = segmenter(
-        type(settings)(**{**vars(settings), "backbone": own}), len(config.data.classes)
-    )
-    try:
-        network.load_state_dict(state["ema"])
-    except (KeyError, RuntimeError) as error:
-        raise UserError(
-            f"{weights} does not fit the segmentation section of this configuration "
-            f"({str(error).splitlines()[0]})"
-        ) from None
-    return network.eval()
+    blank = dataclasses.replace(settings, backbone=settings.backbone.without_weights())
+    network = segmenter(blank, len(config.data.classes))
+    return checkpoint.restore(network, weights, "ema", "segmentation")
 
 
 def predict(config: Config, weights: Path, split: Split, folder: Path) -> None:

@@ -2,7 +2,7 @@ import torch
 from torch import nn
 
 from core.advcam import climbed_map, climbed_maps
-from core.config import AdvCamConfig, BackboneConfig
+from core.config import AdvCamConfig, BackboneConfig, WsssConfig
 from core.models.cam import CamClassifier
 
 
@@ -54,7 +54,7 @@ def test_penalty_holds_back_what_is_bright_already():
 def test_maps_of_all_classes_and_scales_have_a_quarter_of_the_size():
     torch.manual_seed(0)
     backbone = BackboneConfig("resnet18", {"channels": [8, 8, 16, 16]}, "none")
-    classifier = CamClassifier(backbone, 16, 4).eval().requires_grad_(False)
+    classifier = CamClassifier(WsssConfig(backbone=backbone), 4).eval().requires_grad_(False)
     config = AdvCamConfig(steps=3, scales=(0.5, 1.0))
     maps = climbed_maps(classifier, torch.randn(3, 50, 66), [1, 3], config)
     assert maps.shape == (2, 13, 17) and (maps >= 0).all()

@@ -2,9 +2,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from core.config import BackboneConfig, SegmentationConfig
+from core.config import BackboneConfig, SegmentationConfig, WsssConfig
 from core.debias import weighted_cross_entropy
 from core.errors import UserError
+from core.models.cam import CamClassifier
 from core.models.deeplab import segmenter
 from core.models.wide_resnet import WideResNet38
 
@@ -51,14 +52,26 @@ def test_frozen_normalisation_stays_frozen_when_training_begins():
     assert network.head.low[1].training
 
 
-@pytest.mark.parametrize(("choice", "dilation"), [("previous", (2, 2)), ("one", (1, 1))])
-def test_first_block_of_the_last_layer_has_the_chosen_dilation(choice, dilation):
+@pytest.mark.parametrize(
+    ("choice", "first", "rest"),
+    [("torchvision", (2, 2), (4, 4)), ("delayed", (1, 1), (4, 4)), ("none", (1, 1), (1, 1))],
+)
+def test_last_layer_has_the_chosen_dilation_at_the_same_stride(choice, first, rest):
     backbone = BackboneConfig("resnet50", {}, "none", choice)
     with torch.device("meta"):
         network = segmenter(settings("deeplabv2", backbone), 3)
     layer = network.backbone.net["layer4"]
-    assert layer[0].conv2.dilation == dilation and layer[1].conv2.dilation == (4, 4)
+    assert layer[0].conv2.dilation == first and layer[1].conv2.dilation == rest
     assert network(torch.zeros(1, 3, 64, 64, device="meta")).shape == (1, 4, 8, 8)
+
+
+def test_irnets_classifier_leaves_its_first_layers_and_its_normalisation_alone():
+    config = WsssConfig(backbone=RESNET, norm="frozen", fixed_layers=2)
+    network = CamClassifier(config, 3).train()
+    network.loss(torch.randn(2, 3, 64, 64), torch.ones(2, 3)).backward()
+    moved = {n for n, p in network.backbone.net.named_parameters() if p.grad is not None}
+    assert {name.split(".")[0] for name in moved} == {"layer3", "layer4"}
+    assert not any(m.training for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d))
 
 
 def test_balanced_loss_adds_the_means_of_background_and_classes():

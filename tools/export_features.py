@@ -9,6 +9,7 @@ anybody's.
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +19,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from core import checkpoint
-from core.config import BackboneConfig, Config, make_parser, parse
+from core.config import Config, make_parser, parse
 from core.errors import run_script
 from core.features import load_semantic_features, network_features
 from core.files import written_whole
@@ -51,11 +52,9 @@ def main() -> None:
 
 def load_classifier(config: Config, run: Run) -> CamClassifier:
     """Stage 2's classifier."""
-    own = config.wsss.backbone
-    blank = BackboneConfig(own.name, own.arguments, "none")
-    classifier = CamClassifier(blank, config.wsss.output_stride, len(config.data.classes))
-    classifier.load_state_dict(checkpoint.load(run.wsss / "checkpoint.pth")["network"])
-    return classifier.eval()
+    blank = replace(config.wsss, backbone=config.wsss.backbone.without_weights())
+    classifier = CamClassifier(blank, len(config.data.classes))
+    return checkpoint.restore(classifier, run.wsss / "checkpoint.pth", "network", "wsss")
 
 
 if __name__ == "__main__":

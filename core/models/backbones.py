@@ -34,6 +34,23 @@ def _create(config: BackboneConfig, **arguments: Any) -> nn.Module:
     return network
 
 
+def _stages(config: BackboneConfig, indices: Sequence[int], output_stride: int) -> nn.Module:
+    """A ResNet that gives the stages `indices`, with the configured dilation."""
+    net = _create(config, features_only=True, out_indices=indices, output_stride=output_stride)
+    for layer in (net[name] for name in ("layer3", "layer4") if name in net):
+        undilated = [_strided(layer[0])] if config.dilation == "delayed" else []
+        if config.dilation == "none":
+            undilated = [m for m in layer.modules() if getattr(m, "kernel_size", 0) == (3, 3)]
+        for conv in undilated:
+            conv.dilation, conv.padding = (1, 1), (1, 1)
+    return net
+
+
+def _strided(block: nn.Module) -> nn.Conv2d:
+    """The convolution that carries a block's stride and its first dilation."""
+    return block.conv2 if hasattr(block, "conv3") else block.conv1
+
+
 class ResNet(nn.Module):
     """A dilated ResNet that gives its first stage (stride 4) and its last (stride 8 or 16).
 
@@ -42,11 +59,7 @@ class ResNet(nn.Module):
 
     def __init__(self, config: BackboneConfig, output_stride: int):
         super().__init__()
-        self.net = _create(
-            config, features_only=True, out_indices=(1, 4), output_stride=output_stride
-        )
-        if config.first_dilation == "one":
-            _undilate_first_blocks(self.net)
+        self.net = _stages(config, (1, 4), output_stride)
         self.low_dim, self.dim = self.net.feature_info.channels()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -54,13 +67,11 @@ class ResNet(nn.Module):
         low, high = self.net(images)
         return low, high
 
-
-def _undilate_first_blocks(net: nn.Module) -> None:
-    """Takes the dilation out of the strided convolution of layers 3 and 4."""
-    for layer in (net["layer3"], net["layer4"]):
-        block = layer[0]
-        conv = block.conv2 if hasattr(block, "conv3") else block.conv1
-        conv.dilation, conv.padding = (1, 1), (1, 1)
+    def fix_layers(self, count: int) -> None:
+        """Excludes the first `count` of the four layers, and all before them, from training."""
+        for name, module in self.net.named_children() if count else ():
+            if not name.startswith("layer") or int(name.removeprefix("layer")) <= count:
+                module.requires_grad_(False)
 
 
 class WideResNet(nn.Module):
@@ -113,9 +124,7 @@ class Stages(nn.Module):
 
     def __init__(self, config: BackboneConfig, stages: Sequence[int], output_stride: int):
         super().__init__()
-        self.net = _create(
-            config, features_only=True, out_indices=stages, output_stride=output_stride
-        )
+        self.net = _stages(config, stages, output_stride)
         self.dims: list[int] = self.net.feature_info.channels()
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -161,7 +170,7 @@ class DenseResNet(nn.Module):
 
     def __init__(self, config: BackboneConfig, stage: int):
         super().__init__()
-        self.net = _create(config, features_only=True, out_indices=(stage,), output_stride=8)
+        self.net = _stages(config, (stage,), 8)
         self.dim: int = self.net.feature_info.channels()[0]
 
     def forward(self, images: Tensor) -> Tensor:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from core.config import BackboneConfig
-from core.models.backbones import ResNet
+from core.config import WsssConfig
+from core.models.backbones import ResNet, freeze_norms
 
 
 class CamClassifier(nn.Module):
@@ -17,13 +17,19 @@ class CamClassifier(nn.Module):
     CVPR 2015), so that a small object is not outvoted by its surroundings.
     """
 
-    def __init__(
-        self, backbone: BackboneConfig, output_stride: int, num_classes: int, pooling: str = "mean"
-    ):
+    def __init__(self, config: WsssConfig, num_classes: int):
         super().__init__()
-        self.pooling = pooling
-        self.backbone = ResNet(backbone, output_stride)
+        self.pooling = config.pooling
+        self.frozen_norm = config.norm == "frozen"
+        self.backbone = ResNet(config.backbone, config.output_stride)
         self.classifier = nn.Conv2d(self.backbone.dim, num_classes, 1, bias=False)
+        self.backbone.fix_layers(config.fixed_layers)
+
+    def train(self, mode: bool = True) -> "CamClassifier":
+        super().train(mode)
+        if self.frozen_norm:
+            freeze_norms(self.backbone)
+        return self
 
     def maps(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, C, H/stride, W/stride) class scores, any sign."""
@@ -43,7 +49,7 @@ class CamClassifier(nn.Module):
     def parameter_groups(self, lr: float, head_lr: float) -> list[dict]:
         """The backbone and the classifier, each with its learning rate."""
         return [
-            {"params": list(self.backbone.parameters()), "lr": lr},
+            {"params": [p for p in self.backbone.parameters() if p.requires_grad], "lr": lr},
             {"params": list(self.classifier.parameters()), "lr": head_lr},
         ]
 
