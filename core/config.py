@@ -35,7 +35,7 @@ def _check(holds: bool, message: str) -> None:
 class BackboneConfig:
     """A network of timm's, by name, and where its weights come from."""
 
-    name: str = "resnet50"
+    name: str = "resnet50.tv_in1k"
     """timm's architecture name, such as resnet101 or vit_base_patch8_224; or wide_resnet38."""
     arguments: dict[str, Any] = field(default_factory=dict)
     """Further constructor arguments of that architecture, for sizes of one's own."""
@@ -436,7 +436,9 @@ class SegmentationConfig:
     """Folder name below <run_dir>/segmentation; None: the mode."""
     labels_dir: str | None = None
     """Use <id>.png labels from this folder instead of stage 2's (wsss) or stage 3's."""
-    backbone: BackboneConfig = field(default_factory=lambda: BackboneConfig(name="resnet101"))
+    backbone: BackboneConfig = field(
+        default_factory=lambda: BackboneConfig(name="resnet101.tv_in1k")
+    )
     """The ResNet."""
     network: Literal["deeplabv1", "deeplabv2", "deeplabv3plus"] = "deeplabv3plus"
     """The head on the backbone."""
