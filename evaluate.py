@@ -22,7 +22,7 @@ from core.files import write_json
 from core.runs import Run, Stage
 from core.scoring import score_files
 from core.segmenter import predict, trained_weights
-from core.splits import Split, ground_truth, masks_folder, read_split
+from core.splits import Split, ground_truth, list_name, masks_folder, read_split
 from core.submission import COMPETITIONS, check_submission, write_submission
 
 
@@ -137,6 +137,11 @@ def segment(config: Config, options) -> None:
 def submit(config: Config, options) -> None:
     """Predicts a list without masks and packs the predictions for VOC's evaluation server."""
     competition = options.submission
+    wanted, name = competition.split("_")[1], list_name(config.data, options.split)
+    if name != wanted:
+        raise UserError(
+            f"{competition} is for the list {wanted}, not {name}; give --data.val_list {wanted}"
+        )
     split = read_split(config.data, options.split, tagged=False)
     stage, predictions = predict_list(config, split, options.name or competition)
     archive = stage.folder / f"{competition}.tar.gz"

@@ -98,7 +98,7 @@ def cluster_images(
 
 def debias_centroids(config: Config, run: Run, split: Split) -> torch.Tensor:
     """Eq. 1-3 for every class: (C, D), a zero row for a class without centroids."""
-    parts = [np.load(run.debias / "clusters" / f"{i}.npz") for i in split.ids]
+    parts = [read_clusters(run.debias / "clusters" / f"{i}.npz") for i in split.ids]
     vectors = torch.from_numpy(np.concatenate([p["vectors"] for p in parts]))
     labels = np.concatenate([p["labels"] for p in parts])
     settings = config.debias
@@ -131,6 +131,12 @@ def debias_centroids(config: Config, run: Run, split: Split) -> torch.Tensor:
             centroids=centroids.numpy(),
         )
     return centroids
+
+
+def read_clusters(path: Path) -> dict[str, np.ndarray]:
+    """Vectors, labels and sizes of one image's clusters; the file is closed again at once."""
+    with np.load(path, allow_pickle=False) as file:
+        return {key: file[key] for key in ("vectors", "labels", "sizes")}
 
 
 def write_debiased_labels(

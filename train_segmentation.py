@@ -1,4 +1,4 @@
-"""Stage 4: train DeepLabv3+ on debiased labels that an EMA teacher completes (Eq. 6-7).
+"""Stage 4: train a DeepLab on debiased labels that an EMA teacher completes (Eq. 6-7).
 
     python train_segmentation.py --config configs/demo.yaml --segmentation.mode mars
 

@@ -30,6 +30,9 @@ from core.transforms import normalise
 
 def main() -> None:
     config, _ = parse(make_parser("train_uss.py", __doc__))
+    if config.uss.features_dir:
+        print(f"stage 1, USS: skipped, features are those of {config.uss.features_dir}")
+        return
     run, split = Run(config), read_split(config.data, "train")
     inputs = {"ids": split.ids}
     stage = Stage(run.uss, "stage 1, USS", config, ("seed", "data", "uss"), inputs)

@@ -5,6 +5,8 @@
 Reads the images and tags of the training list, no mask. Writes below <run_dir>/wsss/:
     checkpoint.pth    the classifier
     cams/<id>.npz     activation maps of the tagged classes: keys (K,), cam (K, h, w)
+    seeds/<id>.png    methods but cam: confident labels, 255 where nothing is sure
+    pairs/            methods but cam: the network of pairs along which the maps are spread
     labels/<id>.png   pseudo labels, 0..C
 """
 
@@ -51,6 +53,9 @@ def main() -> None:
         help="Stop before the pseudo labels: pre-training.",
     )
     config, options = parse(parser)
+    if config.wsss.labels_dir:
+        print(f"stage 2, WSSS: skipped, labels are those of {config.wsss.labels_dir}")
+        return
     run, split = Run(config), read_split(config.data, "train")
     inputs = {"ids": split.ids}
     stage = Stage(run.wsss, "stage 2, WSSS", config, ("seed", "data", "wsss"), inputs)
@@ -139,7 +144,7 @@ def activations(
     config: Config, split: Split, classifier: CamClassifier, todo: Sequence[int]
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Activation maps of the tagged classes, (K, H/4, W/4), over several scales, in batches."""
-    settings, device = config.wsss, pick_device(config)
+    settings, device, wanted = config.wsss, pick_device(config), set(todo)
     cast = autocast(config, device)
     for indices, images in batches_by_size(split, settings.batch_size, todo):
         with cast:
@@ -148,7 +153,8 @@ def activations(
             )
         height, width = images.shape[-2:]
         maps = F.interpolate(maps, (-(-height // 4), -(-width // 4)), mode="bilinear").cpu().numpy()
-        yield from ((k, m[split.tags[k]]) for k, m in zip(indices, maps, strict=True))
+        pairs = zip(indices, maps, strict=True)
+        yield from ((k, m[split.tags[k]]) for k, m in pairs if k in wanted)
 
 
 def climbed(

@@ -290,7 +290,8 @@ class IrnConfig(PairConfig):
 
 @dataclass
 class PsaConfig(PairConfig):
-    """PSA's affinity network as SEAM uses it: features at stride 8 (all defaults: SEAM's code)."""
+    """PSA's affinity network as SEAM uses it: features at stride 8 (all defaults: SEAM's code, but
+    seeds are sampled at the cells' centres where it averages scores over 8 x 8 pixels)."""
 
     epochs: int = 8
     """Passes over the training images."""
@@ -320,7 +321,8 @@ class PsaConfig(PairConfig):
 
 @dataclass
 class WsssConfig:
-    """Stage 2, a WSSS method on image-level tags: class activation maps of a ResNet classifier."""
+    """Stage 2, a WSSS method on image-level tags. seam has its own network: `output_stride`,
+    `pooling`, `norm` and `fixed_layers` do nothing there."""
 
     method: Literal["cam", "irn", "advcam", "seam"] = "cam"
     """cam: activation maps, refined by `refine`; irn: spread by IRNet's random walk instead;
@@ -426,7 +428,7 @@ class DebiasConfig:
 
 @dataclass
 class SegmentationConfig:
-    """Stage 4, DeepLabv3+ with an EMA teacher (Eq. 6-7)."""
+    """Stage 4, a DeepLab with an EMA teacher (Eq. 6-7)."""
 
     mode: Literal["wsss", "ignore", "complement", "mars", "supervised"] = "mars"
     """wsss: plain pseudo labels; ignore: biased pixels left out; complement: the teacher fills

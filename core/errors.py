@@ -29,5 +29,12 @@ def run_script(main: Callable[[], None]) -> None:
             f"error: {error.strerror or error}{place}\n"
             "Nothing finished was lost; run the same command again once this is mended."
         )
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":
+            raise
+        sys.exit(
+            "error: out of memory. Lower the batch size of this stage, the crop or the scales, or "
+            "make smaller copies of the images. Nothing finished was lost."
+        )
     except KeyboardInterrupt:
         sys.exit("\nstopped; run the same command again to go on from here")

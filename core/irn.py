@@ -33,7 +33,7 @@ def irn_spreading(wsss: WsssConfig) -> Spreading:
         network=lambda: BoundaryNetwork(wsss.backbone),
         affinity=lambda logits: path_affinity(logits.sigmoid()[:, 0], config.radius),
         label=label,
-        weight=0.5,  # the other half is the displacements'
+        flip=True,
         stride=4,
     )
 

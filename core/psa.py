@@ -33,7 +33,7 @@ def psa_spreading(wsss: WsssConfig) -> Spreading:
         network=lambda: AffinityNetwork(wsss.backbone),
         affinity=lambda features: feature_affinity(features, config.radius),
         label=label,
-        weight=1,
+        flip=False,  # as PSA
         stride=8,
     )
 

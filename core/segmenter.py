@@ -58,7 +58,7 @@ def predict(config: Config, weights: Path, split: Split, folder: Path) -> None:
         label = most_likely(split.read_image(index), probs, crf)
         write_label(folder / f"{split.ids[index]}.png", label)
 
-    batch_size = config.segmentation.batch_size
+    batch_size, wanted = config.segmentation.batch_size, set(todo)
     bar = tqdm(total=len(split), initial=len(split) - len(todo), desc="predicting", unit="image")
     with ThreadPoolExecutor(max(1, config.workers)) as pool:
         for indices, images in batches_by_size(split, batch_size, todo):
@@ -66,7 +66,9 @@ def predict(config: Config, weights: Path, split: Split, folder: Path) -> None:
                 probs = multi_scale(
                     probabilities, images.to(device), settings.scales, settings.flip
                 )
-            for _ in pool.map(finish, indices, probs.cpu().numpy()):
+            new = [k for k, index in enumerate(indices) if index in wanted]
+            chosen = [indices[k] for k in new], [probs[k].cpu().numpy() for k in new]
+            for _ in pool.map(finish, *chosen):
                 bar.update()
     bar.close()
 

@@ -76,8 +76,11 @@ def gather(data: DataConfig, which: str, tagged: bool = True) -> tuple[Split, li
         UserError: there is no list at all.
     """
     problems: list[str] = []
-    list_images = _list_voc if data.format == "voc" else _list_folder
-    listed, usable = list_images(data, which, problems), []
+    if data.format == "voc":
+        listed = _list_voc(data, which, problems, tagged)
+    else:
+        listed = _list_folder(data, which, problems)
+    usable = []
     known = {name: k for k, name in enumerate(data.classes)}
     count = Counter(i for i, _, _ in listed)
     problems += [f"id {i} stands twice in the list" for i, n in count.items() if n > 1]
@@ -107,17 +110,19 @@ def _labels(tags: Tags, known: dict[str, int]) -> list[int]:
     return [known[name] for name in names]
 
 
-def _list_voc(data: DataConfig, which: str, problems: list[str]) -> list[tuple[str, Path, Tags]]:
+def _list_voc(
+    data: DataConfig, which: str, problems: list[str], tagged: bool
+) -> list[tuple[str, Path, Tags]]:
     """Ids, images and tags of a list in PASCAL VOC's layout."""
     root = Path(data.root)
-    path = root / "ImageSets" / "Segmentation" / f"{_list_name(data, which)}.txt"
+    path = root / "ImageSets" / "Segmentation" / f"{list_name(data, which)}.txt"
     remedy = (
         "set data.root to a folder in VOC's layout (tools/prepare_voc.py makes it of the archives, "
         "tools/make_demo_dataset.py draws the demo's)"
     )
     ids = [line.split()[0] for line in _read_list(path, remedy)]  # some lists have a second column
     table, place = {}, root / (data.tags or "Annotations")
-    if data.tags:
+    if data.tags and tagged:
         table = read_table(place, data.classes, problems)
         problems += [f"{i} has no tags in {place}" for i in ids if i not in table]
         ids = [i for i in ids if i in table]
@@ -137,7 +142,7 @@ def _list_folder(data: DataConfig, which: str, problems: list[str]) -> list[tupl
         other = rows.setdefault(image_id(name), (name, tags))[0]
         if other != name:
             problems.append(f"{other} and {name} would share a file of results; rename one")
-    listed = _list_name(data, which)
+    listed = list_name(data, which)
     if listed:
         path = root / f"{listed}.txt"
         ids = [image_id(i) for i in _read_list(path, f"set data.{which}_list to a list there")]
@@ -154,7 +159,8 @@ def _list_folder(data: DataConfig, which: str, problems: list[str]) -> list[tupl
     return [(i, root / rows[i][0], (rows[i][1], place)) for i in ids]
 
 
-def _list_name(data: DataConfig, which: str) -> str | None:
+def list_name(data: DataConfig, which: str) -> str | None:
+    """Name of the list "train" or "val"; None in a folder whose images are all of it."""
     name = {"train": data.train_list, "val": data.val_list}[which]
     return which if name is None and data.format == "voc" else name
 

@@ -42,8 +42,8 @@ class Spreading:
     """(B, D, h, w) predictions -> (B, P, ...) affinities of the pairs within settings.radius."""
     label: Callable[[Tensor, np.ndarray, Tensor, tuple[int, int]], np.ndarray]
     """((D, h, w) predictions, keys, cam, (H, W)) -> (H, W) uint8 label after the walk."""
-    weight: float
-    """Of the loss."""
+    flip: bool
+    """Average predictions with those of the mirrored image before the walk."""
     stride: int
     """Pixels per cell of the predictions."""
 
@@ -96,8 +96,7 @@ def train_pairs(config: Config, run: Run, split: Split, method: Spreading) -> nn
             predictions = network(images).float()
         label = batch["label"].to(device)[:, None].float()
         label = F.interpolate(label, predictions.shape[-2:], mode="nearest-exact")[:, 0].long()
-        loss = affinity_loss(method.affinity(predictions), label, settings.radius)
-        return {"loss": method.weight * loss}
+        return {"loss": affinity_loss(method.affinity(predictions), label, settings.radius)}
 
     batches = batches_from(dataset, settings.batch_size, iterations, config)
     train(
@@ -128,7 +127,7 @@ def write_walked(
         size = images.shape[-2:]
         cells = tuple(-(-n // method.stride) for n in size)
         with cast:
-            predictions = multi_scale(network, images.to(device), size=cells)
+            predictions = multi_scale(network, images.to(device), flip=method.flip, size=cells)
         for index, prediction in zip(indices, predictions, strict=True):
             if index in wanted:
                 keys, cam = load_cam(run.wsss / "cams" / f"{split.ids[index]}.npz")

@@ -18,8 +18,8 @@ def read_table(
 ) -> dict[str, list[str]]:
     """Reads a CSV with the columns `image` and `tags`.
 
-    Tags of one image are separated by ";", "," or "|"; in a file without any of these, by spaces.
-    A cell that is the name of one of `classes` is that class, spaces or not.
+    Tags of one image are separated by ";", "," or "|". In a file without any of these a cell is one
+    tag, spaces or not, unless all of its words are known classes.
 
     Args:
         path: the CSV, UTF-8; other columns are left alone.
@@ -56,9 +56,11 @@ def read_table(
             continue
         if name in table:
             found.append(f"{path}, line {number}: image {name} stands there twice")
-        parts = SEPARATORS.split(cell) if separated else cell.split()
-        parts = [cell] if cell in classes else [p.strip() for p in parts if p.strip()]
-        table[name] = list(dict.fromkeys(parts))
+        parts = SEPARATORS.split(cell)
+        words = cell.split()
+        if not separated and cell not in classes and set(words) <= set(classes):
+            parts = words
+        table[name] = list(dict.fromkeys(p.strip() for p in parts if p.strip()))
     if problems is None:
         refuse_together(found, f"mend {path}")
     return table
@@ -86,11 +88,13 @@ def read_annotation(path: Path) -> list[str]:
     return list(dict.fromkeys(e.findtext("name", "") for e in root.findall("object")))
 
 
-def find_images(root: Path, skip: Path | None = None) -> dict[str, list[str]]:
+def find_images(
+    root: Path, setting: str = "data.root", skip: Path | None = None
+) -> dict[str, list[str]]:
     """Every image file below `root`, as a relative path, with its first folder as its tag.
 
     Hidden files and folders are left out, and the folder `skip` (of masks). An image directly in
-    `root` has no tag.
+    `root` has no tag. `setting` is what a message tells the user to mend.
 
     Raises:
         UserError: there is no such folder, or no image in it.
@@ -104,7 +108,7 @@ def find_images(root: Path, skip: Path | None = None) -> dict[str, list[str]]:
             found[relative.as_posix()] = list(relative.parts[:-1][:1])
     if not found:
         kinds = ", ".join(IMAGE_SUFFIXES)
-        raise UserError(f"no image ({kinds}) was found below {root}; set data.root")
+        raise UserError(f"no image ({kinds}) was found below {root}; set {setting}")
     return found
 
 
@@ -125,7 +129,7 @@ def folder_tags(
     """
     if tags:
         return read_table(root / tags, classes, problems)
-    return find_images(root, root / masks if masks else None)
+    return find_images(root, skip=root / masks if masks else None)
 
 
 def image_id(name: str) -> str:

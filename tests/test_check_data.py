@@ -64,7 +64,7 @@ def check(root: Path, **settings):
 def test_data_without_defects_passes(data):
     done = check(data)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout == "0 problems, 0 warnings\n"
+    assert done.stdout.splitlines()[1:] == ["0 problems, 0 warnings"]
 
 
 def cut(path: Path, share: float = 0.5) -> None:

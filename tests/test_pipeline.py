@@ -96,6 +96,32 @@ def test_weak_stages_need_no_masks(finished, tiny_data, tmp_path):
     assert done.returncode == 1 and "label maps are missing" in done.stderr
 
 
+def test_submission_needs_neither_masks_nor_tags(finished, tiny_data, tmp_path):
+    root = tmp_path / "data"
+    ignored = shutil.ignore_patterns("SegmentationClass", "StuffClass", "Annotations")
+    shutil.copytree(tiny_data, root, ignore=ignored)
+    lists = root / "ImageSets" / "Segmentation"
+    (lists / "test.txt").write_text((lists / "val.txt").read_text())
+    settings = (f"--data.root={root}", "--data.tags=tags.csv", "--submission=comp6_test_cls")
+    config = finished.parent / "tiny.yaml"
+    done = run_stage("evaluate.py", config, *settings)
+    assert done.returncode == 1 and "give --data.val_list test" in done.stderr
+    done = run_stage("evaluate.py", config, *settings, "--data.val_list=test")
+    assert done.returncode == 0, done.stderr
+    archive = finished / "evaluation/comp6_test_cls/comp6_test_cls.tar.gz"
+    done = run_python("tools/check_submission.py", archive, "--voc", root)
+    assert done.returncode == 0 and "6 predictions, nothing wrong" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("script", "setting"),
+    [("train_uss.py", "--uss.features_dir"), ("train_wsss.py", "--wsss.labels_dir")],
+)
+def test_stage_whose_results_come_from_elsewhere_is_skipped(finished, tmp_path, script, setting):
+    done = run_stage(script, finished.parent / "tiny.yaml", f"{setting}={tmp_path}")
+    assert done.returncode == 0 and "skipped" in done.stdout
+
+
 FOLDERS = dict(zip(WEAK, ("uss", "wsss", "debias", "segmentation"), strict=True))
 
 

@@ -49,6 +49,8 @@ def test_frozen_normalisation_stays_frozen_when_training_begins():
     network = segmenter(settings("deeplabv3plus", norm="frozen"), 3).train()
     norms = [m for m in network.backbone.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     assert norms and not any(m.training for m in norms)
+    assert not any(p.requires_grad for m in norms for p in m.parameters())
+    assert all(p.requires_grad for group in network.parameter_groups(1, 1) for p in group["params"])
     assert network.head.low[1].training
 
 

@@ -37,6 +37,8 @@ def main() -> None:
     for title, lines in (("to mend", problems), ("warning", warnings)):
         for line in dict.fromkeys(lines):
             print(f"{title}: {line}")
+    classes = config.data.classes
+    print(f"{len(classes)} classes: {', '.join(classes[:30])}{' ...' if len(classes) > 30 else ''}")
     count = len(dict.fromkeys(problems))
     print(f"{count} problems, {len(dict.fromkeys(warnings))} warnings")
     if problems:

@@ -1,7 +1,7 @@
 """Runs training steps and inference of the real-size networks, with random weights and images.
 
     python tools/full_size.py                     # every case, each in a process of its own
-    python tools/full_size.py seam deeplabv1      # some of them
+    python tools/full_size.py seam deeplabv2_r50  # some of them
     python tools/full_size.py --batch 2 --steps 1 # where memory or time is short
 
 Prints a Markdown table: seconds a step, images a second and peak memory, of the GPU where there is

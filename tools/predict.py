@@ -8,11 +8,13 @@ Reads image files anywhere below --images. Writes below --output:
 Images that have both are left alone, so a call that was stopped goes on.
 """
 
+import hashlib
 import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -21,7 +23,7 @@ from core.config import make_parser, parse
 from core.errors import UserError, run_script
 from core.files import written_whole
 from core.labels import palette, read_label
-from core.runs import Run
+from core.runs import Run, Stage
 from core.segmenter import predict, trained_weights
 from core.splits import Split
 from core.tags import find_images, image_id
@@ -37,7 +39,17 @@ def main() -> None:
     if images.resolve() in (output.resolve(), *output.resolve().parents):
         raise UserError("--output lies in --images; results would be read as photographs")
     weights = Path(options.weights) if options.weights else trained_weights(Run(config))
-    paths = {image_id(name): images / name for name in find_images(images)}
+    if not weights.is_file():
+        raise UserError(f"checkpoint {weights} is missing; mend --weights")
+    names = find_images(images, "--images")
+    paths = {image_id(name): images / name for name in names}
+    twice = next((name for name in names if paths[image_id(name)] != images / name), None)
+    if twice:
+        raise UserError(f"{twice} and {paths[image_id(twice)]} would share a result; rename one")
+    # Refuses a folder that holds the results of another network or other settings.
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    inputs = {"weights": [digest], "classes": config.data.classes}
+    stage = Stage(output, "predictions", config, ("segmentation", "evaluation"), inputs)
     tags = np.zeros((len(paths), len(config.data.classes)), bool)
     split = Split(tuple(paths), tuple(paths.values()), tags)
     predict(config, weights, split, output / "labels")
@@ -47,8 +59,8 @@ def main() -> None:
             label = read_label(output / "labels" / f"{split.ids[k]}.png")
             picture = overlay(split.read_image(k), label, config.data.classes)
             with written_whole(path) as aside:
-                done, data = cv2.imencode(".jpg", picture[:, :, ::-1])
-                aside.write_bytes(data.tobytes())
+                Image.fromarray(picture).save(aside, "JPEG", quality=92)
+    stage.save()
     print(f"{len(split)} label maps and overlays in {output}")
 
 

@@ -31,6 +31,9 @@ from core.files import written_whole
 from core.labels import write_label
 from core.tags import read_annotation, write_table
 
+# What reading a broken .mat file raises; NotImplementedError is one of a newer format.
+BROKEN = (zlib.error, LookupError, ValueError, TypeError, OSError, NotImplementedError)
+
 # What everybody's copy holds: images on each list, and images of train_aug that show each class.
 LISTS = {"train": 1464, "val": 1449, "test": 1456, "train_aug": 10582}
 TAGGED = (
@@ -218,7 +221,7 @@ def read_sbd_mask(path: Path) -> np.ndarray:
         if mask.ndim != 2 or mask.min() < 0 or mask.max() > len(VOC_CLASSES):
             raise ValueError(f"expected labels 0..{len(VOC_CLASSES)}")
         return mask.astype(np.uint8)
-    except (MatReadError, zlib.error, LookupError, ValueError, TypeError, OSError) as error:
+    except (*BROKEN, MatReadError) as error:
         raise UserError(f"{path} is no mask of SBD ({error})") from None
 
 

@@ -75,11 +75,12 @@ class ResNet(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """Wide-ResNet-38 as a backbone; its normalisation and first convolution should stay frozen."""
+    """Wide-ResNet-38 as a backbone; its first convolution is not trained, as in SEAM and PSA."""
 
     def __init__(self, config: BackboneConfig):
         super().__init__()
         self.net = WideResNet38(**config.arguments)
+        self.net.conv1a.requires_grad_(False)
         self.low_dim, *_, self.dim = self.net.dims
         if config.weights == "timm":
             raise UserError(f"timm has no weights of {config.name}; set `weights` to a local file")
@@ -113,8 +114,7 @@ def tapped_backbone(config: BackboneConfig) -> nn.Module:
     else:
         network = Stages(config, (2, 3, 4), 8)
         fixed = ()
-    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    for module in (*fixed, *norms):
+    for module in (*fixed, *norms(network)):
         module.requires_grad_(False)
     return network
 
@@ -183,11 +183,15 @@ def feature_network(config: BackboneConfig, stage: int) -> "ViT | DenseResNet":
     return DenseResNet(config, stage) if "resnet" in config.name else ViT(config)
 
 
+def norms(network: nn.Module) -> list[nn.Module]:
+    """Every batch normalisation of a network."""
+    return [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+
+
 def freeze_norms(network: nn.Module) -> None:
     """Makes every batch normalisation use its running statistics (call after each `.train()`)."""
-    for module in network.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.eval()
+    for module in norms(network):
+        module.eval()
 
 
 def to_device(network: nn.Module, device: torch.device) -> nn.Module:

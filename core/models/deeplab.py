@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core.config import SegmentationConfig
-from core.models.backbones import dilated_backbone, freeze_norms
+from core.models.backbones import dilated_backbone, freeze_norms, norms
 
 
 def segmenter(config: SegmentationConfig, num_classes: int) -> "DeepLab":
@@ -30,6 +30,8 @@ class DeepLab(nn.Module):
         self.backbone = dilated_backbone(config.backbone, config.output_stride)
         self.head = head(self.backbone.low_dim, self.backbone.dim, config, num_classes + 1)
         self.frozen_norm = config.norm == "frozen"
+        for module in norms(self.backbone) if self.frozen_norm else ():
+            module.requires_grad_(False)  # scale and shift are the weight file's, too
         self.train_scales = config.train_scales
 
     def forward(self, images: Tensor) -> Tensor:
@@ -62,7 +64,7 @@ class DeepLab(nn.Module):
     def parameter_groups(self, lr: float, head_lr: float) -> list[dict]:
         """The backbone and the head, each with its learning rate."""
         return [
-            {"params": list(self.backbone.parameters()), "lr": lr},
+            {"params": [p for p in self.backbone.parameters() if p.requires_grad], "lr": lr},
             {"params": list(self.head.parameters()), "lr": head_lr},
         ]
 
