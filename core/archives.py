@@ -18,7 +18,7 @@ from core.files import written_whole
 
 DAMAGED = (
     *(tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError),
-    *(EOFError, RuntimeError, NotImplementedError),  # the last two: encrypted, or packed unusually
+    *(EOFError, RuntimeError),  # the latter: encrypted, or packed in an unusual way
 )
 """What reading a damaged archive raises."""
 

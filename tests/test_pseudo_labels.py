@@ -44,6 +44,8 @@ def test_malicious_activation_maps_are_refused_unexecuted(tmp_path, place):
     with pytest.raises(UserError, match="a.npz cannot be read"):
         load_cam(path)
     assert not trace.exists()
+    # Unsafe on purpose, on the file written above: shows that it would have run what it carries, so
+    # that the refusal before is not one of a harmless file.
     loaded = np.load(path, allow_pickle=True)
     if place in content:
         with loaded:

@@ -31,8 +31,8 @@ from core.files import written_whole
 from core.labels import write_label
 from core.tags import read_annotation, write_table
 
-# What reading a broken .mat file raises; NotImplementedError is one of a newer format.
-BROKEN = (zlib.error, LookupError, ValueError, TypeError, OSError, NotImplementedError)
+# What reading a broken .mat file raises; RuntimeError is one of a newer format.
+BROKEN = (zlib.error, LookupError, ValueError, TypeError, OSError, RuntimeError)
 
 # What everybody's copy holds: images on each list, and images of train_aug that show each class.
 LISTS = {"train": 1464, "val": 1449, "test": 1456, "train_aug": 10582}
