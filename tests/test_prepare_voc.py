@@ -327,7 +327,7 @@ def test_train_aug_derived_from_the_real_lists_is_the_known_one(tmp_path):
 
 def test_known_counts_are_those_of_the_real_tags():
     lists = sample("voc_lists")
-    table = read_table(lists / "image_tags.csv")
+    table = read_table(lists / "image_tags.csv", VOC_CLASSES)
     ids = (lists / "train_aug.txt").read_text().split()
     counts = Counter(name for i in ids for name in table[i])
     assert tuple(counts[c] for c in VOC_CLASSES) == prepare_voc.TAGGED
