@@ -12,6 +12,7 @@ Reads the images and tags of the training list, no mask. Writes below <run_dir>/
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,8 +20,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from core.advcam import climbed_maps
-from core.config import Config, WsssConfig, make_parser, parse
+from core.advcam import Climb, in_shards
+from core.config import Config, make_parser, parse
 from core.datasets import LabelledImages, batches_by_size, batches_from
 from core.errors import run_script
 from core.inference import multi_scale
@@ -28,7 +29,8 @@ from core.irn import irn_spreading
 from core.labels import read_label, write_label
 from core.models.backbones import to_device
 from core.models.cam import CamClassifier
-from core.models.seam import SeamClassifier
+from core.models.classifiers import Classifier, build_classifier
+from core.models.published import load_published
 from core.psa import psa_spreading
 from core.pseudo_labels import (
     background_score,
@@ -38,11 +40,11 @@ from core.pseudo_labels import (
     normalise_cams,
     save_cam,
 )
+from core.rsepm import RecurSeed
 from core.runs import Run, Stage
 from core.splits import Split, read_split
 from core.spreading import write_spread_labels
-from core.training import autocast, one_cycle, pick_device, poly, seed_everything, train
-from core.transforms import normalise
+from core.training import EMA, autocast, one_cycle, pick_device, poly, seed_everything, train
 
 
 def main() -> None:
@@ -58,6 +60,8 @@ def main() -> None:
         return
     run, split = Run(config), read_split(config.data, "train")
     inputs = {"ids": split.ids}
+    if config.wsss.weights:
+        inputs["weights"] = [Path(config.wsss.weights)]
     stage = Stage(run.wsss, "stage 2, WSSS", config, ("seed", "data", "wsss"), inputs)
     if stage.already_done():
         return
@@ -81,18 +85,13 @@ def main() -> None:
     )
 
 
-def build_classifier(settings: WsssConfig, num_classes: int) -> CamClassifier | SeamClassifier:
-    """The method's network, which has `loss`, `activation` and `parameter_groups`."""
-    if settings.method == "seam":
-        return SeamClassifier(settings.backbone, num_classes)
-    return CamClassifier(settings, num_classes)
-
-
-def train_classifier(config: Config, run: Run, split: Split) -> CamClassifier | SeamClassifier:
-    """Fits the multi-label classifier to the tags (or reads the one fitted before)."""
+def train_classifier(config: Config, run: Run, split: Split) -> Classifier:
+    """Fits the multi-label classifier to the tags (or reads the one fitted before, or released)."""
     settings, device = config.wsss, pick_device(config)
     seed_everything(config.seed)
     classifier = build_classifier(settings, len(config.data.classes))
+    if settings.weights:
+        return to_device(load_published(classifier, settings.weights), device)
     classifier = to_device(classifier, device).train()
     groups = classifier.parameter_groups(settings.lr, settings.head_lr)
     iterations = max(1, settings.epochs * len(split) // settings.batch_size)
@@ -103,17 +102,27 @@ def train_classifier(config: Config, run: Run, split: Split) -> CamClassifier | 
         optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
         schedule = one_cycle(iterations)
     dataset = LabelledImages(split, None, len(config.data.classes), settings.augment)
-    cast = autocast(config, device)
+    cast, networks, ema = autocast(config, device), {"network": classifier}, None
+    if settings.method == "rsepm":
+        ema = EMA(classifier, settings.rsepm.ema)
+        networks["ema"] = ema.network
+        losses = RecurSeed(
+            settings.rsepm, classifier, ema.network, len(split) / settings.batch_size
+        )
+    else:
+
+        def losses(images: Tensor, tags: Tensor, t: int) -> dict[str, Tensor]:
+            return {"loss": classifier.loss(images, tags)}
 
     def step(batch: dict[str, Tensor], t: int) -> dict[str, Tensor]:
         images = batch["image"].to(device, memory_format=torch.channels_last)
         with cast:
-            return {"loss": classifier.loss(images, batch["tags"].to(device))}
+            return losses(images, batch["tags"].to(device), t)
 
     batches = batches_from(dataset, settings.batch_size, iterations, config)
     train(
         "classifier",
-        {"network": classifier},
+        networks,
         optimizer,
         schedule,
         batches,
@@ -121,11 +130,12 @@ def train_classifier(config: Config, run: Run, split: Split) -> CamClassifier | 
         iterations,
         run.wsss,
         config,
+        ema,
     )
-    return classifier.eval()
+    return ema.network if ema else classifier.eval()
 
 
-def write_cams(config: Config, run: Run, split: Split, classifier: CamClassifier) -> None:
+def write_cams(config: Config, run: Run, split: Split, classifier: Classifier) -> None:
     """Writes the maps of the tagged classes of every image that has none yet."""
     folder = run.wsss / "cams"
     todo = [k for k, i in enumerate(split.ids) if not (folder / f"{i}.npz").exists()]
@@ -160,14 +170,16 @@ def activations(
 def climbed(
     config: Config, split: Split, classifier: CamClassifier, todo: Sequence[int]
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """AdvCAM's maps of the tagged classes, (K, H/4, W/4), image by image."""
+    """AdvCAM's maps of the tagged classes, (K, H/4, W/4): images are shared out among all GPUs, or
+    among `workers` processes."""
     device = pick_device(config)
-    classifier.requires_grad_(False)
-    for index in todo:
-        image = torch.from_numpy(split.read_image(index)).permute(2, 0, 1)
-        labels = split.tags[index].nonzero()[0].tolist()
-        maps = climbed_maps(classifier, normalise(image).to(device), labels, config.wsss.advcam)
-        yield index, maps.cpu().numpy()
+    if device.type == "cpu":
+        devices = [device] * max(1, config.workers)
+    else:
+        count = torch.cuda.device_count() if config.device in ("auto", "cuda") else 1
+        devices = [torch.device("cuda", k) for k in range(count)] if count > 1 else [device]
+    climb = Climb(classifier, split, config.wsss.advcam)
+    yield from in_shards(climb, todo, devices)
 
 
 def write_labels(config: Config, run: Run, split: Split) -> float:

@@ -5,12 +5,21 @@ of the object that the classifier had not looked at light up one after the other
 steps are summed. What is bright already must stay as it is, or it would outshine the rest.
 """
 
+import copy
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, multiprocessing
 from torch.nn import functional as F
 
 from core.config import AdvCamConfig
 from core.models.cam import CamClassifier
+from core.splits import Split
+from core.transforms import normalise
 
 
 def climbed_map(
@@ -82,3 +91,60 @@ def climbed_maps(
             climbed = climbed_map(classifier, views, label, steps, config)
             total[k] += F.interpolate(climbed[None, None], size, mode="bilinear")[0, 0]
     return total
+
+
+class Climb:
+    """The maps of one image of a split; a copy of it works in each process of `in_shards`."""
+
+    def __init__(self, classifier: CamClassifier, split: Split, config: AdvCamConfig):
+        self.classifier, self.split, self.config = classifier.requires_grad_(False), split, config
+
+    def to(self, device: torch.device) -> "Climb":
+        self.device = device
+        self.classifier = self.classifier.to(device)
+        return self
+
+    def __call__(self, index: int) -> np.ndarray:
+        """Maps of the tagged classes, (K, ceil(H / 4), ceil(W / 4)) float32."""
+        image = torch.from_numpy(self.split.read_image(index)).permute(2, 0, 1)
+        labels = self.split.tags[index].nonzero()[0].tolist()
+        image = normalise(image).to(self.device)
+        return climbed_maps(self.classifier, image, labels, self.config).cpu().numpy()
+
+
+def in_shards(
+    climb: Climb, todo: Sequence[int], devices: Sequence[torch.device]
+) -> Iterator[tuple[int, np.ndarray]]:
+    """(image, maps) of all images `todo`, in order, computed by one process per device."""
+    if len(devices) == 1:
+        climb.to(devices[0])
+        yield from ((index, climb(index)) for index in todo)
+        return
+    context = multiprocessing.get_context("spawn")
+    places = context.Queue()
+    for device in devices:
+        places.put(device)
+    sent = copy.copy(climb).to(torch.device("cpu"))
+    threads = max(1, (os.cpu_count() or 1) // len(devices))
+    with ProcessPoolExecutor(len(devices), context, _begin, (sent, places, threads)) as pool:
+        yield from zip(todo, pool.map(_work, todo), strict=True)
+
+
+_climb: Callable[[int], np.ndarray]
+
+
+def _begin(climb: Climb, places: multiprocessing.Queue, threads: int) -> None:
+    global _climb  # noqa: PLW0603 (a process of a pool keeps what it works with in this way)
+    torch.set_num_threads(threads)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _climb = climb.to(places.get())
+
+
+def _end_with_parent() -> None:
+    """Leaves no process behind when the parent is killed."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _work(index: int) -> np.ndarray:
+    return _climb(index)

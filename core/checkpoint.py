@@ -1,6 +1,6 @@
 """Weights in and out: whole files, no pickled objects, and nothing random by accident."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,53 @@ def load_weights(network: nn.Module, path: Path) -> None:
             "the network's name or arguments differ from those of the file"
         )
     network.load_state_dict({k: state[k] for k in wanted if k in state}, strict=False)
+
+
+Rules = Sequence[tuple[str, str | None]]
+"""(Prefix of a name in the file, prefix of ours), the first that fits; None: not needed."""
+
+
+def load_published(network: nn.Module, path: Path, rules: Rules) -> nn.Module:
+    """Loads somebody's checkpoint of the whole network, for use: in evaluation mode.
+
+    Args:
+        network: of the same architecture.
+        path: the file.
+        rules: how its names become ours.
+
+    Raises:
+        UserError: a tensor of the network is not in the file, one of the file is not in the
+            network, or shapes differ; all of them are listed.
+    """
+    state, extra = {}, []
+    for name, value in _unwrapped(load(path)).items():
+        rule = next((r for r in rules if name.startswith(r[0])), None)
+        if rule is None:
+            extra.append(name)
+        elif rule[1] is not None:
+            state[rule[1] + name.removeprefix(rule[0])] = value
+    wanted = network.state_dict()
+    extra += [k for k in state if k not in wanted]
+    missing = [k for k in wanted if k not in state and not k.endswith("num_batches_tracked")]
+    wrong = [
+        f"{k} {tuple(state[k].shape)}, expected {tuple(wanted[k].shape)}"
+        for k in wanted
+        if k in state and state[k].shape != wanted[k].shape
+    ]
+    found = {"missing": missing, "not known": extra, "of another shape": wrong}
+    problems = [f"  {title}: {', '.join(names)}" for title, names in found.items() if names]
+    if problems:
+        lines = "\n".join(problems)
+        raise UserError(f"{path} is not a checkpoint of {type(network).__name__}:\n{lines}")
+    network.load_state_dict(state, strict=False)
+    return network.eval()
+
+
+def _unwrapped(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a checkpoint that may lie below "state_dict" and start with "module."."""
+    content = content.get("state_dict", content)
+    tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)}
+    return {k.removeprefix("module."): v for k, v in tensors.items()}
 
 
 def restore(network: nn.Module, path: Path, key: str, section: str) -> nn.Module:

@@ -236,6 +236,75 @@ class AdvCamConfig:
 
 
 @dataclass
+class SeamConfig:
+    """SEAM's two views (its code's default)."""
+
+    second_scale: float = 0.3
+    """Size of the view whose maps must agree with the image's, as a factor."""
+
+    def __post_init__(self):
+        _check(
+            0 < self.second_scale < 1,
+            f"wsss.seam.second_scale must lie in (0, 1), got {self.second_scale}",
+        )
+
+
+@dataclass
+class RsEpmConfig:
+    """RS+EPM, our reconstruction. Values are the released code's where it has them."""
+
+    width: int = 256
+    """Width of the ASPP and of the decoder."""
+    low_width: int = 256
+    """Width of the projected low-level features."""
+    rates: tuple[int, ...] = (6, 12, 18)
+    """Dilations of the ASPP."""
+    recur_from: float = 5
+    """Epoch at which the teacher's maps and labels begin to count (RecurSeed)."""
+    mix_from: float = 15
+    """Epoch at which certain objects begin to be pasted (EdgePredictMix)."""
+    foreground: float = 0.55
+    """Probability from which a class is certain."""
+    background: float = 0.10
+    """Background is certain where every class has less than this."""
+    decoder_share: float = 0.5
+    """Weight of the decoder in the teacher's probabilities when mixing begins, beside its maps
+    (default)."""
+    dilations: tuple[int, ...] = (1, 2, 4, 8, 12, 24)
+    """Of the PAMR that refines the teacher's probabilities, at a quarter of the images' size."""
+    edge: float = 0.3
+    """Pixels whose probabilities change by more than this to a neighbour have no label in mixed
+    images (default)."""
+    cam_weight: float = 1.0
+    """Weight of the maps' distance from the teacher's corrected ones."""
+    decoder_weight: float = 1.0
+    """Weight of the decoder's cross entropy."""
+    first_order: float = 0.5
+    """Cosines of cells below this count as 0 (SCG; also the next three)."""
+    second_order: float = 0.1
+    """The same for correlations through a third cell, times the number of cells."""
+    bright: float = 0.3
+    """A cell belongs to the object from this value of the stretched map on."""
+    dark: float = 0.05
+    """A cell belongs to the background up to this value."""
+    ema: float = 0.9999
+    """Decay of the teacher."""
+
+    def __post_init__(self):
+        _check(
+            0 <= self.recur_from <= self.mix_from,
+            "wsss.rsepm.recur_from must not be negative, nor greater than wsss.rsepm.mix_from",
+        )
+        _check(
+            0 < self.background <= self.foreground < 1,
+            "wsss.rsepm.background and wsss.rsepm.foreground must lie in (0, 1), in this order",
+        )
+        _check(len(self.rates) > 0, "wsss.rsepm.rates needs at least one dilation")
+        _check(min(self.dilations, default=0) >= 1, "wsss.rsepm.dilations must be at least 1")
+        _check(0 < self.ema < 1, f"wsss.rsepm.ema must lie in (0, 1), got {self.ema}")
+
+
+@dataclass
 class PairConfig:
     """Training of a network of pairs, and the random walk along them."""
 
@@ -255,6 +324,8 @@ class PairConfig:
     """Exponent of the affinities in the walk."""
     doublings: int = 8
     """log2 of the walk's number of steps."""
+    weights: str | None = None
+    """A released checkpoint of this network (IRNet's or PSA's), used instead of training one."""
 
     def __post_init__(self):
         _check(self.radius >= 2, "the radius of pairs must be at least 2")
@@ -324,9 +395,10 @@ class WsssConfig:
     """Stage 2, a WSSS method on image-level tags. seam has its own network: `output_stride`,
     `pooling`, `norm` and `fixed_layers` do nothing there."""
 
-    method: Literal["cam", "irn", "advcam", "seam"] = "cam"
+    method: Literal["cam", "irn", "advcam", "seam", "rsepm"] = "cam"
     """cam: activation maps, refined by `refine`; irn: spread by IRNet's random walk instead;
-    advcam: AdvCAM's maps, spread in the same way; seam: SEAM's maps, spread by PSA's."""
+    advcam: AdvCAM's maps, spread in the same way; seam: SEAM's maps, spread by PSA's;
+    rsepm: a decoder's maps by our reconstruction of RS+EPM, spread by IRNet's walk."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     """The ResNet."""
     irn: IrnConfig = field(default_factory=IrnConfig)
@@ -335,6 +407,13 @@ class WsssConfig:
     """Settings of the spreading that SEAM uses."""
     advcam: AdvCamConfig = field(default_factory=AdvCamConfig)
     """Settings of AdvCAM's maps."""
+    seam: SeamConfig = field(default_factory=SeamConfig)
+    """Settings of SEAM's training."""
+    rsepm: RsEpmConfig = field(default_factory=RsEpmConfig)
+    """Settings of RS+EPM's training."""
+    weights: str | None = None
+    """A released checkpoint of the method (IRNet's, AdvCAM's, SEAM's or RS+EPM's classifier), used
+    instead of training one."""
     labels_dir: str | None = None
     """Use <id>.png pseudo labels from this folder instead of stage 2."""
     output_stride: Literal[8, 16] = 16
@@ -498,6 +577,8 @@ class EvaluationConfig:
     """Scales of test-time augmentation (the author's)."""
     flip: bool = True
     """Average with the mirrored image."""
+    window: int = 0
+    """Side of the overlapping windows through which larger images are seen, pixels; 0: whole."""
     refine: Literal["crf", "none"] = "crf"
     """Post-processing of the averaged probabilities."""
     crf: CrfConfig = field(default_factory=CrfConfig)
@@ -505,6 +586,10 @@ class EvaluationConfig:
 
     def __post_init__(self):
         _check(min(self.scales, default=0) > 0, "evaluation.scales needs positive numbers")
+        _check(
+            self.window == 0 or self.window >= 32,
+            f"evaluation.window must be 0 or at least 32, got {self.window}",
+        )
 
 
 @dataclass

@@ -1,5 +1,7 @@
-"""Multi-scale and flip inference, once, for every network that maps images to channels."""
+"""Multi-scale, flip and sliding-window inference for every network from images to channels."""
 
+import itertools
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -42,3 +44,43 @@ def multi_scale(
         total = total + F.interpolate(maps, out, mode="bilinear")
         views += 2 if flip else 1
     return total / views
+
+
+def windowed(network: Callable[[Tensor], Tensor], side: int) -> Callable[[Tensor], Tensor]:
+    """The same network, seeing large images through overlapping windows.
+
+    Memory of the network is that of one window, and it sees sizes like those it was trained on.
+
+    Args:
+        network: (B, 3, h, w) -> (B, C, h', w'), at any stride; its last activation included.
+        side: of the square windows, pixels; neighbours overlap by a third of it at least.
+
+    Returns:
+        (B, 3, H, W) -> (B, C, H', W'): the network itself where an image fits into a window; else
+        (B, C, H, W), the mean of all windows that see a pixel.
+    """
+
+    def through_windows(images: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        if max(height, width) <= side:
+            return network(images)
+        total, seen = None, images.new_zeros(1, 1, height, width)
+        for y, x in itertools.product(_starts(height, side), _starts(width, side)):
+            place = (..., slice(y, y + side), slice(x, x + side))
+            view = images[place]
+            maps = F.interpolate(network(view).float(), view.shape[-2:], mode="bilinear")
+            if total is None:
+                total = maps.new_zeros(*maps.shape[:2], height, width)
+            total[place] += maps
+            seen[place] += 1
+        return total / seen
+
+    return through_windows
+
+
+def _starts(length: int, side: int) -> list[int]:
+    """First pixels of windows that cover `length`, evenly spread."""
+    if length <= side:
+        return [0]
+    count = 1 + math.ceil((length - side) / (side * 2 / 3))
+    return [round(k * (length - side) / (count - 1)) for k in range(count)]

@@ -17,6 +17,7 @@ def irn_spreading(wsss: WsssConfig) -> Spreading:
     """Boundaries at stride 4; affinity is the absence of one on the path between two cells."""
     config = wsss.irn
     crf = DenseCRF(**config.crf.settings())
+    backbone = wsss.backbone.without_weights() if config.weights else wsss.backbone
 
     def seed(image: np.ndarray, keys: np.ndarray, cam: np.ndarray) -> np.ndarray:
         return confident_label(image, keys, cam, config.foreground, config.background, crf)
@@ -30,7 +31,7 @@ def irn_spreading(wsss: WsssConfig) -> Spreading:
     return Spreading(
         settings=config,
         seed=seed,
-        network=lambda: BoundaryNetwork(wsss.backbone),
+        network=lambda: BoundaryNetwork(backbone),
         affinity=lambda logits: path_affinity(logits.sigmoid()[:, 0], config.radius),
         label=label,
         flip=True,

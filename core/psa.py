@@ -18,6 +18,7 @@ def psa_spreading(wsss: WsssConfig) -> Spreading:
     """Features at stride 8; affinity is exp(-mean |difference|)."""
     config = wsss.psa
     crf = DenseCRF(**config.crf.settings())
+    backbone = wsss.backbone.without_weights() if config.weights else wsss.backbone
 
     def seed(image: np.ndarray, keys: np.ndarray, cam: np.ndarray) -> np.ndarray:
         return confident_label(image, keys, cam, config, crf)
@@ -30,7 +31,7 @@ def psa_spreading(wsss: WsssConfig) -> Spreading:
     return Spreading(
         settings=config,
         seed=seed,
-        network=lambda: AffinityNetwork(wsss.backbone),
+        network=lambda: AffinityNetwork(backbone),
         affinity=lambda features: feature_affinity(features, config.radius),
         label=label,
         flip=False,  # as PSA

@@ -14,7 +14,7 @@ from core.crf import DenseCRF
 from core.datasets import batches_by_size
 from core.errors import UserError
 from core.files import read_json
-from core.inference import multi_scale
+from core.inference import multi_scale, windowed
 from core.labels import write_label
 from core.models.backbones import to_device
 from core.models.deeplab import DeepLab, segmenter
@@ -54,6 +54,8 @@ def predict(config: Config, weights: Path, split: Split, folder: Path) -> None:
     def probabilities(images: torch.Tensor) -> torch.Tensor:
         return network(images).float().softmax(1)
 
+    view = windowed(probabilities, settings.window) if settings.window else probabilities
+
     def finish(index: int, probs: np.ndarray) -> None:
         label = most_likely(split.read_image(index), probs, crf)
         write_label(folder / f"{split.ids[index]}.png", label)
@@ -63,9 +65,7 @@ def predict(config: Config, weights: Path, split: Split, folder: Path) -> None:
     with ThreadPoolExecutor(max(1, config.workers)) as pool:
         for indices, images in batches_by_size(split, batch_size, todo):
             with cast:
-                probs = multi_scale(
-                    probabilities, images.to(device), settings.scales, settings.flip
-                )
+                probs = multi_scale(view, images.to(device), settings.scales, settings.flip)
             new = [k for k, index in enumerate(indices) if index in wanted]
             chosen = [indices[k] for k in new], [probs[k].cpu().numpy() for k in new]
             for _ in pool.map(finish, *chosen):

@@ -23,6 +23,7 @@ from core.errors import UserError
 from core.inference import multi_scale
 from core.labels import write_label
 from core.models.backbones import to_device
+from core.models.published import load_published
 from core.pseudo_labels import load_cam
 from core.runs import Run
 from core.splits import Split
@@ -72,8 +73,10 @@ def write_seeds(config: Config, run: Run, split: Split, method: Spreading) -> No
 
 
 def train_pairs(config: Config, run: Run, split: Split, method: Spreading) -> nn.Module:
-    """Fits the network to pairs of confident pixels (or reads the one fitted before)."""
+    """Fits the network to pairs of confident pixels, or reads a fitted or released one."""
     settings, device = method.settings, pick_device(config)
+    if settings.weights:
+        return to_device(load_published(method.network(), settings.weights), device)
     cells, needed = settings.augment.crop // method.stride, 2 * settings.radius - 1
     if cells < needed:
         raise UserError(

@@ -13,7 +13,6 @@ from core.features import (
     mean_feature,
     network_features,
 )
-from core.inference import multi_scale
 from core.splits import read_split
 
 RESNET = BackboneConfig("resnet18", {"channels": [8, 8, 16, 24]}, "none")
@@ -80,13 +79,3 @@ def test_flip_makes_features_of_a_mirrored_image_the_mirrored_features(split):
     with torch.no_grad():
         assert torch.allclose(network(images.flip(-1)), network(images).flip(-1), atol=1e-5)
         assert network(torch.rand(1, 3, 60, 33)).shape == (1, 16, 8, 5)  # up to the next multiple
-
-
-def test_multi_scale_of_a_pointwise_network_is_that_network():
-    images = torch.full((2, 3, 12, 10), 0.5)
-    assert torch.allclose(multi_scale(lambda x: x * 2, images, (1.0, 0.5, 1.5)), images * 2)
-
-
-def test_flip_is_undone_before_averaging():
-    images = torch.arange(6.0).view(1, 1, 1, 6)
-    assert torch.allclose(multi_scale(lambda x: x, images, (1.0,), flip=True), images)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from core.config import BackboneConfig
+from core.config import BackboneConfig, WsssConfig
 from core.models.seam import SeamClassifier
 from core.seam import (
     background_from_classes,
@@ -84,7 +84,7 @@ def test_classification_loss_pushes_down_the_low_end_of_refined_maps():
 @pytest.mark.parametrize("backbone", [RESNET, WIDE], ids=["resnet", "wide"])
 def test_network_trains_on_tags_and_gives_maps(backbone):
     torch.manual_seed(0)
-    network = SeamClassifier(backbone, 2).train()
+    network = SeamClassifier(WsssConfig(backbone=backbone), 2).train()
     images = torch.randn(2, 3, 64, 72)
     network.loss(images, torch.tensor([[1.0, 0], [0, 1]])).backward()
     groups = network.parameter_groups(0.1, 1.0)
@@ -97,8 +97,9 @@ def test_network_trains_on_tags_and_gives_maps(backbone):
 
 
 def test_heads_of_the_published_size_have_the_public_names_and_shapes():
+    wide = BackboneConfig("wide_resnet38", {}, "none")
     with torch.device("meta"):
-        state = SeamClassifier(BackboneConfig("wide_resnet38", {}, "none"), 20).state_dict()
+        state = SeamClassifier(WsssConfig(backbone=wide), 20).state_dict()
     shapes = {k: tuple(v.shape[:2]) for k, v in state.items() if not k.startswith("backbone")}
     assert shapes == {
         "fc8.weight": (21, 4096),

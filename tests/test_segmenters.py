@@ -51,7 +51,7 @@ def test_frozen_normalisation_stays_frozen_when_training_begins():
     assert norms and not any(m.training for m in norms)
     assert not any(p.requires_grad for m in norms for p in m.parameters())
     assert all(p.requires_grad for group in network.parameter_groups(1, 1) for p in group["params"])
-    assert network.head.low[1].training
+    assert network.head.decoder.low_block.bn.training
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ one. Settings are those of the configuration files, which need no weights or dat
 """
 
 import argparse
+import functools
 import resource
 import statistics
 import subprocess
@@ -34,11 +35,11 @@ from core.features import SemanticFeatures
 from core.inference import multi_scale
 from core.irn import irn_spreading
 from core.models.backbones import to_device
-from core.models.cam import CamClassifier
+from core.models.classifiers import build_classifier
 from core.models.deeplab import segmenter
-from core.models.seam import SeamClassifier
 from core.psa import psa_spreading
-from core.training import autocast, pick_device
+from core.rsepm import RecurSeed
+from core.training import EMA, autocast, pick_device
 
 PHOTOGRAPH = (375, 500)  # VOC's usual size
 
@@ -82,12 +83,17 @@ def classifier_case(name: str) -> Case:
     config = configuration(name)
     wsss = replace(config.wsss, backbone=blank(config.wsss.backbone))
     count = len(config.data.classes)
-    network = SeamClassifier(wsss.backbone, count) if wsss.method == "seam" else None
-    network = network or CamClassifier(wsss, count)
+    network = build_classifier(wsss, count)
+
+    @functools.cache
+    def recur_seed() -> RecurSeed:  # the teacher is a copy on the network's device
+        return RecurSeed(wsss.rsepm, network, EMA(network, wsss.rsepm.ema).network, 1)
 
     def loss(images: Tensor) -> Tensor:
         tags = torch.zeros(len(images), count, device=images.device)
         tags[:, 0] = 1
+        if wsss.method == "rsepm":
+            return recur_seed()(images, tags, round(wsss.rsepm.mix_from))["loss"]  # the last phase
         return network.loss(images, tags)
 
     def infer(image: Tensor) -> Tensor:
@@ -171,6 +177,7 @@ CASES: dict[str, tuple[Callable[[str], Case], str]] = {
     "cam": (classifier_case, "voc_irn.yaml"),
     "irn": (pairs_case, "voc_irn.yaml"),
     "advcam": (climb_case, "voc_advcam.yaml"),
+    "rsepm": (classifier_case, "voc_rsepm.yaml"),
     "seam": (classifier_case, "voc_seam.yaml"),
     "psa": (pairs_case, "voc_seam.yaml"),
     "deeplabv1_wr38": (segmenter_case, "voc_seam.yaml"),

@@ -7,31 +7,18 @@ run again; one that was killed goes on where it was. Each job's output is in <ru
 """
 
 import argparse
-import ctypes
 import hashlib
 import os
-import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from core.errors import UserError, run_script
-from core.files import read_json, write_json
-
-
-@dataclass
-class Job:
-    """One command, and the jobs whose results it reads."""
-
-    name: str
-    command: list[str]
-    after: tuple[str, ...] = ()
-    log: Path = field(default_factory=Path)
+from core.jobs import Job, run_jobs
 
 
 def main() -> None:
@@ -128,76 +115,7 @@ def make_jobs(name: str, seed: int, run_dir: Path) -> list[Job]:
             (debias, controlled),
         ),
     ]
-    for job in jobs:
-        job.log = run_dir / "logs" / f"{job.name.replace(': ', '_').replace(' ', '_')}.log"
     return jobs
-
-
-def run_jobs(jobs: list[Job], run_dir: Path, settings: str, side_by_side: int) -> None:
-    """Runs every job not done yet as soon as those before it have ended.
-
-    Raises:
-        UserError: a job failed; the others in progress are stopped and go on with the next call.
-    """
-    record = run_dir / "demo.json"
-    done = read_json(record) if record.exists() else {}
-    ended: set[str] = set()
-    for (
-        job
-    ) in jobs:  # what was done with the same command and settings, on results that still stand
-        if done.get(job.name) == job.command + [settings] and ended.issuperset(job.after):
-            ended.add(job.name)
-    waiting = [job for job in jobs if job.name not in ended]
-    running: dict[str, tuple[Job, subprocess.Popen, float]] = {}
-    began = time.monotonic()
-    try:
-        while waiting or running:
-            for job in [j for j in waiting if ended.issuperset(j.after)]:
-                if len(running) < side_by_side:
-                    waiting.remove(job)
-                    running[job.name] = (job, _start(job), time.monotonic())
-            time.sleep(0.1)
-            for job, process, started in [*running.values()]:
-                if process.poll() is None:
-                    continue
-                del running[job.name]
-                if process.returncode:
-                    raise UserError(f"{job.name} failed:\n{_tail(job.log)}\n(all of it: {job.log})")
-                ended.add(job.name)
-                done[job.name] = job.command + [settings]
-                write_json(record, done)
-                now = time.monotonic()
-                print(f"[{now - began:4.0f} s] {job.name} ({now - started:.0f} s)", flush=True)
-    finally:
-        for _, process, _ in running.values():
-            process.terminate()
-            process.wait()
-
-
-def _start(job: Job) -> subprocess.Popen:
-    job.log.parent.mkdir(parents=True, exist_ok=True)
-    threads = {k: "1" for k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-    with job.log.open("ab") as log:
-        return subprocess.Popen(
-            [sys.executable, *job.command],
-            cwd=ROOT,
-            env={**os.environ, **threads, "PYTHONUNBUFFERED": "1"},
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
-        )
-
-
-def _end_with_parent() -> None:
-    """Has the kernel end this job when the demo is killed, so that none is left behind."""
-    parent_death = 1  # PR_SET_PDEATHSIG
-    ctypes.CDLL(None).prctl(parent_death, signal.SIGKILL)
-
-
-def _tail(log: Path) -> str:
-    lines = log.read_text("utf-8", "replace").replace("\r", "\n").strip().splitlines()
-    return "\n".join(f"  {line}" for line in lines[-6:])
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from core.models.backbones import dilated_backbone, freeze_norms, norms
 
 def segmenter(config: SegmentationConfig, num_classes: int) -> "DeepLab":
     """The configured network for `num_classes` classes and background."""
-    heads = {"deeplabv1": LargeFov, "deeplabv2": SummedASPP, "deeplabv3plus": Decoder}
+    heads = {"deeplabv1": LargeFov, "deeplabv2": SummedASPP, "deeplabv3plus": DecodedASPP}
     return DeepLab(config, num_classes, heads[config.network])
 
 
@@ -69,13 +69,17 @@ class DeepLab(nn.Module):
         ]
 
 
-def _conv(inputs: int, outputs: int, kernel: int, dilation: int = 1) -> nn.Sequential:
-    padding = dilation * (kernel // 2)
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, kernel, padding=padding, dilation=dilation, bias=False),
-        nn.BatchNorm2d(outputs),
-        nn.ReLU(inplace=True),
-    )
+class ConvBlock(nn.Sequential):
+    """Convolution, normalisation and ReLU."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, dilation: int = 1):
+        super().__init__()
+        padding = dilation * (kernel // 2)
+        self.conv = nn.Conv2d(
+            inputs, outputs, kernel, padding=padding, dilation=dilation, bias=False
+        )
+        self.bn = nn.BatchNorm2d(outputs)
+        self.relu = nn.ReLU(inplace=True)
 
 
 class LargeFov(nn.Module):
@@ -85,8 +89,8 @@ class LargeFov(nn.Module):
         super().__init__()
         width = config.aspp_dim
         self.layers = nn.Sequential(
-            _conv(dim, width, 3, config.rates[0]),
-            _conv(width, width, 1),
+            ConvBlock(dim, width, 3, config.rates[0]),
+            ConvBlock(width, width, 1),
             nn.Dropout(config.dropout),
             nn.Conv2d(width, outputs, 1),
         )
@@ -114,33 +118,72 @@ class SummedASPP(nn.Module):
 class ASPP(nn.Module):
     """Atrous spatial pyramid pooling: a 1x1 branch, one 3x3 branch per rate, and the image mean."""
 
-    def __init__(self, inputs: int, outputs: int, rates: Sequence[int]):
+    def __init__(
+        self, inputs: int, width: int, rates: Sequence[int], dropout: float, mean_norm: bool
+    ):
         super().__init__()
-        dilated = [_conv(inputs, outputs, 3, rate) for rate in rates]
-        self.branches = nn.ModuleList([_conv(inputs, outputs, 1), *dilated])
-        self.mean = nn.Sequential(nn.Conv2d(inputs, outputs, 1), nn.ReLU(inplace=True))
-        self.project = _conv(outputs * (len(rates) + 2), outputs, 1)
+        self.names = [f"aspp{k}" for k in range(1, len(rates) + 2)]
+        for name, rate in zip(self.names[1:], rates, strict=True):
+            self.add_module(name, ConvBlock(inputs, width, 3, rate))
+        self.add_module(self.names[0], ConvBlock(inputs, width, 1))
+        plain = nn.Sequential(nn.Conv2d(inputs, width, 1), nn.ReLU(inplace=True))
+        mean = ConvBlock(inputs, width, 1) if mean_norm else plain
+        self.global_avg_pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), mean)
+        joined = ConvBlock(width * (len(rates) + 2), width, 1)
+        self.block = nn.Sequential(joined, nn.Dropout(dropout))
 
     def forward(self, features: Tensor) -> Tensor:
-        mean = self.mean(features.mean((2, 3), keepdim=True)).expand(-1, -1, *features.shape[-2:])
-        return self.project(torch.cat([*(b(features) for b in self.branches), mean], 1))
+        views = [self.get_submodule(name)(features) for name in self.names]
+        mean = self.global_avg_pool(features).expand(-1, -1, *features.shape[-2:])
+        return self.block(torch.cat([*views, mean], 1))
 
 
 class Decoder(nn.Module):
-    """DeepLab v3+'s head: ASPP, then a decoder that joins low-level features at stride 4."""
+    """v3+'s decoder: joins deep features with low-level ones at stride 4 and classifies.
+
+    Args:
+        low_dim, low_width: channels of the low-level features, and those left of them.
+        width: channels of the deep features and of the two 3x3 convolutions.
+        outputs: channels of the logits.
+        dropouts: behind each of these convolutions.
+        last: the classifying convolution's kernel; only a 1x1 one has a bias.
+    """
+
+    def __init__(
+        self,
+        low_dim: int,
+        low_width: int,
+        width: int,
+        outputs: int,
+        dropouts: tuple[float, float],
+        last: int,
+    ):
+        super().__init__()
+        self.low_block = ConvBlock(low_dim, low_width, 1)
+        self.classifier = nn.Sequential(
+            ConvBlock(width + low_width, width, 3),
+            nn.Dropout(dropouts[0]),
+            ConvBlock(width, width, 3),
+            nn.Dropout(dropouts[1]),
+            nn.Conv2d(width, outputs, last, padding=last // 2, bias=last == 1),
+        )
+
+    def forward(self, low: Tensor, deep: Tensor) -> Tensor:
+        deep = F.interpolate(deep, low.shape[-2:], mode="bilinear")
+        return self.classifier(torch.cat([deep, self.low_block(low)], 1))
+
+
+class DecodedASPP(nn.Module):
+    """DeepLab v3+'s head."""
 
     def __init__(self, low_dim: int, dim: int, config: SegmentationConfig, outputs: int):
         super().__init__()
         width = config.aspp_dim
-        self.aspp = ASPP(dim, width, config.rates)
-        self.low = _conv(low_dim, config.low_dim, 1)
-        self.decoder = nn.Sequential(
-            _conv(width + config.low_dim, width, 3),
-            _conv(width, width, 3),
-            nn.Dropout(config.dropout),
-            nn.Conv2d(width, outputs, 1),
+        # The mean of a batch of one image has no statistics: it is not normalised.
+        self.aspp = ASPP(dim, width, config.rates, dropout=0.0, mean_norm=False)
+        self.decoder = Decoder(
+            low_dim, config.low_dim, width, outputs, dropouts=(0.0, config.dropout), last=1
         )
 
     def forward(self, low: Tensor, high: Tensor) -> Tensor:
-        context = F.interpolate(self.aspp(high), low.shape[-2:], mode="bilinear")
-        return self.decoder(torch.cat([context, self.low(low)], 1))
+        return self.decoder(low, self.aspp(high))

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from core.config import BackboneConfig
+from core.config import WsssConfig
 from core.models.backbones import freeze_norms, tapped_backbone
 from core.seam import (
     background_from_classes,
@@ -14,8 +14,6 @@ from core.seam import (
     only_the_best_class,
 )
 
-SECOND_SCALE = 0.3  # of the view whose maps must agree with the image's
-
 
 class SeamClassifier(nn.Module):
     """A 1x1 classifier with a background channel, and the pixel correlation module (PCM) behind it.
@@ -24,9 +22,10 @@ class SeamClassifier(nn.Module):
     are SEAM's: fc8, f8_3, f8_4, f9.
     """
 
-    def __init__(self, backbone: BackboneConfig, num_classes: int):
+    def __init__(self, config: WsssConfig, num_classes: int):
         super().__init__()
-        self.backbone = tapped_backbone(backbone)
+        self.second_scale = config.seam.second_scale
+        self.backbone = tapped_backbone(config.backbone)
         *_, middle, late, last = self.backbone.dims
         self.dropout = nn.Dropout2d(0.5)
         self.fc8 = nn.Conv2d(last, num_classes + 1, 1, bias=False)
@@ -75,7 +74,7 @@ class SeamClassifier(nn.Module):
 
     def loss(self, images: Tensor, tags: Tensor) -> Tensor:
         """All of SEAM's losses: (B, 3, H, W) and (B, C) multi-hot -> ()."""
-        size = [max(1, int(n * SECOND_SCALE)) for n in images.shape[-2:]]
+        size = [max(1, int(n * self.second_scale)) for n in images.shape[-2:]]
         smaller = F.interpolate(images, size, mode="bilinear", align_corners=True)
         views = [self(images), self(smaller)]
         classes = sum(classification_loss(*view, tags) for view in views) / 2

@@ -1,0 +1,21 @@
+"""The classifier of each WSSS method."""
+
+from dataclasses import replace
+
+from core.config import WsssConfig
+from core.models.cam import CamClassifier
+from core.models.rsepm import RsEpmClassifier
+from core.models.seam import SeamClassifier
+
+Classifier = CamClassifier | SeamClassifier | RsEpmClassifier
+
+
+def build_classifier(settings: WsssConfig, num_classes: int) -> Classifier:
+    """The configured method's network, which has `activation` and `parameter_groups`."""
+    if settings.weights:  # of all of it
+        settings = replace(settings, backbone=settings.backbone.without_weights())
+    if settings.method == "seam":
+        return SeamClassifier(settings, num_classes)
+    if settings.method == "rsepm":
+        return RsEpmClassifier(settings, num_classes)
+    return CamClassifier(settings, num_classes)

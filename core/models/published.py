@@ -1,0 +1,40 @@
+"""Names in the released checkpoints of the WSSS methods, and what they are called here.
+
+Some files hold a tensor under several names, or parts that labels do not need: IRNet's displacement
+branch, an ImageNet head. These are left out; everything else must fit.
+"""
+
+from pathlib import Path
+
+from torch import nn
+
+from core import checkpoint
+from core.models.cam import CamClassifier
+from core.models.pairs import AffinityNetwork, BoundaryNetwork
+from core.models.rsepm import RsEpmClassifier
+from core.models.seam import SeamClassifier
+
+RESNET = [("resnet50.fc.", None), ("resnet50.", "backbone.net."), ("stage", None)]
+COPIES = [(f"{name}.", None) for name in ("backbone", "newly_added", "edge_layers", "dp_layers")]
+
+
+def _same(*prefixes: str) -> checkpoint.Rules:
+    return [(prefix, prefix) for prefix in prefixes]
+
+
+RULES: dict[type[nn.Module], checkpoint.Rules] = {
+    CamClassifier: [*RESNET, *COPIES, *_same("classifier.")],
+    BoundaryNetwork: [*RESNET, *COPIES, *_same("fc_edge"), ("fc_dp", None), ("mean_shift.", None)],
+    SeamClassifier: [*_same("fc8.", "f8_3.", "f8_4.", "f9."), ("", "backbone.")],
+    AffinityNetwork: [*_same("f8_3.", "f8_4.", "f8_5.", "f9."), ("", "backbone.")],
+    RsEpmClassifier: [
+        ("model.fc.", None),
+        ("model.", "backbone.net."),
+        *_same("classifier.", "aspp.", "decoder."),
+    ],
+}
+
+
+def load_published(network: nn.Module, path: str) -> nn.Module:
+    """Loads a released checkpoint of one of these networks; see `core.checkpoint`."""
+    return checkpoint.load_published(network, Path(path), RULES[type(network)])

@@ -1,0 +1,151 @@
+"""Checkpoints with the names and shapes of the released ones load completely or not at all."""
+
+import pytest
+import torch
+from torchvision.models import resnet50
+
+from core.checkpoint import save
+from core.config import BackboneConfig, IrnConfig, PsaConfig, WsssConfig
+from core.errors import UserError
+from core.irn import irn_spreading
+from core.models.cam import CamClassifier
+from core.models.published import load_published
+from core.models.rsepm import RsEpmClassifier
+from core.models.seam import SeamClassifier
+from core.models.wide_resnet import WideResNet38
+from core.psa import psa_spreading
+
+RESNET = BackboneConfig("resnet50", {}, "none", "none")
+WIDE = BackboneConfig("wide_resnet38", {}, "none")
+CONV = ("conv.weight", "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var")
+
+
+def names_of(network) -> dict[str, tuple[int, ...]]:
+    with torch.device("meta"):
+        state = network().state_dict()
+    counters = "num_batches_tracked"  # older files have none
+    return {k: tuple(v.shape) for k, v in state.items() if not k.endswith(counters)}
+
+
+def below(prefix: str, names: dict) -> dict:
+    return {prefix + k: v for k, v in names.items()}
+
+
+def without_head(names: dict) -> dict:
+    return {k: v for k, v in names.items() if not k.startswith("fc.")}
+
+
+def conv_block(prefix: str, inputs: int, outputs: int, kernel: int) -> dict:
+    shapes = [(outputs, inputs, kernel, kernel), *4 * [(outputs,)]]
+    return dict(zip((f"{prefix}.{name}" for name in CONV), shapes, strict=True))
+
+
+def irn_aliases(stages: int) -> dict:
+    """IRNet's modules stand in its state dict several times."""
+    names = without_head(names_of(resnet50))
+    layers = [{k: v for k, v in names.items() if k.startswith(f"layer{i}.")} for i in range(1, 5)]
+    found = {}
+    for i, layer in enumerate(layers, stages - 3):
+        found |= {f"stage{i}." + k.split(".", 1)[1]: v for k, v in layer.items()}
+        found |= {f"backbone.{i}." + k.split(".", 1)[1]: v for k, v in layer.items()}
+    return below("resnet50.", names) | found
+
+
+def edge_names() -> dict:
+    found = {"fc_edge6.weight": (1, 160, 1, 1), "fc_edge6.bias": (1,)}
+    for k, channels in enumerate((64, 256, 512, 1024, 2048), 1):
+        found[f"fc_edge{k}.0.weight"] = (32, channels, 1, 1)
+        found |= {f"fc_edge{k}.1.{name}": (32,) for name in ("weight", "bias")}
+    return found
+
+
+def rsepm_names() -> dict:
+    found = below("model.", without_head(names_of(resnet50)))
+    found |= {"classifier.weight": (20, 2048, 1, 1), "decoder.classifier.4.weight": (21, 256, 3, 3)}
+    found |= conv_block("aspp.aspp1", 2048, 256, 1)
+    for k in (2, 3, 4):
+        found |= conv_block(f"aspp.aspp{k}", 2048, 256, 3)
+    found |= conv_block("aspp.global_avg_pool.1", 2048, 256, 1)
+    found |= conv_block("aspp.block.0", 1280, 256, 1)
+    found |= conv_block("decoder.low_block", 256, 256, 1)
+    found |= conv_block("decoder.classifier.0", 512, 256, 3)
+    return found | conv_block("decoder.classifier.2", 256, 256, 3)
+
+
+SEAM_HEADS = {"fc8.weight": (21, 4096), "f8_3.weight": (64, 512), "f8_4.weight": (128, 1024)}
+PSA_HEADS = {"f8_3.weight": (64, 512), "f8_4.weight": (128, 1024), "f8_5.weight": (256, 4096)}
+
+
+def one_by_one(heads: dict) -> dict:
+    return {k: (*v, 1, 1) for k, v in heads.items()}
+
+
+def wide_names() -> dict:
+    return names_of(WideResNet38)
+
+
+CASES = {
+    "irnet and advcam, classifier": (
+        lambda: CamClassifier(WsssConfig(backbone=RESNET), 20),
+        lambda: {**irn_aliases(4), "classifier.weight": (20, 2048, 1, 1)},
+    ),
+    "irnet, boundaries": (
+        irn_spreading(WsssConfig(backbone=RESNET, irn=IrnConfig(weights="x"))).network,
+        lambda: {
+            **irn_aliases(5),
+            **edge_names(),
+            **below("edge_layers.", {"0.0.weight": (32, 64, 1, 1)}),
+            "fc_dp1.0.weight": (64, 64, 1, 1),
+            "mean_shift.running_mean": (2,),
+        },
+    ),
+    "seam": (
+        lambda: SeamClassifier(WsssConfig(backbone=WIDE), 20),
+        lambda: wide_names() | one_by_one({**SEAM_HEADS, "f9.weight": (192, 195)}),
+    ),
+    "seam, affinities": (
+        psa_spreading(WsssConfig(backbone=WIDE, psa=PsaConfig(weights="x"))).network,
+        lambda: wide_names() | one_by_one({**PSA_HEADS, "f9.weight": (448, 448)}),
+    ),
+    "rs+epm": (lambda: RsEpmClassifier(WsssConfig(backbone=RESNET), 20), rsepm_names),
+}
+
+
+def write(path, names: dict) -> str:
+    """A file of the real shapes that takes no room: every tensor is one number, repeated."""
+    number = torch.tensor(0.5)
+    save(path, {k: number.expand(v) for k, v in names.items()})
+    return str(path)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_released_names_and_shapes_load_completely(tmp_path, case):
+    build, names = CASES[case]
+    network = load_published(build(), write(tmp_path / "released.pth", names()))
+    assert not network.training
+    state = {k: v for k, v in network.state_dict().items() if v.is_floating_point()}
+    assert state and all((v == 0.5).all() for v in state.values())
+
+
+def test_every_missing_extra_or_misshapen_tensor_is_listed(tmp_path):
+    build, names = CASES["rs+epm"]
+    changed = names()
+    for name in ("aspp.aspp2.conv.weight", "model.layer1.0.conv1.weight"):
+        del changed[name]
+    changed |= {"model.layer9.weight": (1,), "head.weight": (1,), "classifier.weight": (80, 9)}
+    with pytest.raises(UserError) as error:
+        load_published(build(), write(tmp_path / "other.pth", changed))
+    lines = str(error.value).splitlines()
+    assert "other.pth is not a checkpoint of RsEpmClassifier" in lines[0]
+    assert lines[1].startswith("  missing:") and "aspp.aspp2.conv.weight" in lines[1]
+    assert "backbone.net.layer1.0.conv1.weight" in lines[1]
+    assert "head.weight" in lines[2] and "backbone.net.layer9.weight" in lines[2]
+    assert lines[3] == "  of another shape: classifier.weight (80, 9), expected (20, 2048, 1, 1)"
+
+
+def test_parallel_and_nested_checkpoints_load(tmp_path):
+    build, names = CASES["rs+epm"]
+    state = {f"module.{k}": torch.tensor(0.25).expand(v) for k, v in names().items()}
+    save(tmp_path / "nested.pth", {"state_dict": state})
+    network = load_published(build(), str(tmp_path / "nested.pth"))
+    assert (network.classifier.weight == 0.25).all()
