@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from core.config import Config, SegmentationConfig, make_parser, parse
 from core.crf import DenseCRF
 from core.datasets import LabelledImages, batches_from
-from core.debias import certain_mask, complement, weighted_cross_entropy
+from core.debias import certain_mask, complement
 from core.errors import run_script
 from core.labels import BACKGROUND, BIASED
 from core.models.backbones import to_device
@@ -89,14 +89,10 @@ def train_network(config: Config, folder: Path, split: Split, labels: tuple[Path
         if settings.mode in ("complement", "mars"):
             with cast:
                 label, certainty, figures = fill(images, label, batch["tags"].to(device), t)
-        with cast:
-            levels = network.training_logits(images)
         if settings.mode != "mars":
             certainty = None
-        loss = 0
-        for logits in levels:
-            logits = F.interpolate(logits.float(), label.shape[-2:], mode="bilinear")
-            loss = loss + weighted_cross_entropy(logits, label, certainty, settings.balanced)
+        with cast:
+            loss = network.loss(images, label, certainty, settings.balanced)
         return {"loss": loss, **figures}
 
     train(

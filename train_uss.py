@@ -20,10 +20,10 @@ from core.config import Config, make_parser, parse
 from core.datasets import Draws, make_loader
 from core.errors import run_script
 from core.features import SemanticFeatures, mean_feature, network_features
-from core.losses import correspondence_loss, derangement, sample_points
 from core.runs import Run, Stage
 from core.self_supervision import train_backbone
 from core.splits import Split, read_split
+from core.stego import correspondence_loss, derangement, sample_points
 from core.training import autocast, pick_device, seed_everything, train
 from core.transforms import normalise
 

@@ -33,8 +33,9 @@ def run_script(main: Callable[[], None]) -> None:
         if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":
             raise
         sys.exit(
-            "error: out of memory. Lower the batch size of this stage, the crop or the scales, or "
-            "make smaller copies of the images. Nothing finished was lost."
+            "error: out of memory. Lower the batch size of this stage, the crop or the scales, see "
+            "images through windows (evaluation.window: 512), or make smaller copies of them. "
+            "Nothing finished was lost."
         )
     except KeyboardInterrupt:
         sys.exit("\nstopped; run the same command again to go on from here")

@@ -1,9 +1,12 @@
+import numpy as np
 import torch
+from conftest import CLASSES
 from torch import nn
 
-from core.advcam import climbed_map, climbed_maps
-from core.config import AdvCamConfig, BackboneConfig, WsssConfig
+from core.advcam import Climb, climbed_map, climbed_maps, in_shards
+from core.config import AdvCamConfig, BackboneConfig, DataConfig, WsssConfig
 from core.models.cam import CamClassifier
+from core.splits import read_split
 
 
 class Linear(nn.Module):
@@ -59,3 +62,16 @@ def test_maps_of_all_classes_and_scales_have_a_quarter_of_the_size():
     maps = climbed_maps(classifier, torch.randn(3, 50, 66), [1, 3], config)
     assert maps.shape == (2, 13, 17) and (maps >= 0).all()
     assert climbed_maps(classifier, torch.randn(3, 50, 66), [], config).shape == (0, 13, 17)
+
+
+def test_images_shared_out_among_processes_give_the_same_maps_in_order(tiny_data):
+    data = DataConfig(root=str(tiny_data), classes=tuple(CLASSES))
+    split = read_split(data, "train")
+    settings = WsssConfig(backbone=BackboneConfig("resnet18", {"channels": [8, 8, 16, 16]}, "none"))
+    climb = Climb(CamClassifier(settings, 8).eval(), split, AdvCamConfig(steps=2, scales=(1.0,)))
+    cpu = torch.device("cpu")
+    alone, shared = (dict(in_shards(climb, [5, 2, 9], [cpu] * n)) for n in (1, 2))
+    assert [*alone] == [*shared] == [5, 2, 9]
+    for index, maps in alone.items():
+        assert maps.shape == (split.tags[index].sum(), 32, 32)
+        assert np.allclose(maps, shared[index], rtol=1e-4, atol=1e-5 * maps.max())

@@ -29,7 +29,6 @@ sys.path.insert(0, str(ROOT))
 from core.advcam import climbed_map
 from core.affinity import affinity_loss
 from core.config import BackboneConfig, Config, make_parser, parse
-from core.debias import weighted_cross_entropy
 from core.errors import run_script
 from core.features import SemanticFeatures
 from core.inference import multi_scale
@@ -145,11 +144,7 @@ def segmenter_case(name: str) -> Case:
 
     def loss(images: Tensor) -> Tensor:
         label = torch.randint(0, 3, (len(images), *images.shape[-2:]), device=images.device)
-        total = 0
-        for logits in network.training_logits(images):
-            logits = F.interpolate(logits.float(), label.shape[-2:], mode="bilinear")
-            total = total + weighted_cross_entropy(logits, label, None, settings.balanced)
-        return total
+        return network.loss(images, label, None, settings.balanced)
 
     def infer(image: Tensor) -> Tensor:
         return multi_scale(lambda x: network(x).softmax(1), image, config.evaluation.scales)

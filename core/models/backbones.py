@@ -163,19 +163,18 @@ class ViT(nn.Module):
         return tokens.transpose(1, 2).unflatten(2, (rows, cols))
 
 
-class DenseResNet(nn.Module):
+class DenseResNet(Stages):
     """One stage of a ResNet at stride 8 as a feature map."""
 
     patch = 8
 
     def __init__(self, config: BackboneConfig, stage: int):
-        super().__init__()
-        self.net = _stages(config, (stage,), 8)
-        self.dim: int = self.net.feature_info.channels()[0]
+        super().__init__(config, (stage,), 8)
+        (self.dim,) = self.dims
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, D, H/8, W/8)."""
-        return self.net(images)[0]
+        return super().forward(images)[0]
 
 
 def feature_network(config: BackboneConfig, stage: int) -> "ViT | DenseResNet":

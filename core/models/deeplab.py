@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core.config import SegmentationConfig
+from core.debias import weighted_cross_entropy
 from core.models.backbones import dilated_backbone, freeze_norms, norms
 
 
@@ -54,6 +55,21 @@ class DeepLab(nn.Module):
         size = logits[0].shape[-2:]
         resized = [F.interpolate(level, size, mode="bilinear") for level in logits]
         return [*logits, torch.stack(resized).amax(0)]
+
+    def loss(
+        self, images: Tensor, label: Tensor, certainty: Tensor | None = None, balanced: bool = False
+    ) -> Tensor:
+        """Sum of `weighted_cross_entropy` over all training logits, at the label's size.
+
+        Args:
+            images: (B, 3, H, W), normalised.
+            label, certainty, balanced: see `core.debias`.
+        """
+        total = 0
+        for logits in self.training_logits(images):
+            logits = F.interpolate(logits.float(), label.shape[-2:], mode="bilinear")
+            total = total + weighted_cross_entropy(logits, label, certainty, balanced)
+        return total
 
     def train(self, mode: bool = True) -> "DeepLab":
         super().train(mode)
