@@ -7,7 +7,10 @@ scratch (uss.self_supervised), then, with uss.method stego, STEGO's code head on
 Writes <run_dir>/uss/checkpoint.pth; features are computed from it on the fly, not stored.
 """
 
+import json
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,16 +19,20 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from core import checkpoint
-from core.config import Config, make_parser, parse
+from core.config import Config, UssConfig, make_parser, parse
 from core.datasets import Draws, make_loader
 from core.errors import run_script
 from core.features import SemanticFeatures, mean_feature, network_features
+from core.files import written_whole
+from core.models.published import load_published
 from core.runs import Run, Stage
 from core.self_supervision import train_backbone
 from core.splits import Split, read_split
-from core.stego import correspondence_loss, derangement, sample_points
+from core.stego import ClusterProbe, correspondence_loss, derangement, health, sample_points
 from core.training import autocast, pick_device, seed_everything, train
 from core.transforms import normalise
+
+from torchvision.transforms.v2 import functional  # isort: skip (after core.vision)
 
 
 def main() -> None:
@@ -35,17 +42,19 @@ def main() -> None:
         return
     run, split = Run(config), read_split(config.data, "train")
     inputs = {"ids": split.ids}
+    if config.uss.weights:
+        inputs["weights"] = [Path(config.uss.weights)]
     stage = Stage(run.uss, "stage 1, USS", config, ("seed", "data", "uss"), inputs)
     if stage.already_done():
         return
     seed_everything(config.seed)
     device = pick_device(config)
-    network = SemanticFeatures(config.uss).to(device)
+    network = build_features(config.uss).to(device)
     if config.uss.self_supervised.iterations:
         train_backbone(config, network.backbone, split, run.uss / "self_supervised")
         stage.save()
     network.backbone.requires_grad_(False).eval()  # frozen: its statistics, too
-    if config.uss.method == "stego":
+    if config.uss.method == "stego" and not config.uss.weights:
         train_head(config, network, split, run)
     if config.uss.centre:
         source = network_features(network.eval(), split, device, autocast(config, device))
@@ -58,35 +67,54 @@ def main() -> None:
     )
 
 
-class SquareImages(torch.utils.data.Dataset):
-    """Centre squares at one resolution, as STEGO trains on: no augmentation."""
+def build_features(settings: UssConfig) -> SemanticFeatures:
+    """The network to be trained, or a released one: backbone and head of a STEGO checkpoint."""
+    if not settings.weights:
+        return SemanticFeatures(settings)
+    blank = replace(settings, backbone=settings.backbone.without_weights())
+    return load_published(SemanticFeatures(blank), settings.weights)
 
-    def __init__(self, split: Split, resolution: int):
-        self.split, self.resolution = split, resolution
+
+class SquareImages(torch.utils.data.Dataset):
+    """Squares at one resolution, as STEGO trains on, without augmentation: of each image the centre
+    or, with `crops` 5, that of its four corners and of its middle, each half its sides long."""
+
+    def __init__(self, split: Split, resolution: int, crops: int):
+        self.split, self.resolution, self.crops = split, resolution, crops
+
+    def __len__(self) -> int:
+        return len(self.split) * self.crops
 
     def __getitem__(self, draw: tuple[int, int]) -> dict[str, Tensor]:
-        image = torch.from_numpy(self.split.read_image(draw[0])).permute(2, 0, 1)
+        """{"image": (3, resolution, resolution) float32, normalised}."""
+        index, crop = divmod(draw[0], self.crops)
+        image = torch.from_numpy(self.split.read_image(index)).permute(2, 0, 1)
+        if self.crops == 5:
+            image = functional.five_crop(image, [max(1, n // 2) for n in image.shape[-2:]])[crop]
         side = min(image.shape[-2:])
-        top, left = ((n - side) // 2 for n in image.shape[-2:])
-        square = image[:, top : top + side, left : left + side]
+        square = functional.center_crop(image, [side, side])
         if side != self.resolution:
             size = (self.resolution, self.resolution)
             square = F.interpolate(square[None].float(), size, mode="nearest")[0].to(torch.uint8)
-        return {"image": normalise(square), "index": torch.tensor(draw[0])}
+        return {"image": normalise(square)}
 
 
 @torch.inference_mode()
 def nearest_neighbours(
-    config: Config, network: SemanticFeatures, split: Split, count: int
+    config: Config, network: SemanticFeatures, squares: SquareImages, path: Path
 ) -> np.ndarray:
-    """(N, count) int64: the images whose mean patch feature is most similar, without itself."""
-    device = pick_device(config)
-    cast, squares = autocast(config, device), SquareImages(split, config.uss.resolution)
-    means = []
-    for start in tqdm(range(0, len(split), 32), desc="nearest neighbours", unit="batch"):
-        items = [squares[k, 0]["image"] for k in range(start, min(start + 32, len(split)))]
+    """(N, uss.neighbours) int64: the squares whose mean patch feature is most similar, without
+    itself; kept in a file for a training that goes on after a kill."""
+    if path.exists():
+        return np.load(path, allow_pickle=False)
+    device, count = pick_device(config), config.uss.neighbours
+    cast, means = autocast(config, device), []
+    order = [
+        [(k, 0) for k in range(s, min(s + 32, len(squares)))] for s in range(0, len(squares), 32)
+    ]
+    for batch in tqdm(make_loader(squares, order, config.workers), desc="nearest neighbours"):
         with cast:
-            feat = network.backbone(torch.stack(items).to(device))
+            feat = network.backbone(batch["image"].to(device))
         means.append(F.normalize(feat.float().mean((2, 3)), dim=1).cpu())
     means = torch.cat(means)
     near = []
@@ -95,19 +123,27 @@ def nearest_neighbours(
         rows = torch.arange(len(similarity))
         similarity[rows, rows + start] = -2
         near.append(similarity.topk(min(count, len(means) - 1)).indices)
-    return torch.cat(near).numpy()
+    found = torch.cat(near).numpy()
+    with written_whole(path) as aside, aside.open("wb") as file:
+        np.save(file, found)
+    return found
 
 
 def train_head(config: Config, network: SemanticFeatures, split: Split, run: Run) -> None:
     """STEGO: distils the frozen features' correspondences into the code head."""
     settings, device = config.uss, pick_device(config)
-    neighbours = nearest_neighbours(config, network, split, settings.neighbours)
-    squares, cast = SquareImages(split, settings.resolution), autocast(config, device)
-    optimizer = torch.optim.Adam(network.head.parameters(), lr=settings.lr)
-    network.head.train()
+    squares = SquareImages(split, settings.resolution, 5 if settings.five_crops else 1)
+    folder, cast = run.uss / "stego", autocast(config, device)
+    neighbours = nearest_neighbours(config, network, squares, folder / "neighbours.npy")
+    networks = {"head": network.head.train()}
+    groups = [{"params": list(network.head.parameters()), "lr": settings.lr}]
+    if settings.probe_clusters:
+        probe = ClusterProbe(settings.probe_clusters, settings.code_dim).to(device)
+        networks["probe"] = probe
+        groups.append({"params": list(probe.parameters()), "lr": 5e-3})  # STEGO's
 
     def batches(start: int) -> Iterator[dict[str, Tensor]]:
-        draws = Draws(len(split), settings.batch_size, settings.iterations, config.seed, start)
+        draws = Draws(len(squares), settings.batch_size, settings.iterations, config.seed, start)
         partners = PartnerDraws(draws, neighbours)
         return zip_batches(
             make_loader(squares, draws, config.workers),
@@ -120,20 +156,31 @@ def train_head(config: Config, network: SemanticFeatures, split: Split, run: Run
         return network.head.drop(feat), network.head(feat)
 
     def step(batch: dict[str, Tensor], t: int) -> dict[str, Tensor]:
-        return stego_losses(config, features(batch["image"]), features(batch["partner"]))
+        anchor = features(batch["image"])
+        figures = stego_losses(config, anchor, features(batch["partner"]))
+        if settings.probe_clusters:
+            figures["probe"] = probe(anchor[1])
+            figures["loss"] = figures["loss"] + figures["probe"]  # of parameters of its own
+        return figures
 
     train(
         "STEGO",
-        {"head": network.head},
-        optimizer,
+        networks,
+        torch.optim.Adam(groups),
         lambda t: 1.0,
         batches,
         step,
         settings.iterations,
-        run.uss / "stego",
+        folder,
         config,
     )
     network.head.eval()
+    last = json.loads((folder / "log.jsonl").read_text().splitlines()[-1])
+    print(
+        f"STEGO without labels: {last['negatives_at_zero']:.0%} of random pairs near 0 (most "
+        f"should be), neighbours spread by {last['positives_spread']:.2f} (the wider, the better); "
+        "higher shifts push codes apart, lower ones pull them together"
+    )
 
 
 def stego_losses(
@@ -142,7 +189,7 @@ def stego_losses(
     """STEGO's three terms on (features, codes) of a batch and of a neighbour of each image.
 
     Returns:
-        Each term, the mean similarity of codes in it, and "loss", their weighted sum.
+        Each term, "loss", their weighted sum, and the figures of `core.stego.health`.
     """
     settings = config.uss
     feat, code = anchor
@@ -154,21 +201,21 @@ def stego_losses(
 
     own, near = sampled(anchor, here), sampled(partner, there)
 
-    def term(other: tuple[Tensor, Tensor], shift: float) -> Tensor:
+    def term(other: tuple[Tensor, Tensor], shift: float) -> tuple[Tensor, Tensor]:
         return correspondence_loss((own[0], other[0]), (own[1], other[1]), shift)
 
-    negatives = []
-    for _ in range(5):
-        order = derangement(len(feat)).to(feat.device)
-        negatives.append(term(sampled((feat[order], code[order]), there), settings.shift_negative))
+    orders = [derangement(len(feat)).to(feat.device) for _ in range(5)]
+    others = [sampled((feat[order], code[order]), there) for order in orders]
+    negatives, unlike = zip(*(term(o, settings.shift_negative) for o in others), strict=True)
+    inter, alike = term(near, settings.shift_inter)
     figures = {
-        "intra": term(own, settings.shift_intra),
-        "inter": term(near, settings.shift_inter),
+        "intra": term(own, settings.shift_intra)[0],
+        "inter": inter,
         "negative": torch.stack(negatives).mean(),
     }
     weights = (settings.weight_intra, settings.weight_inter, settings.weight_negative)
     loss = sum(w * v for w, v in zip(weights, figures.values(), strict=True))
-    return {"loss": loss, **figures}
+    return {"loss": loss, **figures, **health(unlike[0], alike)}
 
 
 class PartnerDraws:

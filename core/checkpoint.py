@@ -1,6 +1,9 @@
 """Weights in and out: whole files, no pickled objects, and nothing random by accident."""
 
-from collections.abc import Mapping, Sequence
+import pickle
+import types
+import zipfile
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +46,79 @@ def load(path: Path) -> dict[str, Any]:
         ) from None
 
 
+class _Ignored:
+    """Stands for an object of a checkpoint that is no tensor; it does nothing."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        pass
+
+    def __call__(self, *args: Any, **kwargs: Any) -> "_Ignored":
+        return self
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+    def append(self, value: Any) -> None:
+        pass
+
+    def extend(self, values: Any) -> None:
+        pass
+
+
+class _TensorsOnly(pickle.Unpickler):
+    """Builds tensors and plain containers; every other class becomes `_Ignored`, so no code of the
+    file runs."""
+
+    KNOWN = frozenset(
+        {
+            ("collections", "OrderedDict"),
+            ("torch._utils", "_rebuild_tensor_v2"),
+            ("torch._utils", "_rebuild_parameter"),
+            ("torch", "Size"),
+        }
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        storage = module in ("torch", "torch.storage") and name.endswith("Storage")
+        if (module, name) in self.KNOWN or storage:
+            return super().find_class(module, name)
+        return _Ignored
+
+
+def load_foreign(path: Path) -> dict[str, Any]:
+    """Loads somebody's checkpoint, such as Lightning's, that may hold more than tensors.
+
+    What is not a tensor, a number, a string or a container of them is left out unread.
+
+    Raises:
+        UserError: the file is missing or broken.
+    """
+    try:
+        return load(path)
+    except UserError:
+        if not path.is_file() or path.suffix == ".safetensors":
+            raise
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:  # TorchScript is code
+            if any(name.endswith("constants.pkl") for name in archive.namelist()):
+                raise UserError(f"checkpoint {path} is a TorchScript program, not weights")
+    tensors_only = types.SimpleNamespace(Unpickler=_TensorsOnly, load=_refused, __name__="tensors")
+    try:
+        content = torch.load(
+            path, map_location="cpu", weights_only=False, pickle_module=tensors_only
+        )
+    except Exception as error:  # noqa: BLE001 (a broken pickle may fail in any way)
+        raise UserError(f"checkpoint {path} cannot be read: {error}") from None
+    return content if isinstance(content, dict) else {}
+
+
+def _refused(*args: Any, **kwargs: Any) -> None:
+    raise UserError("it is of a format older than torch 1.6; save its state dict again")
+
+
 def find_state_dict(content: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors of a checkpoint of any common nesting, without common prefixes."""
     for nest in NESTS:
@@ -63,7 +139,7 @@ def load_weights(network: nn.Module, path: Path) -> None:
     Raises:
         UserError: a tensor that the network needs is missing or has another shape.
     """
-    state = find_state_dict(load(path))
+    state = find_state_dict(load_foreign(path))
     wanted = network.state_dict()
     missing = [k for k in wanted if k not in state and not k.endswith("num_batches_tracked")]
     if missing:
@@ -85,20 +161,23 @@ Rules = Sequence[tuple[str, str | None]]
 """(Prefix of a name in the file, prefix of ours), the first that fits; None: not needed."""
 
 
-def load_published(network: nn.Module, path: Path, rules: Rules) -> nn.Module:
+def load_published(
+    network: nn.Module, path: Path, rules: Rules, own: Collection[str] = ()
+) -> nn.Module:
     """Loads somebody's checkpoint of the whole network, for use: in evaluation mode.
 
     Args:
         network: of the same architecture.
         path: the file.
         rules: how its names become ours.
+        own: tensors of the network that the file has not.
 
     Raises:
         UserError: a tensor of the network is not in the file, one of the file is not in the
             network, or shapes differ; all of them are listed.
     """
     state, extra = {}, []
-    for name, value in _unwrapped(load(path)).items():
+    for name, value in _unwrapped(load_foreign(path)).items():
         rule = next((r for r in rules if name.startswith(r[0])), None)
         if rule is None:
             extra.append(name)
@@ -106,7 +185,8 @@ def load_published(network: nn.Module, path: Path, rules: Rules) -> nn.Module:
             state[rule[1] + name.removeprefix(rule[0])] = value
     wanted = network.state_dict()
     extra += [k for k in state if k not in wanted]
-    missing = [k for k in wanted if k not in state and not k.endswith("num_batches_tracked")]
+    optional = ("num_batches_tracked", *own)
+    missing = [k for k in wanted if k not in state and not k.endswith(optional)]
     wrong = [
         f"{k} {tuple(state[k].shape)}, expected {tuple(wanted[k].shape)}"
         for k in wanted

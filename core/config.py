@@ -158,6 +158,19 @@ class SelfSupervisedConfig:
     """Decay of the teacher."""
 
 
+STEGO_PRESETS = {
+    "cocostuff27_vitb8": (0.1538, 1.0, 0.10, 1.0, 0.20, 0.12),
+    "cocostuff27_vits8": (0.63, 0.25, 0.67, 0.66, 0.02, 0.08),
+    "cityscapes_vitb8": (0.906, 0.577, 1.0, 0.314, 0.175, 0.458),
+    "potsdam_vits8": (0.63, 0.25, 0.67, 0.46, 0.02, 0.08),
+    "code_default": (0.63, 0.25, 0.67, 0.46, 0.12, 0.18),
+}
+"""Published weights of negative, neighbour and own pairs, then their shifts b in the same order."""
+STEGO_VALUES = [
+    f"{v}_{pairs}" for v in ("weight", "shift") for pairs in ("negative", "inter", "intra")
+]
+
+
 @dataclass
 class UssConfig:
     """Stage 1, unsupervised semantic features: STEGO on a frozen self-supervised network."""
@@ -190,18 +203,35 @@ class UssConfig:
     """A positive pair is an image and one of its nearest neighbours."""
     dropout: float = 0.1
     """Channel dropout on the frozen features."""
-    weight_intra: float = 0.10
-    """Weight of pairs of an image with itself (STEGO, COCO-Stuff ViT-B/8; also the next five)."""
-    weight_inter: float = 1.0
+    preset: Literal[
+        "cocostuff27_vitb8",
+        "cocostuff27_vits8",
+        "cityscapes_vitb8",
+        "potsdam_vits8",
+        "code_default",
+    ] = "cocostuff27_vitb8"
+    """STEGO's published settings of the next six, for data sets of its paper; VOC has none."""
+    weight_intra: float | None = None
+    """Weight of pairs of an image with itself. None, here and in the next five: the preset's."""
+    weight_inter: float | None = None
     """Weight of nearest-neighbour pairs."""
-    weight_negative: float = 0.1538
+    weight_negative: float | None = None
     """Weight of random pairs."""
-    shift_intra: float = 0.12
+    shift_intra: float | None = None
     """Shift b of pairs of an image with itself: a higher one pushes codes apart."""
-    shift_inter: float = 0.20
+    shift_inter: float | None = None
     """Shift b of nearest-neighbour pairs."""
-    shift_negative: float = 1.0
+    shift_negative: float | None = None
     """Shift b of random pairs."""
+    five_crops: bool = False
+    """Train on the corners and the centre of each image, half its sides long, as STEGO does on
+    COCO-Stuff and Cityscapes, instead of on its centre square."""
+    probe_clusters: int = 27
+    """Clusters that follow the codes as a monitor, without any influence on them; 0: none."""
+    weights: str | None = None
+    """A released STEGO checkpoint, backbone and head, used instead of training the head."""
+    tokens: Literal["last", "keys"] = "last"
+    """Of a ViT: the last block's tokens after the norm, or the keys of its attention."""
     input_scale: float = 1.0
     """Images are resized by this factor, then up to a multiple of the patch, for extraction."""
     flip: bool = True
@@ -213,6 +243,14 @@ class UssConfig:
         _check(self.input_scale > 0, f"uss.input_scale must be positive, got {self.input_scale}")
         _check(self.batch_size >= 1, f"uss.batch_size must be at least 1, got {self.batch_size}")
         _check(self.samples > 0, f"uss.samples must be positive, got {self.samples}")
+        _check(self.probe_clusters >= 0, "uss.probe_clusters must not be negative")
+        _check(
+            self.weights is None or self.method == "stego",
+            "uss.weights is a STEGO checkpoint; set uss.method to stego, or uss.backbone.weights",
+        )
+        for name, value in zip(STEGO_VALUES, STEGO_PRESETS[self.preset], strict=True):
+            if getattr(self, name) is None:
+                setattr(self, name, value)
 
 
 @dataclass

@@ -29,7 +29,7 @@ class SemanticFeatures(nn.Module):
     def __init__(self, config: UssConfig):
         super().__init__()
         self.config = config
-        self.backbone = feature_network(config.backbone, config.stage)
+        self.backbone = feature_network(config)
         self.head = None
         if config.method == "stego":
             self.head = StegoHead(self.backbone.dim, config.code_dim, config.dropout)

@@ -4,7 +4,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from core import checkpoint
-from core.config import BackboneConfig
+from core.config import BackboneConfig, UssConfig
 from core.errors import UserError
 from core.models.backbones import DenseResNet, ResNet, ViT, feature_network
 
@@ -93,6 +93,43 @@ def test_vit_gives_a_map_at_any_multiple_of_its_patch():
 
 
 def test_stage_of_a_resnet_is_a_feature_map_at_stride_8():
-    network = feature_network(BackboneConfig("resnet18", SMALL, "none"), stage=3).eval()
+    backbone = BackboneConfig("resnet18", SMALL, "none")
+    network = feature_network(UssConfig(backbone=backbone, stage=3)).eval()
     assert isinstance(network, DenseResNet) and network.dim == 16
     assert network(torch.zeros(1, 3, 64, 40)).shape == (1, 16, 8, 5)
+
+
+TINY = {"embed_dim": 32, "depth": 2, "num_heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "patch"),
+    [
+        ("vit_small_patch8_224.dino", 8),
+        ("vit_small_patch14_reg4_dinov2.lvd142m", 14),
+        ("vit_small_patch16_dinov3.lvd1689m", 16),
+        ("vit_base_patch16_224.mae", 16),
+    ],
+)
+@pytest.mark.parametrize("tokens", ["last", "keys"])
+def test_self_supervised_vits_give_maps_at_any_size(name, patch, tokens):
+    vit = ViT(BackboneConfig(name, TINY, "none"), tokens).eval()
+    assert vit.patch == patch
+    with torch.no_grad():
+        images = torch.randn(2, 3, 3 * patch, 5 * patch)
+        maps = vit(images)
+        assert maps.shape == (2, 32, 3, 5) and maps.isfinite().all()
+        assert torch.allclose(vit(images), maps)
+
+
+def test_keys_are_those_of_the_last_attention():
+    vit = ViT(BackboneConfig("vit_tiny_patch16_224", TINY, "none"), "keys").eval()
+    images = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        found = vit(images)
+        block, inputs = vit.net.blocks[-1], []
+        block.attn.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
+        vit(images)
+        weight, bias = block.attn.qkv.weight[32:64], block.attn.qkv.bias[32:64]
+        keys = torch.nn.functional.linear(inputs[0][:, 1:], weight, bias)
+    assert torch.allclose(found.flatten(2).transpose(1, 2), keys, atol=1e-5)

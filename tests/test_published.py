@@ -1,12 +1,14 @@
 """Checkpoints with the names and shapes of the released ones load completely or not at all."""
 
+import os
+
 import pytest
 import torch
-from torchvision.models import resnet50
 
-from core.checkpoint import save
-from core.config import BackboneConfig, IrnConfig, PsaConfig, WsssConfig
+from core.checkpoint import load, save
+from core.config import BackboneConfig, IrnConfig, PsaConfig, UssConfig, WsssConfig
 from core.errors import UserError
+from core.features import SemanticFeatures
 from core.irn import irn_spreading
 from core.models.cam import CamClassifier
 from core.models.published import load_published
@@ -15,8 +17,12 @@ from core.models.seam import SeamClassifier
 from core.models.wide_resnet import WideResNet38
 from core.psa import psa_spreading
 
+import timm  # isort: skip (after core.vision)
+from torchvision.models import resnet50  # isort: skip
+
 RESNET = BackboneConfig("resnet50", {}, "none", "none")
 WIDE = BackboneConfig("wide_resnet38", {}, "none")
+DINO = "vit_small_patch8_224.dino"
 CONV = ("conv.weight", "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var")
 
 
@@ -76,6 +82,15 @@ SEAM_HEADS = {"fc8.weight": (21, 4096), "f8_3.weight": (64, 512), "f8_4.weight":
 PSA_HEADS = {"f8_3.weight": (64, 512), "f8_4.weight": (128, 1024), "f8_5.weight": (256, 4096)}
 
 
+def stego_names() -> dict:
+    vit = names_of(lambda: timm.create_model("vit_small_patch8_224", num_classes=0))
+    found = below("net.model.", vit) | one_by_one({"net.cluster1.0.weight": (70, 384)})
+    found |= one_by_one({"net.cluster2.0.weight": (384, 384), "net.cluster2.2.weight": (70, 384)})
+    biases = {"net.cluster1.0": 70, "net.cluster2.0": 384, "net.cluster2.2": 70}
+    found |= {f"{name}.bias": (width,) for name, width in biases.items()}
+    return found | {"cluster_probe.clusters": (27, 70), "linear_probe.weight": (27, 70, 1, 1)}
+
+
 def one_by_one(heads: dict) -> dict:
     return {k: (*v, 1, 1) for k, v in heads.items()}
 
@@ -107,6 +122,10 @@ CASES = {
         psa_spreading(WsssConfig(backbone=WIDE, psa=PsaConfig(weights="x"))).network,
         lambda: wide_names() | one_by_one({**PSA_HEADS, "f9.weight": (448, 448)}),
     ),
+    "stego": (
+        lambda: SemanticFeatures(UssConfig(backbone=BackboneConfig(DINO, {}, "none"))),
+        stego_names,
+    ),
     "rs+epm": (lambda: RsEpmClassifier(WsssConfig(backbone=RESNET), 20), rsepm_names),
 }
 
@@ -124,7 +143,7 @@ def test_released_names_and_shapes_load_completely(tmp_path, case):
     network = load_published(build(), write(tmp_path / "released.pth", names()))
     assert not network.training
     state = {k: v for k, v in network.state_dict().items() if v.is_floating_point()}
-    assert state and all((v == 0.5).all() for v in state.values())
+    assert state and all((v == 0.5).all() for k, v in state.items() if k != "mean")
 
 
 def test_every_missing_extra_or_misshapen_tensor_is_listed(tmp_path):
@@ -149,3 +168,38 @@ def test_parallel_and_nested_checkpoints_load(tmp_path):
     save(tmp_path / "nested.pth", {"state_dict": state})
     network = load_published(build(), str(tmp_path / "nested.pth"))
     assert (network.classifier.weight == 0.25).all()
+
+
+class Settings:
+    """An object of a library that is not installed here."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def __reduce__(self):
+        return (os.system, (f"touch {self.values}",))
+
+
+def test_lightning_checkpoint_gives_its_tensors_and_runs_nothing(tmp_path):
+    build, names = CASES["stego"]
+    state = {k: torch.tensor(0.5).expand(v) for k, v in names().items()}
+    content = {"state_dict": state, "hyper_parameters": Settings(tmp_path / "harm"), "epoch": 3}
+    torch.save(content, tmp_path / "stego.ckpt")
+    with pytest.raises(UserError, match="more than tensors"):
+        load(tmp_path / "stego.ckpt")
+    network = load_published(build(), str(tmp_path / "stego.ckpt"))
+    assert (network.head.cluster1[0].weight == 0.5).all()
+    assert not (tmp_path / "harm").exists()
+
+
+@pytest.mark.parametrize("kind", ["missing", "truncated", "not a file of torch", "a program"])
+def test_broken_checkpoint_is_one_message(tmp_path, kind):
+    path, build = tmp_path / "x.pth", CASES["rs+epm"][0]
+    if kind == "a program":
+        torch.jit.script(torch.nn.Linear(2, 2)).save(path)
+    elif kind != "missing":
+        save(path, {"a": torch.zeros(1000)})
+        data = path.read_bytes()
+        path.write_bytes(data[:1500] if kind == "truncated" else b"\x00" + data)
+    with pytest.raises(UserError, match="x.pth"):
+        load_published(build(), str(path))

@@ -3,7 +3,14 @@ import math
 import torch
 from torch.nn import functional as F
 
-from core.stego import correspondence, correspondence_loss, derangement, sample_points
+from core.stego import (
+    ClusterProbe,
+    correspondence,
+    correspondence_loss,
+    derangement,
+    health,
+    sample_points,
+)
 
 
 def rand(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -34,13 +41,14 @@ def test_correspondence_loss_equals_a_literal_transcription():
     for (b, p, q), v in centred.items():
         c = cosine(code, b, p, q)
         total -= max(c, 0) * (v - new + old - shift)
-    loss = correspondence_loss(feat, code, shift)
+    loss, similarity = correspondence_loss(feat, code, shift)
+    assert similarity.shape == (2, 3, 3, 3, 3)
     assert math.isclose(loss.item(), total / len(f), abs_tol=1e-6)
 
 
 def test_features_get_no_gradient_and_codes_do():
     feat, code = rand(1, 2, 2, 2).requires_grad_(), rand(1, 2, 2, 2, seed=1).requires_grad_()
-    correspondence_loss((feat, feat), (code, code), 0.1).backward()
+    correspondence_loss((feat, feat), (code, code), 0.1)[0].backward()
     assert feat.grad is None and code.grad.abs().sum() > 0
 
 
@@ -61,3 +69,22 @@ def test_no_image_is_its_own_negative():
         order = derangement(5, torch.Generator().manual_seed(seed))
         assert sorted(order.tolist()) == list(range(5))
         assert (order != torch.arange(5)).all()
+
+
+def test_health_tells_unrelated_pairs_and_neighbours_apart():
+    figures = health(torch.tensor([-0.5, 0.0, 0.05, 0.4]), torch.tensor([0.0, 1.0]))
+    assert math.isclose(figures["negatives_at_zero"], 0.75)
+    assert math.isclose(figures["positives_spread"], 0.5**0.5, rel_tol=1e-6)
+
+
+def test_probe_finds_the_codes_clusters_and_leaves_the_codes_alone():
+    torch.manual_seed(0)
+    code = F.one_hot(torch.arange(12).view(1, 3, 4) % 2, 2).permute(0, 3, 1, 2).float()
+    code.requires_grad_()
+    probe = ClusterProbe(2, 2)
+    optimizer = torch.optim.Adam(probe.parameters(), lr=0.1)
+    for _ in range(100):
+        optimizer.zero_grad()
+        probe(code).backward()
+        optimizer.step()
+    assert probe(code) < -0.999 and code.grad is None

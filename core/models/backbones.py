@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from core import vision  # noqa: F401 (before timm, which imports torchvision)
 from core.checkpoint import load_weights
-from core.config import BackboneConfig
+from core.config import BackboneConfig, UssConfig
 from core.errors import UserError
 from core.models.wide_resnet import WideResNet38
 
@@ -148,17 +148,35 @@ class ViT(nn.Module):
 
     Images whose sides are multiples of the patch may have any size: position embeddings are
     interpolated (bicubic, to the explicit size).
+
+    Args:
+        config: the architecture and its weights.
+        tokens: "last", those of the last block after the final norm, or "keys", the keys of its
+            attention.
     """
 
-    def __init__(self, config: BackboneConfig):
+    def __init__(self, config: BackboneConfig, tokens: str = "last"):
         super().__init__()
         self.net = _create(config, num_classes=0, dynamic_img_size=True)
         self.patch: int = self.net.patch_embed.patch_size[0]
         self.dim: int = self.net.embed_dim
+        self._keys: Tensor | None = None
+        if tokens == "keys":
+            attention = self.net.blocks[-1].attn
+            joined = getattr(attention, "qkv", None)  # some networks have one layer for each
+            (joined or attention.k_proj).register_forward_hook(self._keep_keys)
+        self.tokens = tokens
+
+    def _keep_keys(self, layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        start = self.dim if output.shape[-1] == 3 * self.dim else 0  # queries, keys, values
+        self._keys = output[..., start : start + self.dim]
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, D, H/patch, W/patch), last block, after the final norm."""
-        tokens = self.net.forward_features(images)[:, self.net.num_prefix_tokens :]
+        """(B, 3, H, W) -> (B, D, H/patch, W/patch)."""
+        tokens = self.net.forward_features(images)
+        if self.tokens == "keys":
+            tokens, self._keys = self._keys, None
+        tokens = tokens[:, self.net.num_prefix_tokens :]
         rows, cols = (n // self.patch for n in images.shape[-2:])
         return tokens.transpose(1, 2).unflatten(2, (rows, cols))
 
@@ -177,9 +195,11 @@ class DenseResNet(Stages):
         return super().forward(images)[0]
 
 
-def feature_network(config: BackboneConfig, stage: int) -> "ViT | DenseResNet":
-    """The network below unsupervised features: of a ResNet `stage`, of a ViT the last tokens."""
-    return DenseResNet(config, stage) if "resnet" in config.name else ViT(config)
+def feature_network(config: UssConfig) -> "ViT | DenseResNet":
+    """The network below unsupervised features: of a ResNet `stage`, of a ViT its `tokens`."""
+    if "resnet" in config.backbone.name:
+        return DenseResNet(config.backbone, config.stage)
+    return ViT(config.backbone, config.tokens)
 
 
 def norms(network: nn.Module) -> list[nn.Module]:

@@ -1,4 +1,4 @@
-"""Names in the released checkpoints of the WSSS methods, and what they are called here.
+"""Names in the released checkpoints of STEGO and the WSSS methods, and what they are called here.
 
 Some files hold a tensor under several names, or parts that labels do not need: IRNet's displacement
 branch, an ImageNet head. These are left out; everything else must fit.
@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from core import checkpoint
+from core.features import SemanticFeatures
 from core.models.cam import CamClassifier
 from core.models.pairs import AffinityNetwork, BoundaryNetwork
 from core.models.rsepm import RsEpmClassifier
@@ -27,6 +28,16 @@ RULES: dict[type[nn.Module], checkpoint.Rules] = {
     BoundaryNetwork: [*RESNET, *COPIES, *_same("fc_edge"), ("fc_dp", None), ("mean_shift.", None)],
     SeamClassifier: [*_same("fc8.", "f8_3.", "f8_4.", "f9."), ("", "backbone.")],
     AffinityNetwork: [*_same("f8_3.", "f8_4.", "f8_5.", "f9."), ("", "backbone.")],
+    SemanticFeatures: [  # STEGO's, by Lightning
+        ("net.model.head.", None),
+        ("net.model.", "backbone.net."),
+        ("net.cluster1.", "head.cluster1."),
+        ("net.cluster2.", "head.cluster2."),
+        *(
+            (f"{probe}.", None)
+            for probe in ("linear_probe", "cluster_probe", "train_cluster_probe")
+        ),
+    ],
     RsEpmClassifier: [
         ("model.fc.", None),
         ("model.", "backbone.net."),
@@ -37,4 +48,5 @@ RULES: dict[type[nn.Module], checkpoint.Rules] = {
 
 def load_published(network: nn.Module, path: str) -> nn.Module:
     """Loads a released checkpoint of one of these networks; see `core.checkpoint`."""
-    return checkpoint.load_published(network, Path(path), RULES[type(network)])
+    own = ("mean",) if isinstance(network, SemanticFeatures) else ()
+    return checkpoint.load_published(network, Path(path), RULES[type(network)], own)

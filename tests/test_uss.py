@@ -1,0 +1,87 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import CLASSES, run_python
+
+import train_uss
+from core import checkpoint
+from core.config import BackboneConfig, DataConfig, UssConfig
+from core.errors import UserError
+from core.features import SemanticFeatures
+from core.splits import read_split
+from core.transforms import normalise
+
+
+@pytest.fixture
+def split(tiny_data):
+    return read_split(DataConfig(root=str(tiny_data), classes=tuple(CLASSES)), "train")
+
+
+def test_published_presets_fill_what_is_not_set():
+    chosen = UssConfig(preset="cocostuff27_vits8", shift_inter=0.05)
+    weights = (chosen.weight_negative, chosen.weight_inter, chosen.weight_intra)
+    shifts = (chosen.shift_negative, chosen.shift_inter, chosen.shift_intra)
+    assert weights == (0.63, 0.25, 0.67) and shifts == (0.66, 0.05, 0.08)
+    assert UssConfig().shift_intra == 0.12
+    with pytest.raises(UserError, match=r"set uss\.method to stego"):
+        UssConfig(method="frozen", weights="stego.ckpt")
+
+
+def test_five_crops_are_the_corners_and_the_middle(split):
+    squares = train_uss.SquareImages(split, 64, 5)
+    image = torch.from_numpy(split.read_image(2)).permute(2, 0, 1)
+    assert len(squares) == 5 * len(split)
+    places = [(0, 0), (0, 64), (64, 0), (64, 64), (32, 32)]
+    for crop, (y, x) in enumerate(places):
+        expected = normalise(image[:, y : y + 64, x : x + 64])
+        assert torch.equal(squares[10 + crop, 0]["image"], expected)
+
+
+def test_centre_squares_are_resized_to_the_resolution(split):
+    squares = train_uss.SquareImages(split, 32, 1)
+    assert len(squares) == len(split) and squares[3, 0]["image"].shape == (3, 32, 32)
+
+
+def test_stego_on_five_crops_reports_its_health(experiment):
+    done = run_python("train_uss.py", "--config", experiment, "--uss.five_crops=true")
+    assert done.returncode == 0, done.stderr
+    assert "of random pairs near 0" in done.stdout
+    folder = experiment.parent / "run/uss/stego"
+    neighbours = np.load(folder / "neighbours.npy")
+    assert neighbours.shape == (80, 3) and (neighbours != np.arange(80)[:, None]).all()
+    last = json.loads((folder / "log.jsonl").read_text().splitlines()[-1])
+    assert {"intra", "inter", "negative", "probe", "positives_spread"} <= set(last)
+    assert 0 <= last["negatives_at_zero"] <= 1 and -1 <= last["probe"] <= 1
+
+
+def test_monitor_does_not_change_the_codes(experiment):
+    heads = []
+    for clusters in (0, 5):
+        run_dir = experiment.parent / f"run{clusters}"
+        options = (f"--run_dir={run_dir}", f"--uss.probe_clusters={clusters}", "--uss.dropout=0")
+        done = run_python("train_uss.py", "--config", experiment, *options)
+        assert done.returncode == 0, done.stderr
+        heads.append(checkpoint.load(run_dir / "uss/checkpoint.pth")["network"])
+    assert all(torch.equal(heads[0][k], heads[1][k]) for k in heads[0] if k.startswith("head."))
+
+
+def test_released_checkpoint_is_used_instead_of_training(experiment):
+    settings = yaml.safe_load(experiment.read_text())["uss"]
+    config = UssConfig(backbone=BackboneConfig(**settings["backbone"]), code_dim=8)
+    network = SemanticFeatures(config)
+    names = {"backbone.net.": "net.model.", "head.": "net."}
+    state = {}
+    for key, value in network.state_dict().items():
+        for ours, theirs in names.items():
+            if key.startswith(ours):
+                state[theirs + key.removeprefix(ours)] = value
+    weights = experiment.parent / "released.ckpt"
+    torch.save({"state_dict": state, "hyper_parameters": {"lr": 1}}, weights)
+    done = run_python("train_uss.py", "--config", experiment, f"--uss.weights={weights}")
+    assert done.returncode == 0, done.stderr
+    saved = checkpoint.load(experiment.parent / "run/uss/checkpoint.pth")["network"]
+    assert all(torch.equal(saved[k], v) for k, v in network.state_dict().items() if k != "mean")
+    assert not (experiment.parent / "run/uss/stego").exists()
