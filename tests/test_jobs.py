@@ -9,7 +9,7 @@ from core.files import write_json
 from core.jobs import Job, run_jobs
 
 sys.path.insert(0, str(ROOT / "tools"))
-import compare_methods
+import compare
 
 
 def script(path, text: str) -> list[str]:
@@ -54,8 +54,8 @@ def test_failure_shows_the_end_of_the_log(tmp_path):
 
 
 def test_each_job_of_the_comparison_comes_after_those_it_reads_from(tmp_path):
-    methods = [*compare_methods.METHODS]
-    jobs = compare_methods.make_jobs(methods, 4, tmp_path)
+    methods = [*compare.METHODS]
+    jobs = compare.make_jobs(methods, 4, tmp_path) + compare.feature_jobs(methods, 4, tmp_path)
     seen = set()
     for job in jobs:
         assert seen.issuperset(job.after) and job.name not in seen, job.name
@@ -63,7 +63,7 @@ def test_each_job_of_the_comparison_comes_after_those_it_reads_from(tmp_path):
         configs = [a.removeprefix("--config=") for a in job.command if a.startswith("--config=")]
         assert all((ROOT / name).is_file() for name in configs)
         seen.add(job.name)
-    assert len(jobs) == 3 + 9 * len(methods)
+    assert len(jobs) == 3 + 9 * len(methods) + 3 * 5 * len(methods)
     mars = next(job for job in jobs if job.name == "seam: train mars")
     assert mars.after == ("seam: debiased labels",) and "--segmentation.mode=mars" in mars.command
 
@@ -78,7 +78,7 @@ def test_comparison_says_how_much_of_the_gap_is_closed(tmp_path):
             path = tmp_path / f"seed{seed}/irn/evaluation/{name}/scores.json"
             write_json(path, {"miou": miou})
         write_json(tmp_path / f"seed{seed}/cam/evaluation/supervised/scores.json", {"miou": 0.7})
-    table = compare_methods.table(tmp_path, ["irn"], [3, 4]).splitlines()
+    table = compare.method_table(tmp_path, ["irn"], [3, 4]).splitlines()
     assert table[2] == (
         "| IRNet | 40.0 (40.0 .. 40.0) | 50.0 (50.0 .. 50.0) | 55.0 (50.0 .. 60.0) | "
         "62.5 (60.0 .. 65.0) | 7.5 (5.0 .. 10.0) | 50.0 (50.0 .. 50.0) % |"

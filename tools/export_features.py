@@ -3,9 +3,8 @@
     python tools/export_features.py --config configs/demo.yaml --source classifier --output DIR
 
 Sources: uss (stage 1's network) or classifier (the deepest features of stage 2's, the paper's
-negative
-control: they do not tell a class from its context). `uss.features_dir` takes such a folder, or
-anybody's.
+negative control: they do not tell a class from its context). `uss.features_dir` takes such a
+folder, or anybody's.
 """
 
 import sys
@@ -24,7 +23,7 @@ from core.errors import run_script
 from core.features import load_semantic_features, network_features
 from core.files import written_whole
 from core.models.backbones import to_device
-from core.models.cam import CamClassifier
+from core.models.classifiers import Classifier, build_classifier
 from core.runs import Run
 from core.splits import read_split
 from core.training import autocast, pick_device
@@ -38,7 +37,7 @@ def main() -> None:
     run, split, device = Run(config), read_split(config.data, "train"), pick_device(config)
     if options.source == "classifier":
         classifier = to_device(load_classifier(config, run), device)
-        network = lambda images: classifier.backbone(images)[1]  # noqa: E731
+        network = lambda images: classifier.backbone(images)[-1]  # noqa: E731
     else:
         network = load_semantic_features(run).to(device)
     source = network_features(network, split, device, autocast(config, device))
@@ -50,11 +49,12 @@ def main() -> None:
     print(f"{len(split)} feature files in {folder}")
 
 
-def load_classifier(config: Config, run: Run) -> CamClassifier:
-    """Stage 2's classifier."""
+def load_classifier(config: Config, run: Run) -> Classifier:
+    """Stage 2's classifier; of RS+EPM the EMA teacher."""
     blank = replace(config.wsss, backbone=config.wsss.backbone.without_weights())
-    classifier = CamClassifier(blank, len(config.data.classes))
-    return checkpoint.restore(classifier, run.wsss / "checkpoint.pth", "network", "wsss")
+    classifier = build_classifier(blank, len(config.data.classes))
+    key = "ema" if config.wsss.method == "rsepm" else "network"
+    return checkpoint.restore(classifier, run.wsss / "checkpoint.pth", key, "wsss")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,159 @@
+"""Pictures of unsupervised features, without any label: are they fit to tell object from context?
+
+    python tools/inspect_features.py --config configs/demo.yaml --output runs/features.png
+
+Reads stage 1's network, or the files of uss.features_dir, and draws one row per image:
+    the image, a cross at the pixel that the last picture compares with
+    the first three principal components over all chosen images, as red, green and blue
+    K-means clusters of the image's cells
+    cosine similarity with the chosen pixel, black (0 or less) to white (1)
+
+With --separation it also tells, from ground truth, how well K-means inside the regions of stage 2's
+pseudo labels separates the object from what is labelled with it: the share of right pixels when
+each cluster is object or context, whichever it is mostly, against the share without clusters.
+"""
+
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from core.config import Config, make_parser, parse
+from core.debias import image_centroids, kmeans
+from core.errors import UserError, run_script
+from core.features import feature_source
+from core.files import write_json, written_whole
+from core.labels import IGNORE, palette, read_label
+from core.runs import Run
+from core.splits import Split, ground_truth, label_files, read_split
+from core.training import autocast, pick_device
+
+SIDE = 224  # height of a picture
+
+
+def main() -> None:
+    parser = make_parser("inspect_features.py", __doc__)
+    parser.add_argument("--output", type=str, default="features.png", help="PNG to write")
+    parser.add_argument("--images", type=int, default=8, help="so many, evenly from the list")
+    parser.add_argument("--ids", type=list[str], default=[], help="these images instead")
+    parser.add_argument("--pixel", type=list[float], default=[0.5, 0.5], help="x, y in [0, 1]")
+    parser.add_argument("--clusters", type=int, default=5, help="of K-means within one image")
+    parser.add_argument("--separation", action="store_true", help="score against ground truth")
+    config, options = parse(parser)
+    split = read_split(config.data, "train")
+    chosen = chosen_images(split, options.ids, options.images)
+    if len(options.pixel) != 2 or not all(0 <= p <= 1 for p in options.pixel):
+        raise UserError(f"--pixel needs two numbers in [0, 1], x and y, got {options.pixel}")
+    device = pick_device(config)
+    features = feature_source(config, split, device, autocast(config, device))
+    found = dict(features(chosen))
+    rows = contact_sheet(split, found, options.pixel, options.clusters, config.seed)
+    output = Path(options.output)
+    done, data = cv2.imencode(".png", cv2.cvtColor(rows, cv2.COLOR_RGB2BGR))
+    assert done
+    with written_whole(output) as aside:
+        aside.write_bytes(data.tobytes())
+    print(f"{len(chosen)} images in {output}")
+    if options.separation:
+        scores = separation(config, split, features)
+        write_json(output.with_suffix(".json"), scores)
+        for name, values in scores.items():
+            print(f"{name}: {values['clusters']:.1%} with clusters, {values['none']:.1%} without")
+
+
+def chosen_images(split: Split, ids: list[str], count: int) -> list[int]:
+    """Indices of the images `ids`, or of `count` images spread over the list."""
+    unknown = sorted({*ids} - {*split.ids})
+    if unknown:
+        raise UserError(f"--ids: no image {unknown[0]!r} in the training list")
+    if ids:
+        return sorted(split.ids.index(i) for i in ids)
+    if count < 1:
+        raise UserError(f"--images must be at least 1, got {count}")
+    return np.unique(np.linspace(0, len(split) - 1, count).round().astype(int)).tolist()
+
+
+def contact_sheet(
+    split: Split, features: dict[int, Tensor], pixel: list[float], clusters: int, seed: int
+) -> np.ndarray:
+    """(H, W, 3) uint8 RGB: the four pictures of each image side by side."""
+    cells = torch.cat([feat.flatten(1).T for feat in features.values()])
+    mean = cells.mean(0)
+    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)  # of the approximate decomposition
+    axes = torch.pca_lowrank(cells - mean, q=min(6, *cells.shape))[2][:, :3]
+    low, high = ((cells - mean) @ axes).quantile(torch.tensor([0.02, 0.98]), dim=0)
+    rows = []
+    for index, feat in features.items():
+        shape, points = feat.shape[1:], feat.flatten(1).T
+        colours = (((points - mean) @ axes - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
+        units = F.normalize(points, dim=1)
+        assigned = kmeans(units, min(clusters, len(points)), generator)[1]
+        y, x = (min(n - 1, int(p * n)) for p, n in zip(pixel[::-1], shape, strict=True))
+        similar = F.cosine_similarity(points, feat[:, y, x][None], dim=1).clamp(0, 1)
+        pictures = [
+            (colours * 255).round().byte().view(*shape, -1).numpy(),
+            palette()[1:][assigned.view(*shape).numpy()],
+            (similar * 255).round().byte().view(*shape, 1).expand(-1, -1, 3).numpy(),
+        ]
+        image = split.read_image(index)
+        size = (round(image.shape[1] * SIDE / image.shape[0]), SIDE)
+        shown = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+        centre = (int((x + 0.5) / shape[1] * size[0]), int((y + 0.5) / shape[0] * size[1]))
+        cv2.drawMarker(shown, centre, (255, 255, 255), cv2.MARKER_CROSS, 18, 5)
+        cv2.drawMarker(shown, centre, (220, 0, 0), cv2.MARKER_CROSS, 16, 2)
+        large = [cv2.resize(p, size, interpolation=cv2.INTER_NEAREST) for p in pictures]
+        rows.append(np.concatenate([shown, *large], 1))
+    width = max(row.shape[1] for row in rows)
+    margins = [((0, 4), (0, width - row.shape[1]), (0, 0)) for row in rows]
+    return np.concatenate(
+        [np.pad(r, m, constant_values=255) for r, m in zip(rows, margins, strict=True)]
+    )
+
+
+def separation(config: Config, split: Split, features) -> dict[str, dict[str, float]]:
+    """Share of pixels of pseudo-label regions that clusters tell right, by class and in all."""
+    names = ("all", *config.data.classes)
+    right, base, total = (np.zeros(len(names), np.int64) for _ in range(3))
+    labels = label_files(Run(config).wsss_labels, split, "run train_wsss.py first")
+    masks = ground_truth(config.data, split)
+    for index, feat in features(range(len(split))):
+        label = read_label(labels[index], len(config.data.classes))
+        mask = read_label(masks[index], len(config.data.classes), label.shape)
+        generator = torch.Generator().manual_seed(config.seed)
+        settings = config.debias
+        centroids, cells = image_centroids(
+            feat, torch.from_numpy(label), settings.k_fg, settings.k_bg, generator
+        )
+        cells = cells.numpy().astype(np.int16)
+        clusters = cv2.resize(cells, label.shape[::-1], interpolation=cv2.INTER_NEAREST)
+        first = 0
+        for c, vectors in centroids.items():
+            own = range(first, first := first + len(vectors))
+            region = (label == c) & (mask != IGNORE)
+            if c == 0 or not region.any():
+                continue
+            objects = mask == c
+            parts = [region & (clusters == k) for k in own]
+            parts.append(region & ~np.isin(clusters, own))  # cells of another majority
+            told = sum(max((p & objects).sum(), (p & ~objects).sum()) for p in parts)
+            plain = max((region & objects).sum(), (region & ~objects).sum())
+            for row in (0, c):
+                right[row] += told
+                base[row] += plain
+                total[row] += region.sum()
+    return {
+        name: {"clusters": right[k] / total[k], "none": base[k] / total[k]}
+        for k, name in enumerate(names)
+        if total[k]
+    }
+
+
+if __name__ == "__main__":
+    run_script(main)
