@@ -3,7 +3,8 @@
     python train_uss.py --config configs/demo.yaml
 
 Reads the images of the training list, neither tags nor masks. Optionally trains the ViT itself from
-scratch (uss.self_supervised), then, with uss.method stego, STEGO's code head on the frozen ViT.
+scratch (uss.self_supervised); then, with uss.method leopart, trains the ViT further on parts of
+objects, or, with stego, STEGO's code head on the frozen ViT.
 Writes <run_dir>/uss/checkpoint.pth; features are computed from it on the fly, not stored.
 """
 
@@ -24,6 +25,7 @@ from core.datasets import Draws, make_loader
 from core.errors import run_script
 from core.features import SemanticFeatures, mean_feature, network_features
 from core.files import written_whole
+from core.leopart import train_leopart
 from core.models.published import load_published
 from core.runs import Run, Stage
 from core.self_supervision import train_backbone
@@ -52,6 +54,9 @@ def main() -> None:
     network = build_features(config.uss).to(device)
     if config.uss.self_supervised.iterations:
         train_backbone(config, network.backbone, split, run.uss / "self_supervised")
+        stage.save()
+    if config.uss.method == "leopart":
+        train_leopart(config, network.backbone, split, run.uss / "leopart")
         stage.save()
     network.backbone.requires_grad_(False).eval()  # frozen: its statistics, too
     if config.uss.method == "stego" and not config.uss.weights:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from core.errors import UserError
 from core.files import written_whole
 
-PREFIXES = ("module.", "backbone.", "model.", "encoder.")
+PREFIXES = ("module.", "teacher.", "backbone.", "model.", "encoder.")
 NESTS = ("teacher", "student", "state_dict", "model", "network")
 
 

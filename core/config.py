@@ -158,6 +158,52 @@ class SelfSupervisedConfig:
     """Decay of the teacher."""
 
 
+@dataclass
+class LeopartConfig:
+    """Leopart's training of a self-supervised transformer on parts (its code, ViT-S/16 on VOC)."""
+
+    epochs: int = 500
+    """Passes over the training images (COCO: 50)."""
+    batch_size: int = 64
+    """Images per step."""
+    lr: float = 1e-5
+    """Learning rate of the backbone, cosine to 0."""
+    head_lr: float = 1e-4
+    """Learning rate of the projection and the prototypes."""
+    weight_decay: tuple[float, float] = (0.04, 0.5)
+    """Weight decay of AdamW, from the first value to the second along a cosine."""
+    ema: float = 0.9995
+    """Decay of the teacher, rising to 1 along a cosine."""
+    prototypes: int = 300
+    """Parts that cells are assigned to."""
+    hidden: int = 2048
+    """Width of the projection's hidden layers."""
+    width: int = 256
+    """Width of the embeddings."""
+    queue: int = 8192
+    """Embeddings of earlier foreground that take part in the assignment, for each large crop."""
+    mass: float = 0.6
+    """Share of the class token's attention that is foreground."""
+    large: int = 224
+    """Side of the two large crops, pixels."""
+    small: int = 96
+    """Side of the small crops, pixels."""
+    smalls: int = 4
+    """Small crops of each image."""
+    large_area: tuple[float, float] = (0.25, 1.0)
+    """Range of a large crop's share of the image."""
+    small_area: tuple[float, float] = (0.05, 0.25)
+    """Range of a small crop's share of the image."""
+    drop_path: float = 0.1
+    """Stochastic depth of the student."""
+
+    def __post_init__(self):
+        _check(self.batch_size >= 1, "uss.leopart.batch_size must be at least 1")
+        _check(0 < self.ema < 1, f"uss.leopart.ema must lie in (0, 1), got {self.ema}")
+        _check(0 < self.mass <= 1, f"uss.leopart.mass must lie in (0, 1], got {self.mass}")
+        _check(self.queue >= 1, "uss.leopart.queue must be at least 1")
+
+
 STEGO_PRESETS = {
     "cocostuff27_vitb8": (0.1538, 1.0, 0.10, 1.0, 0.20, 0.12),
     "cocostuff27_vits8": (0.63, 0.25, 0.67, 0.66, 0.02, 0.08),
@@ -185,8 +231,11 @@ class UssConfig:
     """Use <id>.npy feature files, (D, h, w), from this folder instead of stage 1."""
     self_supervised: SelfSupervisedConfig = field(default_factory=SelfSupervisedConfig)
     """Training of the network itself, where no weights fit the images."""
-    method: Literal["stego", "frozen"] = "stego"
-    """stego: a trained code head; frozen: the network's features as they are."""
+    method: Literal["stego", "frozen", "leopart"] = "stego"
+    """stego: a trained code head; frozen: the network's features as they are; leopart: those of a
+    DINO ViT trained further on parts of objects."""
+    leopart: LeopartConfig = field(default_factory=LeopartConfig)
+    """Settings of Leopart's training."""
     code_dim: int = 70
     """Width of STEGO's code."""
     iterations: int = 5000

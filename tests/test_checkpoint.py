@@ -8,6 +8,7 @@ from core.config import BackboneConfig, UssConfig
 from core.errors import UserError
 from core.models.backbones import DenseResNet, ResNet, ViT, feature_network
 
+TINY = {"embed_dim": 32, "depth": 2, "num_heads": 2}
 SMALL = {"channels": [8, 8, 16, 24]}
 
 
@@ -30,6 +31,18 @@ def test_weights_load_from_any_common_nesting(tmp_path, nest):
     assert all(
         torch.equal(v, loaded.net.state_dict()[k]) for k, v in state.items() if k[:2] != "fc"
     )
+
+
+def test_teacher_of_a_lightning_checkpoint_is_taken(tmp_path):
+    """Leopart's files hold the student below `model.` and the teacher below `teacher.`."""
+    state = ViT(BackboneConfig("vit_tiny_patch16_224", TINY, "none")).net.state_dict()
+    content = {f"model.{k}": torch.zeros_like(v) for k, v in state.items()}
+    content |= {f"teacher.{k}": v for k, v in state.items()}
+    content["teacher.prototypes.weight"] = torch.ones(3, 2)
+    torch.save({"state_dict": content, "hyper_parameters": nn.ReLU()}, tmp_path / "leopart.ckpt")
+    weights = str(tmp_path / "leopart.ckpt")
+    network = ViT(BackboneConfig("vit_tiny_patch16_224", TINY, weights)).net
+    assert all(torch.equal(v, state[k]) for k, v in network.state_dict().items())
 
 
 def test_half_precision_safetensors_load(tmp_path):
@@ -97,9 +110,6 @@ def test_stage_of_a_resnet_is_a_feature_map_at_stride_8():
     network = feature_network(UssConfig(backbone=backbone, stage=3)).eval()
     assert isinstance(network, DenseResNet) and network.dim == 16
     assert network(torch.zeros(1, 3, 64, 40)).shape == (1, 16, 8, 5)
-
-
-TINY = {"embed_dim": 32, "depth": 2, "num_heads": 2}
 
 
 @pytest.mark.parametrize(

@@ -28,12 +28,13 @@ sys.path.insert(0, str(ROOT))
 
 from core.advcam import climbed_map
 from core.affinity import affinity_loss
-from core.config import BackboneConfig, Config, make_parser, parse
+from core.config import BackboneConfig, Config, LeopartConfig, make_parser, parse
 from core.errors import run_script
 from core.features import SemanticFeatures
 from core.inference import multi_scale
 from core.irn import irn_spreading
-from core.models.backbones import to_device
+from core.leopart import LeopartNetwork, Queue, crops_loss
+from core.models.backbones import ViT, to_device
 from core.models.classifiers import build_classifier
 from core.models.deeplab import segmenter
 from core.psa import psa_spreading
@@ -167,8 +168,37 @@ def features_case(name: str) -> Case:
     return uss.batch_size, uss.resolution, network, loss, infer
 
 
+def leopart_case(name: str) -> Case:
+    settings = LeopartConfig()
+    network = LeopartNetwork(
+        ViT(BackboneConfig("vit_small_patch16_224.dino", {}, "none")), settings
+    )
+    places = [[0, 0, 0.8, 0.8], [0.2, 0.2, 1, 1], *([[0.3, 0.3, 0.7, 0.7]] * settings.smalls)]
+
+    @functools.cache
+    def teacher() -> LeopartNetwork:  # a copy on the network's device
+        return EMA(network, settings.ema).network
+
+    queue = Queue(settings.queue, settings.width)
+
+    def loss(images: Tensor) -> Tensor:
+        small = F.interpolate(images, (settings.small, settings.small))
+        batch = {
+            "large": images[:, None].repeat(1, 2, 1, 1, 1),
+            "small": small[:, None].repeat(1, settings.smalls, 1, 1, 1),
+            "boxes": torch.tensor(places, device=images.device).repeat(len(images), 1, 1),
+        }
+        return crops_loss(network, teacher(), queue.to(images.device), batch, settings)
+
+    def infer(image: Tensor) -> Tensor:
+        return network.backbone(F.interpolate(image, (384, 512)))
+
+    return settings.batch_size, settings.large, network, loss, infer
+
+
 CASES: dict[str, tuple[Callable[[str], Case], str]] = {
     "stego": (features_case, "voc.yaml"),
+    "leopart": (leopart_case, "voc.yaml"),
     "cam": (classifier_case, "voc_irn.yaml"),
     "irn": (pairs_case, "voc_irn.yaml"),
     "advcam": (climb_case, "voc_advcam.yaml"),
