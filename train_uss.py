@@ -22,7 +22,7 @@ from tqdm import tqdm
 from core import checkpoint
 from core.config import Config, UssConfig, make_parser, parse
 from core.datasets import Draws, make_loader
-from core.errors import run_script
+from core.errors import UserError, run_script
 from core.features import SemanticFeatures, mean_feature, network_features
 from core.files import written_whole
 from core.leopart import train_leopart
@@ -45,6 +45,8 @@ def main() -> None:
     run, split = Run(config), read_split(config.data, "train")
     inputs = {"ids": split.ids}
     if config.uss.weights:
+        if not Path(config.uss.weights).is_file():
+            raise UserError(f"uss.weights: there is no file {config.uss.weights}; mend the path")
         inputs["weights"] = [Path(config.uss.weights)]
     stage = Stage(run.uss, "stage 1, USS", config, ("seed", "data", "uss"), inputs)
     if stage.already_done():

@@ -20,13 +20,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from core import checkpoint
 from core.advcam import Climb, in_shards
-from core.config import Config, make_parser, parse
+from core.config import Config, WsssConfig, make_parser, parse
 from core.datasets import LabelledImages, batches_by_size, batches_from
-from core.errors import run_script
+from core.errors import UserError, run_script
 from core.inference import multi_scale
 from core.irn import irn_spreading
-from core.labels import read_label, write_label
+from core.labels import IGNORE, read_label, write_label
 from core.models.backbones import to_device
 from core.models.cam import CamClassifier
 from core.models.classifiers import Classifier, build_classifier
@@ -59,9 +60,7 @@ def main() -> None:
         print(f"stage 2, WSSS: skipped, labels are those of {config.wsss.labels_dir}")
         return
     run, split = Run(config), read_split(config.data, "train")
-    inputs = {"ids": split.ids}
-    if config.wsss.weights:
-        inputs["weights"] = [Path(config.wsss.weights)]
+    inputs = {"ids": split.ids, "weights": released_files(config.wsss)}
     stage = Stage(run.wsss, "stage 2, WSSS", config, ("seed", "data", "wsss"), inputs)
     if stage.already_done():
         return
@@ -85,13 +84,32 @@ def main() -> None:
     )
 
 
+def released_files(settings: WsssConfig) -> list[Path]:
+    """The checkpoints that are used instead of training.
+
+    Raises:
+        UserError: one of them is missing.
+    """
+    named = {"wsss.weights": settings.weights}
+    if settings.method == "seam":
+        named["wsss.psa.weights"] = settings.psa.weights
+    elif settings.method != "cam":
+        named["wsss.irn.weights"] = settings.irn.weights
+    for key, path in named.items():
+        if path and not Path(path).is_file():
+            raise UserError(f"{key}: there is no file {path}; mend the path, or set it to null")
+    return [Path(path) for path in named.values() if path]
+
+
 def train_classifier(config: Config, run: Run, split: Split) -> Classifier:
     """Fits the multi-label classifier to the tags (or reads the one fitted before, or released)."""
     settings, device = config.wsss, pick_device(config)
     seed_everything(config.seed)
     classifier = build_classifier(settings, len(config.data.classes))
     if settings.weights:
-        return to_device(load_published(classifier, settings.weights), device)
+        state = load_published(classifier, settings.weights).state_dict()
+        checkpoint.save(run.wsss / "checkpoint.pth", {"network": state, "ema": state})
+        return to_device(classifier, device)
     classifier = to_device(classifier, device).train()
     groups = classifier.parameter_groups(settings.lr, settings.head_lr)
     iterations = max(1, settings.epochs * len(split) // settings.batch_size)
@@ -111,13 +129,14 @@ def train_classifier(config: Config, run: Run, split: Split) -> Classifier:
         )
     else:
 
-        def losses(images: Tensor, tags: Tensor, t: int) -> dict[str, Tensor]:
+        def losses(images: Tensor, tags: Tensor, inside: Tensor, t: int) -> dict[str, Tensor]:
             return {"loss": classifier.loss(images, tags)}
 
     def step(batch: dict[str, Tensor], t: int) -> dict[str, Tensor]:
         images = batch["image"].to(device, memory_format=torch.channels_last)
         with cast:
-            return losses(images, batch["tags"].to(device), t)
+            inside = batch["label"].to(device) != IGNORE  # not padding
+            return losses(images, batch["tags"].to(device), inside, t)
 
     batches = batches_from(dataset, settings.batch_size, iterations, config)
     train(

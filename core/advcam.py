@@ -10,6 +10,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, multiprocessing
 from torch.nn import functional as F
 
 from core.config import AdvCamConfig
+from core.errors import UserError
 from core.models.cam import CamClassifier
 from core.splits import Split
 from core.transforms import normalise
@@ -124,10 +126,16 @@ def in_shards(
     places = context.Queue()
     for device in devices:
         places.put(device)
-    sent = copy.copy(climb).to(torch.device("cpu"))
+    sent = copy.deepcopy(climb).to(torch.device("cpu"))
     threads = max(1, (os.cpu_count() or 1) // len(devices))
-    with ProcessPoolExecutor(len(devices), context, _begin, (sent, places, threads)) as pool:
-        yield from zip(todo, pool.map(_work, todo), strict=True)
+    try:
+        with ProcessPoolExecutor(len(devices), context, _begin, (sent, places, threads)) as pool:
+            yield from zip(todo, pool.map(_work, todo), strict=True)
+    except BrokenProcessPool:
+        raise UserError(
+            "a process that climbs images died, perhaps for want of memory; lower workers, or free "
+            "the GPUs. Finished maps stay; run the same command again"
+        ) from None
 
 
 _climb: Callable[[int], np.ndarray]

@@ -36,7 +36,7 @@ def load(path: Path) -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, KeyError, ValueError, SafetensorError) as error:
         raise UserError(f"checkpoint {path} cannot be read: {str(error).splitlines()[0]}") from None
     except Exception as error:  # noqa: BLE001 (torch raises pickle's own class for foreign objects)
@@ -44,6 +44,13 @@ def load(path: Path) -> dict[str, Any]:
             f"checkpoint {path} holds more than tensors and is not loaded, because unpickling it "
             f"could run code ({type(error).__name__}); save its state dict instead"
         ) from None
+    return _checked(content, path)
+
+
+def _checked(content: Any, path: Path) -> dict[str, Any]:
+    if not isinstance(content, Mapping):
+        raise UserError(f"checkpoint {path} is no table of tensors, but a {type(content).__name__}")
+    return dict(content)
 
 
 class _Ignored:
@@ -112,11 +119,11 @@ def load_foreign(path: Path) -> dict[str, Any]:
         )
     except Exception as error:  # noqa: BLE001 (a broken pickle may fail in any way)
         raise UserError(f"checkpoint {path} cannot be read: {error}") from None
-    return content if isinstance(content, dict) else {}
+    return _checked(content, path)
 
 
 def _refused(*args: Any, **kwargs: Any) -> None:
-    raise UserError("it is of a format older than torch 1.6; save its state dict again")
+    raise UserError("it is no checkpoint, or older than torch 1.6; save its state dict again")
 
 
 def find_state_dict(content: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -185,8 +192,11 @@ def load_published(
             state[rule[1] + name.removeprefix(rule[0])] = value
     wanted = network.state_dict()
     extra += [k for k in state if k not in wanted]
-    optional = ("num_batches_tracked", *own)
-    missing = [k for k in wanted if k not in state and not k.endswith(optional)]
+    missing = [
+        k
+        for k in wanted
+        if k not in state and k not in own and not k.endswith("num_batches_tracked")
+    ]
     wrong = [
         f"{k} {tuple(state[k].shape)}, expected {tuple(wanted[k].shape)}"
         for k in wanted

@@ -338,7 +338,8 @@ class SeamConfig:
 
 @dataclass
 class RsEpmConfig:
-    """RS+EPM, our reconstruction. Values are the released code's where it has them."""
+    """RS+EPM, our reconstruction. Values are the released code's where it has them; its average of
+    weights rises more slowly."""
 
     width: int = 256
     """Width of the ASPP and of the decoder."""
@@ -479,8 +480,8 @@ class PsaConfig(PairConfig):
 
 @dataclass
 class WsssConfig:
-    """Stage 2, a WSSS method on image-level tags. seam has its own network: `output_stride`,
-    `pooling`, `norm` and `fixed_layers` do nothing there."""
+    """Stage 2, a WSSS method on image-level tags. seam and rsepm have networks of their own:
+    `pooling`, `norm` and `fixed_layers` do nothing there, nor does `output_stride` with seam."""
 
     method: Literal["cam", "irn", "advcam", "seam", "rsepm"] = "cam"
     """cam: activation maps, refined by `refine`; irn: spread by IRNet's random walk instead;
@@ -549,6 +550,16 @@ class WsssConfig:
         _check(0 <= self.fixed_layers <= 4, "wsss.fixed_layers must lie in 0..4")
         _check(self.batch_size >= 1, f"wsss.batch_size must be at least 1, got {self.batch_size}")
         _check(min(self.scales, default=0) > 0, "wsss.scales needs one or more positive numbers")
+        if self.method == "rsepm" and not self.weights:
+            last = self.rsepm.mix_from
+            _check(
+                self.epochs > last,
+                f"rsepm needs more than {last} epochs, when its last phase begins, got "
+                f"{self.epochs}; raise wsss.epochs or lower wsss.rsepm.recur_from and mix_from",
+            )
+            _check(
+                self.batch_size > 1, "rsepm normalises over batches; wsss.batch_size must be > 1"
+            )
 
 
 @dataclass

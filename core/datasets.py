@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from core.config import AugmentConfig, Config
 from core.errors import UserError
-from core.labels import IGNORE, read_label, to_training
+from core.labels import read_label, to_training
 from core.splits import Split
 from core.transforms import TrainingView, normalise
 
@@ -22,7 +22,7 @@ class LabelledImages(Dataset):
 
     Args:
         split: images and tags.
-        labels: a label map per image, or None: then labels are all 255.
+        labels: a label map per image, or None: then labels are 0, and 255 in padding.
         num_classes: C, to check the label maps against.
         augment: how views are made.
     """
@@ -38,7 +38,7 @@ class LabelledImages(Dataset):
         index, seed = draw
         image = self.split.read_image(index)
         if self.labels is None:
-            label = np.full(image.shape[:2], IGNORE, np.int64)
+            label = np.zeros(image.shape[:2], np.int64)
         else:
             label = read_label(self.labels[index], self.num_classes, image.shape[:2])
             label = to_training(label)

@@ -37,6 +37,10 @@ def run_jobs(jobs: Sequence[Job], folder: Path, settings: str, side_by_side: int
     Raises:
         UserError: a job failed; the others in progress are stopped and go on with the next call.
     """
+    names = {job.name for job in jobs}
+    for job in jobs:
+        if not names.issuperset(job.after):
+            raise ValueError(f"{job.name} waits for {set(job.after) - names}, which is no job")
     record = folder / "jobs.json"
     done = read_json(record) if record.exists() else {}
     ended: set[str] = set()

@@ -1,12 +1,16 @@
 """RS+EPM, our reconstruction of RecurSeed and EdgePredictMix (Jo, Yu and Kim, 2022).
 
 The training code of the method was never published. This is built from its abstract, its released
-inference code and the settings visible there; where these are silent, choices are marked as ours.
+inference code and the settings visible there.
 
 A classifier with a decoder teaches itself. An EMA teacher's activation maps, corrected by how its
-features correlate (SCG: Pan et al., CVPR 2021), are the target of the student's maps and the first
-labels of its decoder; later the teacher's decoder gives the labels (RecurSeed). Last, objects whose
-pixels are certain are pasted into other images (EdgePredictMix).
+features correlate (SCG: Pan et al., CVPR 2021), are the target of the student's maps; together with
+the teacher's decoder, whose share rises, they give the labels of the student's decoder
+(RecurSeed). Last, objects whose pixels are certain are pasted into other images, and pixels at
+edges of the probabilities have no label there (EdgePredictMix). Ours are: the decoder's share and
+that it ends at a half, the normalisation of its maps, the same weight for classes and background,
+that edges unlabel certain pixels too, and the average's ramp, which rises faster than the released
+code's 0.9999 (1 - exp(-n / 2000)).
 """
 
 import torch
@@ -35,43 +39,72 @@ class RecurSeed:
         self.mix_from = config.mix_from * epoch
         self._refine = PAMR(dilations=config.dilations)
 
-    def __call__(self, images: Tensor, tags: Tensor, step: int) -> dict[str, Tensor]:
-        """(B, 3, H, W) normalised, (B, C) multi-hot, step -> "loss" and its parts, all ()."""
-        maps, logits = self.network(images)
-        classes = _tag_loss(maps, tags)
+    def __call__(
+        self, images: Tensor, tags: Tensor, inside: Tensor, step: int
+    ) -> dict[str, Tensor]:
+        """The losses of a batch.
+
+        Args:
+            images: (B, 3, H, W), normalised.
+            tags: (B, C) multi-hot.
+            inside: (B, H, W) bool, False in padding: nothing is learnt there.
+            step: of the training.
+
+        Returns:
+            "loss" and the parts that it is made of, all ().
+        """
         if step < self.recur_from:
-            return {"loss": classes}
-        target, probs = self._targets(images, tags, step)
+            return {"loss": _tag_loss(self.network(images)[0], tags)}
+        inside = inside[:, None].float()
+        target, probs = self._targets(images, tags, inside, step)
         label = certain_label(probs, self.config.foreground, self.config.background)
-        cam = map_loss(maps, target, tags)
-        decoder = decoder_loss(logits, label)
-        figures = {"classes": classes, "cam": cam, "decoder": decoder}
-        loss = classes + self.config.cam_weight * cam + self.config.decoder_weight * decoder
+        label = label.where(_resized(inside, label.shape[-2:])[:, 0] > 0, IGNORE)
+        maps, logits = self.network(images)
+        figures = {
+            "classes": _tag_loss(maps, tags),
+            "cam": map_loss(maps, target, tags, _resized(inside, target.shape[-2:])),
+            "decoder": decoder_loss(logits, label),
+        }
+        weights = {"cam": self.config.cam_weight, "decoder": self.config.decoder_weight}
         if step >= self.mix_from:
             edge = edge_strength(probs) > self.config.edge
             images, label, tags = mixed(images, label.where(~edge, IGNORE), tags)
             maps, logits = self.network(images)
             figures["mixed"] = _tag_loss(maps, tags) + decoder_loss(logits, label)
-            loss = loss + figures["mixed"]
-        return {"loss": loss, **figures}
+        return {"loss": sum(weights.get(k, 1) * v for k, v in figures.items()), **figures}
 
     @torch.no_grad()
-    def _targets(self, images: Tensor, tags: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    def _targets(
+        self, images: Tensor, tags: Tensor, inside: Tensor, step: int
+    ) -> tuple[Tensor, Tensor]:
         """The teacher's corrected maps (B, C, h, w) and refined probabilities (B, 1 + C, H/4, W/4).
 
         The decoder has learnt nothing when the recursion begins, so its share in the probabilities
         rises from 0 until mixing begins. Its maps are divided by their maximum, as for labels: a
-        tagged class that it has not learnt yet would otherwise be taught as background (both ours).
+        tagged class that it has not learnt yet would otherwise be taught as background. Cells
+        correlate by their features in the image, not in its mirror image.
         """
         views = [images, images.flip(-1)]
         features = [self.teacher.backbone(view) for view in views]
         maps, logits = zip(*(self.teacher.from_features(f) for f in features), strict=True)
         present = tags[:, :, None, None]
         levels = [level.float() for level in features[0][1:]]  # strides 8 to 16
+        size = levels[0].shape[-2:]
         seen = sum(_mirrored(m.float().relu(), k) for k, m in enumerate(maps))
-        seen = F.interpolate(seen, levels[0].shape[-2:], mode="bilinear") * present
+        seen = F.interpolate(seen, size, mode="bilinear") * present
+        cells = _resized(inside, size)
         with torch.autocast(images.device.type, enabled=False):  # sums over thousands of cells
-            target = correlated(self_correlation(levels, self.config), seen, self.config)
+            target = torch.cat(  # one by one: the matrices are as large as cells squared
+                [
+                    correlated(
+                        self_correlation([level[k : k + 1] for level in levels], self.config),
+                        seen[k : k + 1],
+                        cells[k : k + 1],
+                        self.config,
+                    )
+                    for k in range(len(seen))
+                ]
+            )
 
         decoded = sum(_mirrored(z.float().softmax(1)[:, 1:], k) for k, z in enumerate(logits))
         decoded = decoded / (decoded.amax((2, 3), keepdim=True) + 1e-5)
@@ -81,6 +114,11 @@ class RecurSeed:
         probs = torch.lerp(first, decoded, share) * present
         probs = torch.cat([1 - probs.amax(1, keepdim=True), probs], 1)
         return target, self._refine(images, probs / probs.sum(1, keepdim=True))
+
+
+def _resized(inside: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, 1, H, W) of 0 and 1 -> (B, 1, *size), by each cell's centre."""
+    return F.interpolate(inside, size, mode="nearest-exact")
 
 
 def _tag_loss(maps: Tensor, tags: Tensor) -> Tensor:
@@ -101,19 +139,20 @@ def _mirrored(maps: Tensor, odd: int) -> Tensor:
     return maps.flip(-1) if odd else maps
 
 
-def map_loss(maps: Tensor, target: Tensor, tags: Tensor) -> Tensor:
+def map_loss(maps: Tensor, target: Tensor, tags: Tensor, inside: Tensor) -> Tensor:
     """Mean difference of the tagged classes' maps, each divided by its maximum, from the target.
 
     Args:
         maps: (B, C, h, w) scores, any sign.
         target: (B, C, h', w') in [0, 1].
         tags: (B, C) multi-hot.
+        inside: (B, 1, h', w'), 0 where the difference does not count.
     """
     maps = maps.float().relu()
     maps = maps / (maps.amax((2, 3), keepdim=True) + 1e-5)
     maps = F.interpolate(maps, target.shape[-2:], mode="bilinear")
-    difference = (maps - target).abs().mean((2, 3)) * tags
-    return difference.sum() / tags.sum().clamp(min=1)
+    difference = ((maps - target).abs() * inside).sum((2, 3)) / inside.sum((2, 3)).clamp(min=1)
+    return (difference * tags).sum() / tags.sum().clamp(min=1)
 
 
 def self_correlation(levels: list[Tensor], config: RsEpmConfig) -> Tensor:
@@ -150,23 +189,24 @@ def _stretched(maps: Tensor) -> Tensor:
     return (maps - low) / (high - low).clamp(min=1e-5)
 
 
-def correlated(correlation: Tensor, maps: Tensor, config: RsEpmConfig) -> Tensor:
+def correlated(correlation: Tensor, maps: Tensor, inside: Tensor, config: RsEpmConfig) -> Tensor:
     """Each map becomes: what correlates with its bright cells, less what does with its dark ones.
 
     Args:
         correlation: (B, N, N) of `self_correlation`.
         maps: (B, C, h, w) not negative, N = h w.
+        inside: (B, 1, h, w), 0 in padding, which is neither.
         config: which cells are bright and dark.
 
     Returns:
         (B, C, h, w) in [0, 1].
     """
-    flat = _stretched(maps.flatten(2))
+    flat, inside = _stretched((maps * inside).flatten(2)), inside.flatten(2)
     like = [
-        _stretched(cells.float() @ correlation.transpose(1, 2))
+        _stretched(cells * inside @ correlation.transpose(1, 2) * inside)
         for cells in (flat >= config.bright, flat <= config.dark)
     ]
-    return _stretched((like[0] - like[1]).relu()).view_as(maps)
+    return _stretched((like[0] - like[1]).relu() * inside).view_as(maps)
 
 
 def certain_label(probs: Tensor, foreground: float, background: float) -> Tensor:

@@ -51,8 +51,12 @@ class Spreading:
 
 def write_spread_labels(config: Config, run: Run, split: Split, method: Spreading) -> None:
     """Pseudo labels of every image from its activation maps, in <run_dir>/wsss/labels."""
-    write_seeds(config, run, split, method)
-    network = train_pairs(config, run, split, method)
+    if method.settings.weights:
+        network = load_published(method.network(), method.settings.weights)
+        network = to_device(network, pick_device(config))
+    else:
+        write_seeds(config, run, split, method)
+        network = train_pairs(config, run, split, method)
     write_walked(config, run, split, method, network)
 
 
@@ -73,10 +77,8 @@ def write_seeds(config: Config, run: Run, split: Split, method: Spreading) -> No
 
 
 def train_pairs(config: Config, run: Run, split: Split, method: Spreading) -> nn.Module:
-    """Fits the network to pairs of confident pixels, or reads a fitted or released one."""
+    """Fits the network to pairs of confident pixels (or reads the one fitted before)."""
     settings, device = method.settings, pick_device(config)
-    if settings.weights:
-        return to_device(load_published(method.network(), settings.weights), device)
     cells, needed = settings.augment.crop // method.stride, 2 * settings.radius - 1
     if cells < needed:
         raise UserError(

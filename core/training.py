@@ -146,7 +146,9 @@ def train(
         if ema is not None:
             ema.update(networks["network"], t)
         for key, value in figures.items():  # sum and count: not every step has every figure
-            sums[key] = sums.get(key, 0) + torch.stack([value.detach(), torch.ones_like(value)])
+            counted = torch.stack([value.detach(), torch.ones_like(value)])
+            earlier = sums.get(key)  # of a checkpoint: on the CPU
+            sums[key] = counted if earlier is None else counted + earlier.to(counted.device)
         last = t + 1 == iterations
         if (t + 1) % every == 0 or last:
             _refuse_non_finite(name, sums, t, path)

@@ -12,7 +12,7 @@ LEAVES = {
     "files",
     "labels",
     "metrics",
-    "losses",
+    "stego",
     "config",
     "crf",
     "debias",

@@ -53,6 +53,11 @@ def test_failure_shows_the_end_of_the_log(tmp_path):
     assert not (tmp_path / "run/jobs.json").exists()
 
 
+def test_job_that_waits_for_none_is_a_mistake(tmp_path):
+    with pytest.raises(ValueError, match="which is no job"):
+        run_jobs([Job("a", ["x.py"], ("b",))], tmp_path, "", 1)
+
+
 def test_each_job_of_the_comparison_comes_after_those_it_reads_from(tmp_path):
     methods = [*compare.METHODS]
     jobs = compare.make_jobs(methods, 4, tmp_path) + compare.feature_jobs(methods, 4, tmp_path)

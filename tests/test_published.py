@@ -88,7 +88,11 @@ def stego_names() -> dict:
     found |= one_by_one({"net.cluster2.0.weight": (384, 384), "net.cluster2.2.weight": (70, 384)})
     biases = {"net.cluster1.0": 70, "net.cluster2.0": 384, "net.cluster2.2": 70}
     found |= {f"{name}.bias": (width,) for name, width in biases.items()}
-    return found | {"cluster_probe.clusters": (27, 70), "linear_probe.weight": (27, 70, 1, 1)}
+    return found | {
+        "cluster_probe.clusters": (27, 70),
+        "linear_probe.weight": (27, 70, 1, 1),
+        "decoder.bias": (384,),
+    }
 
 
 def one_by_one(heads: dict) -> dict:
@@ -112,6 +116,8 @@ CASES = {
             **below("edge_layers.", {"0.0.weight": (32, 64, 1, 1)}),
             "fc_dp1.0.weight": (64, 64, 1, 1),
             "mean_shift.running_mean": (2,),
+            "path_indices0": (34, 3, 10),
+            "disp_target": (1, 2, 34, 1),
         },
     ),
     "seam": (
@@ -192,14 +198,25 @@ def test_lightning_checkpoint_gives_its_tensors_and_runs_nothing(tmp_path):
     assert not (tmp_path / "harm").exists()
 
 
-@pytest.mark.parametrize("kind", ["missing", "truncated", "not a file of torch", "a program"])
-def test_broken_checkpoint_is_one_message(tmp_path, kind):
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("missing", "is missing"),
+        ("truncated", "cannot be read"),
+        ("not a file of torch", "cannot be read"),
+        ("a program", "TorchScript"),
+        ("a tensor", "but a Tensor"),
+    ],
+)
+def test_broken_checkpoint_is_one_message(tmp_path, kind, message):
     path, build = tmp_path / "x.pth", CASES["rs+epm"][0]
     if kind == "a program":
         torch.jit.script(torch.nn.Linear(2, 2)).save(path)
+    elif kind == "a tensor":
+        torch.save(torch.zeros(3), path)
     elif kind != "missing":
         save(path, {"a": torch.zeros(1000)})
         data = path.read_bytes()
         path.write_bytes(data[:1500] if kind == "truncated" else b"\x00" + data)
-    with pytest.raises(UserError, match="x.pth"):
+    with pytest.raises(UserError, match=f"x.pth.*{message}"):
         load_published(build(), str(path))

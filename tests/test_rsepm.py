@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
 from core.config import BackboneConfig, RsEpmConfig, WsssConfig
+from core.errors import UserError
 from core.models.rsepm import RsEpmClassifier
 from core.rsepm import (
     RecurSeed,
@@ -67,7 +70,7 @@ def test_map_spreads_over_cells_that_correlate_and_leaves_those_of_the_backgroun
     levels[0][0, 1, 0, 3:] = 1
     maps = torch.tensor([[[[1.0, 0.2, 0.2, 0.2, 0.0, 0.0]]]])
     config = RsEpmConfig()
-    found = correlated(self_correlation(levels, config), maps, config)
+    found = correlated(self_correlation(levels, config), maps, torch.ones(1, 1, 1, 6), config)
     # Within the object: first order 1/3 everywhere; second order 1/2 with itself, 1/4 with others.
     assert torch.allclose(found, torch.tensor([[[[1.0, 2 / 3, 2 / 3, 0, 0, 0]]]]), atol=1e-4)
 
@@ -75,9 +78,13 @@ def test_map_spreads_over_cells_that_correlate_and_leaves_those_of_the_backgroun
 def test_distance_of_the_maps_counts_tagged_classes_alone():
     maps = torch.tensor([[[[2.0, 1, -1, 0]], [[5.0, 0, 0, 0]]]])
     target = torch.tensor([[[[1.0, 1, 1, 0]], [[0.0, 0, 0, 0]]]])
-    loss = map_loss(maps, target, torch.tensor([[1.0, 0]]))
+    everywhere = torch.ones(1, 1, 1, 4)
+    loss = map_loss(maps, target, torch.tensor([[1.0, 0]]), everywhere)
     assert float(loss) == pytest.approx(1.5 / 4, abs=1e-4)
-    assert map_loss(maps, target, torch.zeros(1, 2)) == 0
+    assert map_loss(maps, target, torch.zeros(1, 2), everywhere) == 0
+    padded = torch.tensor([[[[1.0, 1, 0, 0]]]])
+    loss = map_loss(maps, target, torch.tensor([[1.0, 0]]), padded)
+    assert float(loss) == pytest.approx(0.5 / 2, abs=1e-4)
 
 
 def test_certain_objects_are_pasted_with_their_pixels_labels_and_tags():
@@ -115,18 +122,50 @@ def test_nothing_certain_leaves_images_alone():
 @pytest.mark.parametrize("half", [False, True], ids=["fp32", "bf16"])
 def test_phases_add_their_losses_and_leave_the_teacher_alone(half):
     torch.manual_seed(0)
-    network = RsEpmClassifier(WsssConfig(backbone=RESNET, rsepm=SMALL), 3).train()
+    config = replace(SMALL, cam_weight=0.5, decoder_weight=3.0)
+    network = RsEpmClassifier(WsssConfig(backbone=RESNET, rsepm=config), 3).train()
     teacher = EMA(network, 0.9).network
-    losses = RecurSeed(SMALL, network, teacher, epoch=10)
+    losses = RecurSeed(config, network, teacher, epoch=10)
     images, tags = torch.randn(4, 3, 64, 64), torch.eye(3)[[0, 1, 2, 0]]
-    with torch.autocast("cpu", torch.bfloat16, enabled=half):
-        kinds = [set(losses(images, tags, step)) for step in (9, 10, 19, 20)]
-    recur = {"loss", "classes", "cam", "decoder"}
-    assert kinds == [{"loss"}, recur, recur, recur | {"mixed"}]
+    inside = torch.ones(4, 64, 64, dtype=torch.bool)
     before = {k: v.clone() for k, v in teacher.state_dict().items()}
-    losses(images, tags, 25)["loss"].backward()
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        found = [losses(images, tags, inside, step) for step in (9, 10, 19, 20)]
+        found[-1]["loss"].backward()
+    recur = {"loss", "classes", "cam", "decoder"}
+    assert [set(f) for f in found] == [{"loss"}, recur, recur, recur | {"mixed"}]
+    for figures in found[1:]:
+        parts = figures["classes"] + 0.5 * figures["cam"] + 3 * figures["decoder"]
+        parts = parts + figures.get("mixed", 0)
+        assert torch.isclose(figures["loss"], parts)
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
     assert all(torch.equal(v, before[k]) for k, v in teacher.state_dict().items())
+
+
+def test_nothing_is_learnt_in_padding():
+    """What stands in padding has no influence on the decoder's and the maps' losses there."""
+    torch.manual_seed(0)
+    network = RsEpmClassifier(WsssConfig(backbone=RESNET, rsepm=SMALL), 3).eval()
+    torch.nn.init.uniform_(network.classifier.weight)  # maps above 0
+    losses = RecurSeed(SMALL, network, EMA(network, 0.9).network, epoch=10)
+    images, tags = torch.randn(2, 3, 64, 64), torch.eye(3)[:2]
+    nowhere = torch.zeros(2, 64, 64, dtype=torch.bool)
+    figures = losses(images, tags, nowhere, 15)
+    assert figures["cam"] == 0 and figures["decoder"] == 0
+    half = nowhere.clone()
+    half[:, :, :32] = True
+    target, _ = losses._targets(images, tags, half[:, None].float(), 15)
+    assert (target[..., 4:] == 0).all() and target[0, 0, :, :4].max() > 0.99
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [({"epochs": 15}, "more than 15 epochs"), ({"epochs": 20, "batch_size": 1}, "must be > 1")],
+)
+def test_training_that_cannot_end_is_refused(values, message):
+    with pytest.raises(UserError, match=message):
+        WsssConfig(method="rsepm", **values)
+    WsssConfig(method="rsepm", weights="released.pth", **values)
 
 
 def test_class_without_certain_pixels_is_not_taught_as_background():
@@ -137,7 +176,8 @@ def test_class_without_certain_pixels_is_not_taught_as_background():
     with torch.no_grad():
         losses.teacher.decoder.classifier[-1].weight.zero_()
     assert decoder.weight.abs().sum() > 0
-    _, probs = losses._targets(torch.randn(2, 3, 64, 64), torch.tensor([[1.0, 0], [0, 1]]), 100)
+    inside = torch.ones(2, 1, 64, 64)
+    _, probs = losses._targets(torch.randn(2, 3, 64, 64), torch.eye(2), inside, 100)
     assert (probs[0, 1].max() > 0.4) and (probs[1, 2].max() > 0.4)
     assert (probs[0, 2] == 0).all() and (probs[1, 1] == 0).all()
     assert torch.allclose(probs.sum(1), torch.ones_like(probs[:, 0]), atol=1e-4)

@@ -52,6 +52,7 @@ def main() -> None:
     options = parser.parse_args()
     default = [*METHODS] if options.table == "methods" else ["cam", "rsepm"]
     methods, run_dir = options.methods or default, options.run_dir
+    os.chdir(ROOT)  # where the jobs run, and relative folders start
     files = sorted((ROOT / "configs").glob("demo*.yaml"))
     settings = hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()
     for seed in options.seeds:

@@ -93,7 +93,9 @@ def classifier_case(name: str) -> Case:
         tags = torch.zeros(len(images), count, device=images.device)
         tags[:, 0] = 1
         if wsss.method == "rsepm":
-            return recur_seed()(images, tags, round(wsss.rsepm.mix_from))["loss"]  # the last phase
+            inside = torch.ones_like(images[:, 0], dtype=torch.bool)
+            last = round(wsss.rsepm.mix_from)  # the phase in which all losses count
+            return recur_seed()(images, tags, inside, last)["loss"]
         return network.loss(images, tags)
 
     def infer(image: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="side by side")
     options = parser.parse_args()
     name = "demo_quick" if options.quick else "demo"
+    os.chdir(ROOT)  # where the jobs run, and relative folders start
     default = Path("runs") / (f"{name}_seed{options.seed}" if options.seed else name)
     run_dir = options.run_dir or default
     began = time.monotonic()

@@ -1,7 +1,8 @@
-"""Names in the released checkpoints of STEGO and the WSSS methods, and what they are called here.
+"""Names in released checkpoints of STEGO and the WSSS methods, and what they are called here.
 
 Some files hold a tensor under several names, or parts that labels do not need: IRNet's displacement
-branch, an ImageNet head. These are left out; everything else must fit.
+branch, an ImageNet head. These are left out; everything else must fit. The names are those that the
+methods' sources give; no released file itself was at hand.
 """
 
 from pathlib import Path
@@ -17,6 +18,7 @@ from core.models.seam import SeamClassifier
 
 RESNET = [("resnet50.fc.", None), ("resnet50.", "backbone.net."), ("stage", None)]
 COPIES = [(f"{name}.", None) for name in ("backbone", "newly_added", "edge_layers", "dp_layers")]
+INDICES = [(name, None) for name in ("path_indices", "disp_target", "ind_")]  # of IRNet's pairs
 
 
 def _same(*prefixes: str) -> checkpoint.Rules:
@@ -25,7 +27,14 @@ def _same(*prefixes: str) -> checkpoint.Rules:
 
 RULES: dict[type[nn.Module], checkpoint.Rules] = {
     CamClassifier: [*RESNET, *COPIES, *_same("classifier.")],
-    BoundaryNetwork: [*RESNET, *COPIES, *_same("fc_edge"), ("fc_dp", None), ("mean_shift.", None)],
+    BoundaryNetwork: [
+        *RESNET,
+        *COPIES,
+        *_same("fc_edge"),
+        *INDICES,
+        ("fc_dp", None),
+        ("mean_shift.", None),
+    ],
     SeamClassifier: [*_same("fc8.", "f8_3.", "f8_4.", "f9."), ("", "backbone.")],
     AffinityNetwork: [*_same("f8_3.", "f8_4.", "f8_5.", "f9."), ("", "backbone.")],
     SemanticFeatures: [  # STEGO's, by Lightning
@@ -34,8 +43,8 @@ RULES: dict[type[nn.Module], checkpoint.Rules] = {
         ("net.cluster1.", "head.cluster1."),
         ("net.cluster2.", "head.cluster2."),
         *(
-            (f"{probe}.", None)
-            for probe in ("linear_probe", "cluster_probe", "train_cluster_probe")
+            (f"{part}.", None)
+            for part in ("linear_probe", "cluster_probe", "train_cluster_probe", "decoder")
         ),
     ],
     RsEpmClassifier: [
