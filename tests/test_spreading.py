@@ -1,9 +1,14 @@
+import subprocess
+import sys
+import time
+
 import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import run_python, tiny_config
+from conftest import ROOT, run_python, tiny_config
 
+from core.checkpoint import load
 from core.config import BackboneConfig
 from core.crf import DenseCRF
 from core.irn import confident_label, walked_label
@@ -90,3 +95,25 @@ def test_labels_by_random_walk_are_made_from_tags_alone(irn_experiment, tiny_dat
     done = run_python("train_wsss.py", "--config", irn_experiment)
     assert done.returncode == 0, done.stderr
     assert {path: path.read_bytes() for path in labels} == before
+
+
+@pytest.mark.parametrize("irn_experiment", ["rsepm"], indirect=True)
+def test_killed_self_teaching_ends_with_the_same_teacher(irn_experiment):
+    command = [sys.executable, "train_wsss.py", f"--config={irn_experiment}", "--classifier-only"]
+    found = []
+    for name in ("whole", "killed"):
+        run = irn_experiment.parent / name
+        options = {"cwd": ROOT, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        path = run / "wsss/checkpoint.pth"
+        if name == "killed":
+            process = subprocess.Popen([*command, f"--run_dir={run}"], **options)
+            while process.poll() is None and not path.exists():  # after two of four iterations
+                time.sleep(0.002)
+            process.kill()
+            process.wait()
+        assert subprocess.run([*command, f"--run_dir={run}"], **options).returncode == 0
+        found.append(load(path))
+    for key in ("network", "ema"):
+        assert all(torch.equal(v, found[1][key][k]) for k, v in found[0][key].items())
+    state = found[0]
+    assert any(not torch.equal(v, state["ema"][k]) for k, v in state["network"].items())
