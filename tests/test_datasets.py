@@ -96,7 +96,11 @@ def test_training_items_hold_no_label_unless_given_one(tiny_data):
     split = read_split(config(tiny_data), "train")
     augment = AugmentConfig(crop=48)
     blind = LabelledImages(split, None, len(CLASSES), augment)[0, 7]
-    assert set(blind["label"].unique().tolist()) == {255}
+    assert set(blind["label"].unique().tolist()) == {0}
+    padded = LabelledImages(split, None, len(CLASSES), AugmentConfig(crop=240))[0, 7]
+    outside = padded["label"] == 255
+    assert set(padded["label"].unique().tolist()) == {0, 255}
+    assert (padded["image"][:, outside] == 0).all() and (padded["image"][:, ~outside] != 0).any()
     masks = ground_truth(config(tiny_data), split)
     seen = LabelledImages(split, masks, len(CLASSES), augment)
     first, again, other = seen[0, 7], seen[0, 7], seen[0, 8]
