@@ -90,6 +90,7 @@ class _TensorsOnly(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         storage = module in ("torch", "torch.storage") and name.endswith("Storage")
+        storage = storage and "." not in name  # no attribute of an attribute
         if (module, name) in self.KNOWN or storage:
             return super().find_class(module, name)
         return _Ignored
@@ -114,6 +115,8 @@ def load_foreign(path: Path) -> dict[str, Any]:
                 raise UserError(f"checkpoint {path} is a TorchScript program, not weights")
     tensors_only = types.SimpleNamespace(Unpickler=_TensorsOnly, load=_refused, __name__="tensors")
     try:
+        # weights_only refuses the whole file for one foreign object. Here `_TensorsOnly` takes the
+        # place of pickle: it resolves tensors' own classes alone, so no code of the file can run.
         content = torch.load(
             path, map_location="cpu", weights_only=False, pickle_module=tensors_only
         )
