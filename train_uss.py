@@ -5,7 +5,8 @@
 Reads the images of the training list, neither tags nor masks. Optionally trains the ViT itself from
 scratch (uss.self_supervised); then, with uss.method leopart, trains the ViT further on parts of
 objects, or, with stego, STEGO's code head on the frozen ViT.
-Writes <run_dir>/uss/checkpoint.pth; features are computed from it on the fly, not stored.
+Writes <run_dir>/uss/checkpoint.pth; features are computed from it on the fly, or, with uss.cache,
+stored once in <run_dir>/uss/features/<id>.npy.
 """
 
 import json
@@ -23,7 +24,7 @@ from core import checkpoint
 from core.config import Config, UssConfig, make_parser, parse
 from core.datasets import Draws, make_loader
 from core.errors import UserError, run_script
-from core.features import SemanticFeatures, mean_feature, network_features
+from core.features import SemanticFeatures, mean_feature, network_features, write_features
 from core.files import written_whole
 from core.leopart import train_leopart
 from core.models.published import load_published
@@ -63,9 +64,11 @@ def main() -> None:
     network.backbone.requires_grad_(False).eval()  # frozen: its statistics, too
     if config.uss.method == "stego" and not config.uss.weights:
         train_head(config, network, split, run)
+    source = network_features(network.eval(), split, device, autocast(config, device))
     if config.uss.centre:
-        source = network_features(network.eval(), split, device, autocast(config, device))
         network.mean.copy_(mean_feature(source, len(split)))
+    if config.uss.cache:
+        write_features(source, split, run.uss / "features")
     checkpoint.save(run.uss / "checkpoint.pth", {"network": network.state_dict()})
     stage.finish({})
     print(

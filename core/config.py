@@ -281,15 +281,19 @@ class UssConfig:
     """A released STEGO checkpoint, backbone and head, used instead of training the head."""
     tokens: Literal["last", "keys"] = "last"
     """Of a ViT: the last block's tokens after the norm, or the keys of its attention."""
-    input_scale: float = 1.0
-    """Images are resized by this factor, then up to a multiple of the patch, for extraction."""
+    scales: tuple[float, ...] = (1.0,)
+    """Factors by which images are resized, then up to a multiple of the patch, for extraction; the
+    features of further scales are averaged with the first one's, on its grid."""
     flip: bool = True
     """Average features with those of the mirrored image."""
     centre: bool = False
     """Subtract the data set's mean feature: for features whose cosines are all high."""
+    cache: bool = False
+    """Keep the training images' features on disk (float16) instead of computing them twice in stage
+    3. VOC with DINO ViT-B/8 and STEGO: 0.4 MB an image, 4 GB."""
 
     def __post_init__(self):
-        _check(self.input_scale > 0, f"uss.input_scale must be positive, got {self.input_scale}")
+        _check(min(self.scales, default=0) > 0, "uss.scales needs positive numbers")
         _check(self.batch_size >= 1, f"uss.batch_size must be at least 1, got {self.batch_size}")
         _check(self.samples > 0, f"uss.samples must be positive, got {self.samples}")
         _check(self.probe_clusters >= 0, "uss.probe_clusters must not be negative")

@@ -9,11 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from core import checkpoint
 from core.config import Config, UssConfig
 from core.datasets import batches_by_size
 from core.errors import UserError
+from core.files import written_whole
 from core.models.backbones import feature_network
 from core.models.stego import StegoHead
 from core.runs import Run
@@ -44,16 +46,22 @@ class SemanticFeatures(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) normalised images of any size -> (B, D, h, w) features.
 
-        The image is resized by `input_scale`, then up to the next multiple of the patch.
+        The image is resized by each of `scales`, then up to the next multiple of the patch; (h, w)
+        is the grid of the first.
         """
+        first, *further = (self._at(images, scale) for scale in self.config.scales)
+        maps = [first, *(F.interpolate(m, first.shape[-2:], mode="bilinear") for m in further)]
+        return sum(maps) / len(maps) - self.mean[:, None, None]
+
+    def _at(self, images: Tensor, scale: float) -> Tensor:
         patch = self.backbone.patch
-        size = [-(-round(n * self.config.input_scale) // patch) * patch for n in images.shape[-2:]]
+        size = [-(-max(1, round(n * scale)) // patch) * patch for n in images.shape[-2:]]
         if size != list(images.shape[-2:]):
             images = F.interpolate(images, size, mode="bicubic")
         feat = self.encode(images).float()
         if self.config.flip:
             feat = (feat + self.encode(images.flip(-1)).float().flip(-1)) / 2
-        return feat - self.mean[:, None, None]
+        return feat
 
 
 def load_semantic_features(run: Run) -> SemanticFeatures:
@@ -80,7 +88,11 @@ def network_features(
     return source
 
 
-def feature_files(folder: Path, split: Split) -> tuple[Path, ...]:
+def feature_files(
+    folder: Path,
+    split: Split,
+    remedy: str = "uss.features_dir needs one <id>.npy of shape (D, h, w) for each training image",
+) -> tuple[Path, ...]:
     """The `<id>.npy` of every image of `split` in `folder`.
 
     Raises:
@@ -91,7 +103,7 @@ def feature_files(folder: Path, split: Split) -> tuple[Path, ...]:
     if missing:
         raise UserError(
             f"{len(missing)} of {len(paths)} feature files are missing, first: {missing[0]}; "
-            "uss.features_dir needs one <id>.npy of shape (D, h, w) for each training image"
+            f"{remedy}"
         )
     return paths
 
@@ -112,6 +124,16 @@ def read_features(path: Path) -> Tensor:
             "expected finite floats (D, h, w)"
         )
     return torch.from_numpy(array.astype(np.float32))
+
+
+def write_features(source: FeatureSource, split: Split, folder: Path) -> None:
+    """Writes `<id>.npy`, (D, h, w) float16, of every image of `split` that has none in `folder`."""
+    paths = [folder / f"{i}.npy" for i in split.ids]
+    todo = [k for k, path in enumerate(paths) if not path.exists()]
+    bar = tqdm(source(todo), "features", len(paths), initial=len(paths) - len(todo), unit="image")
+    for index, feat in bar:
+        with written_whole(paths[index]) as aside, aside.open("wb") as file:
+            np.save(file, feat.numpy().astype(np.float16))
 
 
 def file_features(paths: Sequence[Path]) -> FeatureSource:
@@ -138,9 +160,12 @@ def centred(source: FeatureSource, mean: Tensor) -> FeatureSource:
 def feature_source(
     config: Config, split: Split, device: torch.device, autocast: torch.autocast
 ) -> FeatureSource:
-    """The configured features: somebody's files, or stage 1's network."""
+    """The configured features: somebody's files, stage 1's files, or its network."""
     if config.uss.features_dir:
         source = file_features(feature_files(Path(config.uss.features_dir), split))
         return centred(source, mean_feature(source, len(split))) if config.uss.centre else source
+    if config.uss.cache:
+        cached = Run(config).uss / "features"
+        return file_features(feature_files(cached, split, "run train_uss.py"))
     network = load_semantic_features(Run(config)).to(device)
     return network_features(network, split, device, autocast)

@@ -61,7 +61,7 @@ def test_value_of_the_wrong_type_is_one_message():
     [
         *("--debias.alpha=0", "--debias.alpha=1.5", "--debias.k_fg=0", "--wsss.threshold=1"),
         *("--segmentation.ema=1", "--data.biased_classes=[unicorn]"),
-        *("--uss.input_scale=0", "--segmentation.warmup=1", "--debias.threshold=0"),
+        *("--uss.scales=[0]", "--segmentation.warmup=1", "--debias.threshold=0"),
     ],
 )
 def test_value_outside_its_range_is_refused(argument):

@@ -1,3 +1,4 @@
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -7,7 +8,7 @@ from core.config import AugmentConfig, DataConfig
 from core.datasets import LabelledImages, batches_by_size
 from core.errors import UserError
 from core.labels import read_label
-from core.splits import ground_truth, label_files, read_image, read_split
+from core.splits import Split, ground_truth, label_files, read_image, read_split
 from core.transforms import MEAN, TrainingView, denormalise, normalise
 
 
@@ -140,3 +141,13 @@ def test_batches_do_not_depend_on_what_is_left_to_do(tiny_data):
     split = read_split(config(tiny_data), "val")
     assert [k for k, _ in batches_by_size(split, 4, [5])] == [[4, 5]]
     assert not list(batches_by_size(split, 4, []))
+
+
+def test_images_of_one_size_share_a_batch_wherever_they_stand(tmp_path):
+    for k, width in enumerate((16, 24, 16, 24, 16)):
+        cv2.imwrite(str(tmp_path / f"{k}.png"), np.full((8, width, 3), k, np.uint8))
+    paths = tuple(tmp_path / f"{k}.png" for k in range(5))
+    split = Split(tuple("01234"), paths, np.zeros((5, 1), bool))
+    batches = {tuple(k): images.shape for k, images in batches_by_size(split, 2, range(5))}
+    assert batches == {(0, 2): (2, 3, 8, 16), (4,): (1, 3, 8, 16), (1, 3): (2, 3, 8, 24)}
+    assert [k for k, _ in batches_by_size(split, 2, [3])] == [[1, 3]]

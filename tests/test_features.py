@@ -1,19 +1,23 @@
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES
+from conftest import CLASSES, run_python
 
-from core.config import BackboneConfig, DataConfig, UssConfig
+from core.config import BackboneConfig, DataConfig, UssConfig, make_parser, parse
 from core.errors import UserError
 from core.features import (
     SemanticFeatures,
     centred,
     feature_files,
+    feature_source,
     file_features,
     mean_feature,
     network_features,
 )
+from core.models.backbones import ViT
 from core.splits import read_split
+
+import timm  # isort: skip (after core.vision)
 
 RESNET = BackboneConfig("resnet18", {"channels": [8, 8, 16, 24]}, "none")
 
@@ -79,3 +83,73 @@ def test_flip_makes_features_of_a_mirrored_image_the_mirrored_features(split):
     with torch.no_grad():
         assert torch.allclose(network(images.flip(-1)), network(images).flip(-1), atol=1e-5)
         assert network(torch.rand(1, 3, 60, 33)).shape == (1, 16, 8, 5)  # up to the next multiple
+
+
+def test_further_scales_are_averaged_on_the_grid_of_the_first():
+    images, maps = torch.rand(1, 3, 64, 48), []
+    for scales in ((1.0,), (0.5,), (1.0, 0.5)):
+        torch.manual_seed(0)
+        config = UssConfig(backbone=RESNET, method="frozen", stage=3, scales=scales)
+        with torch.no_grad():
+            maps.append(SemanticFeatures(config).eval()(images))
+    assert maps[0].shape == maps[2].shape == (1, 16, 8, 6) and maps[1].shape == (1, 16, 4, 3)
+    half = torch.nn.functional.interpolate(maps[1], (8, 6), mode="bilinear")
+    assert torch.allclose(maps[2], (maps[0] + half) / 2, atol=1e-6)
+
+
+def test_cached_features_are_those_of_the_network(experiment):
+    found, plain = [], torch.autocast("cpu", enabled=False)
+    for cache in ("false", "true"):
+        options = [f"--run_dir={experiment.parent / cache}", f"--uss.cache={cache}"]
+        options = ["--config", str(experiment), *options, "--uss.method=frozen"]
+        done = run_python("train_uss.py", *options)
+        assert done.returncode == 0, done.stderr
+        config, _ = parse(make_parser("", ""), options)
+        split = read_split(config.data, "train")
+        found.append(dict(feature_source(config, split, torch.device("cpu"), plain)([3, 9])))
+    files = sorted((experiment.parent / "true/uss/features").glob("*.npy"))
+    assert len(files) == len(split) and np.load(files[0]).dtype == np.float16
+    assert not (experiment.parent / "false/uss/features").exists()
+    for index in (3, 9):
+        assert torch.allclose(found[0][index], found[1][index], atol=4e-3)
+    files[0].unlink()
+    with pytest.raises(UserError, match="1 of 16 feature files are missing.*run train_uss"):
+        feature_source(config, split, torch.device("cpu"), plain)
+
+
+VIT = {"img_size": 64, "patch_size": 16, "embed_dim": 32, "depth": 2, "num_heads": 2}
+
+
+def vit() -> ViT:
+    return ViT(BackboneConfig("vit_tiny_patch16_224", VIT, "none")).eval()
+
+
+def test_positions_at_the_training_size_are_those_of_the_network_itself():
+    network, images = vit(), torch.rand(2, 3, 64, 64)
+    fixed = timm.create_model("vit_tiny_patch16_224", num_classes=0, **VIT).eval()
+    fixed.load_state_dict(network.net.state_dict())
+    with torch.no_grad():
+        tokens = fixed.forward_features(images)[:, 1:]
+        assert torch.equal(network(images), tokens.transpose(1, 2).unflatten(2, (4, 4)))
+
+
+def test_a_shifted_image_gives_shifted_features_at_another_size():
+    network, images = vit(), torch.rand(1, 3, 96, 160)
+    torch.nn.init.zeros_(network.net.pos_embed)  # then nothing but the layout tells the places
+    with torch.no_grad():
+        feat = network(images)
+        moved = network(images.roll((16, 48), (2, 3)))
+    assert feat.shape == (1, 32, 6, 10)
+    assert torch.allclose(moved, feat.roll((1, 3), (2, 3)), atol=1e-5)
+    assert not torch.allclose(moved, feat, atol=1e-2)
+
+
+def test_positions_are_interpolated_to_another_size():
+    network, images = vit(), torch.zeros(1, 3, 128, 64)
+    ramp = torch.linspace(0, 1, 4)[:, None, None].expand(4, 4, 32)  # grows from top to bottom
+    with torch.no_grad():
+        network.net.pos_embed[:, 1:] = ramp.reshape(1, 16, 32)
+        network.net.patch_embed.proj.bias.zero_()
+        added = network.net._pos_embed(network.net.patch_embed(images))[0, 1:].view(8, 4, 32)
+    assert torch.allclose(added, added[:, :1, :1].expand_as(added), atol=1e-6)
+    assert (added[1:] > added[:-1]).all() and added.min() < 0.05 and added.max() > 0.95

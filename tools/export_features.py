@@ -12,16 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-from tqdm import tqdm
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from core import checkpoint
 from core.config import Config, make_parser, parse
 from core.errors import run_script
-from core.features import load_semantic_features, network_features
-from core.files import written_whole
+from core.features import load_semantic_features, network_features, write_features
 from core.models.backbones import to_device
 from core.models.classifiers import Classifier, build_classifier
 from core.runs import Run
@@ -41,12 +37,8 @@ def main() -> None:
     else:
         network = load_semantic_features(run).to(device)
     source = network_features(network, split, device, autocast(config, device))
-    folder = Path(options.output)
-    todo = [k for k, i in enumerate(split.ids) if not (folder / f"{i}.npy").exists()]
-    for index, feat in tqdm(source(todo), "features", len(todo), unit="image"):
-        with written_whole(folder / f"{split.ids[index]}.npy") as aside, aside.open("wb") as file:
-            np.save(file, feat.numpy().astype(np.float16))
-    print(f"{len(split)} feature files in {folder}")
+    write_features(source, split, Path(options.output))
+    print(f"{len(split)} feature files in {options.output}")
 
 
 def load_classifier(config: Config, run: Run) -> Classifier:
