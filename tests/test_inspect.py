@@ -1,4 +1,6 @@
+import base64
 import json
+import re
 
 import cv2
 import numpy as np
@@ -56,9 +58,26 @@ def test_clusters_of_perfect_features_separate_object_from_context(told_apart):
     assert scores["none"] < 0.9 < 0.95 < scores["clusters"]
 
 
+def test_page_holds_the_pictures_and_the_codes_of_every_cell(told_apart):
+    output = told_apart.parent / "seen.html"
+    done = inspect(told_apart, "--output", output, "--images", 2)
+    assert done.returncode == 0, done.stderr
+    html = output.read_text()
+    assert html.count("data:image/jpeg;base64,") == 2
+    assert html.count("data:image/png;base64,") == 4
+    assert not re.search(r"(src|href)=.?(https?:|//)", html)  # nothing from a network
+    data = json.loads(re.search(r"const images = (.*?)\.map\(", html)[1])
+    assert "100.0% of the features" in html  # 9 channels: nothing is left out
+    for image in data:
+        codes = np.frombuffer(base64.b64decode(image["codes"]), np.int8)
+        lengths = np.linalg.norm(codes.reshape(32 * 32, 9).astype(float), axis=1)
+        assert (image["rows"], image["columns"]) == (32, 32) and abs(lengths - 127).max() < 2
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (("--output", "seen.jpg"), "must end in .png or .html"),
         (("--ids", "[nowhere]"), "no image 'nowhere'"),
         (("--pixel", "[2, 0]"), "--pixel needs two numbers"),
         (("--images", "0"), "at least 1"),

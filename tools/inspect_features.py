@@ -8,15 +8,22 @@ Reads stage 1's network, or the files of uss.features_dir, and draws one row per
     K-means clusters of the image's cells
     cosine similarity with the chosen pixel, black (0 or less) to white (1)
 
+An --output that ends in .html is one self-contained page instead, in which a click chooses the
+pixel, and all images are compared with it.
+
 With --separation it also tells, from ground truth, how well K-means inside the regions of stage 2's
 pseudo labels separates the object from what is labelled with it: the share of right pixels when
 each cluster is object or context, whichever it is mostly, against the share without clusters.
 """
 
+import base64
 import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
+import jinja2
 import numpy as np
 import torch
 from torch import Tensor
@@ -35,11 +42,12 @@ from core.splits import Split, ground_truth, label_files, read_split
 from core.training import autocast, pick_device
 
 SIDE = 224  # height of a picture
+CODES = 64  # directions that a page's cosines are computed from
 
 
 def main() -> None:
     parser = make_parser("inspect_features.py", __doc__)
-    parser.add_argument("--output", type=str, default="features.png", help="PNG to write")
+    parser.add_argument("--output", type=str, default="features.png", help="PNG or HTML to write")
     parser.add_argument("--images", type=int, default=8, help="so many, evenly from the list")
     parser.add_argument("--ids", type=list[str], default=[], help="these images instead")
     parser.add_argument("--pixel", type=list[float], default=[0.5, 0.5], help="x, y in [0, 1]")
@@ -50,15 +58,16 @@ def main() -> None:
     chosen = chosen_images(split, options.ids, options.images)
     if len(options.pixel) != 2 or not all(0 <= p <= 1 for p in options.pixel):
         raise UserError(f"--pixel needs two numbers in [0, 1], x and y, got {options.pixel}")
+    output = Path(options.output)
+    if output.suffix not in (".png", ".html"):
+        raise UserError(f"--output must end in .png or .html, got {output}")
     device = pick_device(config)
     features = feature_source(config, split, device, autocast(config, device))
     found = dict(features(chosen))
-    rows = contact_sheet(split, found, options.pixel, options.clusters, config.seed)
-    output = Path(options.output)
-    done, data = cv2.imencode(".png", cv2.cvtColor(rows, cv2.COLOR_RGB2BGR))
-    assert done
+    shown = [*draw(split, found, options.clusters, config.seed)]
+    make = {".png": contact_sheet, ".html": page}[output.suffix]
     with written_whole(output) as aside:
-        aside.write_bytes(data.tobytes())
+        aside.write_bytes(make(shown, options.pixel))
     print(f"{len(chosen)} images in {output}")
     if options.separation:
         scores = separation(config, split, features)
@@ -79,42 +88,111 @@ def chosen_images(split: Split, ids: list[str], count: int) -> list[int]:
     return np.unique(np.linspace(0, len(split) - 1, count).round().astype(int)).tolist()
 
 
-def contact_sheet(
-    split: Split, features: dict[int, Tensor], pixel: list[float], clusters: int, seed: int
-) -> np.ndarray:
-    """(H, W, 3) uint8 RGB: the four pictures of each image side by side."""
+@dataclass
+class Shown:
+    """One image and its pictures, each (H, W, 3) or (h, w, 3) uint8 RGB."""
+
+    id: str
+    image: np.ndarray
+    components: np.ndarray
+    clusters: np.ndarray
+    feat: Tensor  # (D, h, w)
+
+
+def draw(split: Split, features: dict[int, Tensor], clusters: int, seed: int) -> Iterator[Shown]:
+    """The pictures of every chosen image."""
     cells = torch.cat([feat.flatten(1).T for feat in features.values()])
     mean = cells.mean(0)
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)  # of the approximate decomposition
     axes = torch.pca_lowrank(cells - mean, q=min(6, *cells.shape))[2][:, :3]
     low, high = ((cells - mean) @ axes).quantile(torch.tensor([0.02, 0.98]), dim=0)
-    rows = []
     for index, feat in features.items():
         shape, points = feat.shape[1:], feat.flatten(1).T
         colours = (((points - mean) @ axes - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
         units = F.normalize(points, dim=1)
         assigned = kmeans(units, min(clusters, len(points)), generator)[1]
-        y, x = (min(n - 1, int(p * n)) for p, n in zip(pixel[::-1], shape, strict=True))
-        similar = F.cosine_similarity(points, feat[:, y, x][None], dim=1).clamp(0, 1)
-        pictures = [
-            (colours * 255).round().byte().view(*shape, -1).numpy(),
-            palette()[1:][assigned.view(*shape).numpy()],
-            (similar * 255).round().byte().view(*shape, 1).expand(-1, -1, 3).numpy(),
-        ]
         image = split.read_image(index)
         size = (round(image.shape[1] * SIDE / image.shape[0]), SIDE)
-        shown = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+        yield Shown(
+            split.ids[index],
+            cv2.resize(image, size, interpolation=cv2.INTER_AREA),
+            (colours * 255).round().byte().view(*shape, -1).numpy(),
+            palette()[1:][assigned.view(*shape).numpy()],
+            feat,
+        )
+
+
+def contact_sheet(shown: Iterable[Shown], pixel: list[float]) -> bytes:
+    """A PNG: of each image its four pictures side by side."""
+    rows = []
+    for item in shown:
+        shape, size = item.feat.shape[1:], item.image.shape[1::-1]
+        y, x = cell_of(pixel, shape)
+        cosine = F.cosine_similarity(item.feat, item.feat[:, y, x, None, None], dim=0)
+        similar = (cosine.clamp(0, 1) * 255).round().byte()[..., None].expand(-1, -1, 3).numpy()
         centre = (int((x + 0.5) / shape[1] * size[0]), int((y + 0.5) / shape[0] * size[1]))
-        cv2.drawMarker(shown, centre, (255, 255, 255), cv2.MARKER_CROSS, 18, 5)
-        cv2.drawMarker(shown, centre, (220, 0, 0), cv2.MARKER_CROSS, 16, 2)
+        cv2.drawMarker(item.image, centre, (255, 255, 255), cv2.MARKER_CROSS, 18, 5)
+        cv2.drawMarker(item.image, centre, (220, 0, 0), cv2.MARKER_CROSS, 16, 2)
+        pictures = (item.components, item.clusters, similar)
         large = [cv2.resize(p, size, interpolation=cv2.INTER_NEAREST) for p in pictures]
-        rows.append(np.concatenate([shown, *large], 1))
+        rows.append(np.concatenate([item.image, *large], 1))
     width = max(row.shape[1] for row in rows)
     margins = [((0, 4), (0, width - row.shape[1]), (0, 0)) for row in rows]
-    return np.concatenate(
-        [np.pad(r, m, constant_values=255) for r, m in zip(rows, margins, strict=True)]
+    sheet = [np.pad(r, m, constant_values=255) for r, m in zip(rows, margins, strict=True)]
+    return encode(np.concatenate(sheet), ".png")
+
+
+def page(shown: Sequence[Shown], pixel: list[float]) -> bytes:
+    """A self-contained HTML page in which a click chooses the pixel to compare with."""
+    units = [F.normalize(item.feat.flatten(1).T, dim=1) for item in shown]
+    every = torch.cat(units)
+    energy, axes = torch.linalg.eigh(every.T @ every)  # ascending
+    axes = axes[:, -CODES:]
+    data = []
+    for item, unit in zip(shown, units, strict=True):
+        codes = (unit @ axes * 127).round().to(torch.int8).numpy()
+        _, rows, columns = item.feat.shape
+        text = base64.b64encode(codes.tobytes()).decode()
+        data.append({"rows": rows, "columns": columns, "codes": text})
+    y, x = cell_of(pixel, shown[0].feat.shape[1:])
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    template = jinja2.Environment(loader=loader, autoescape=True).get_template(
+        "inspect_features.html.j2"
     )
+    rows = [
+        {
+            "id": item.id,
+            "image": inline(item.image, ".jpg"),
+            "components": inline(item.components, ".png"),
+            "clusters": inline(item.clusters, ".png"),
+            "size": item.feat.shape[1:],
+            "aspect": item.image.shape[1] / item.image.shape[0],
+        }
+        for item in shown
+    ]
+    start = {"index": 0, "y": y, "x": x}
+    kept = f"{energy[-CODES:].sum() / energy.sum():.1%}"
+    html = template.render(rows=rows, data=data, width=axes.shape[1], kept=kept, start=start)
+    return html.encode()
+
+
+def cell_of(pixel: list[float], shape: tuple[int, int]) -> tuple[int, int]:
+    """Row and column of the cell that holds the place (x, y) in [0, 1]^2."""
+    y, x = (min(n - 1, int(p * n)) for p, n in zip(pixel[::-1], shape, strict=True))
+    return y, x
+
+
+def encode(picture: np.ndarray, suffix: str) -> bytes:
+    done, data = cv2.imencode(suffix, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+    assert done
+    return data.tobytes()
+
+
+def inline(picture: np.ndarray, suffix: str) -> str:
+    """A picture as a data URL, stretched by the browser."""
+    kind = {".jpg": "jpeg", ".png": "png"}[suffix]
+    return f"data:image/{kind};base64,{base64.b64encode(encode(picture, suffix)).decode()}"
 
 
 def separation(config: Config, split: Split, features) -> dict[str, dict[str, float]]:
