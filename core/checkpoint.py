@@ -3,6 +3,7 @@
 import pickle
 import types
 import zipfile
+import zlib
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,47 @@ from core.errors import UserError
 from core.files import written_whole
 
 PREFIXES = ("module.", "teacher.", "backbone.", "model.", "encoder.")
+BROKEN = (
+    *(RuntimeError, EOFError, OSError, KeyError, ValueError),
+    *(SafetensorError, zipfile.BadZipFile, zlib.error),
+)
 NESTS = ("teacher", "student", "state_dict", "model", "network")
 
 
-def save(path: Path, content: Mapping[str, Any]) -> None:
-    """Saves tensors, numbers, strings and containers of them, whole or not at all."""
+def save(path: Path, content: Mapping[str, Any], keep: bool = False) -> None:
+    """Saves tensors, numbers, strings and containers of them, whole or not at all.
+
+    Args:
+        path: the file.
+        content: what it holds.
+        keep: the file that stood there before becomes `earlier(path)`.
+    """
     with written_whole(path) as aside:
         torch.save(dict(content), aside)
+        if keep and path.exists():
+            path.replace(earlier(path))
+
+
+def earlier(path: Path) -> Path:
+    """Where `save` keeps the checkpoint before the last one."""
+    return path.with_name(f"{path.stem}.earlier{path.suffix}")
+
+
+def resume(path: Path) -> dict[str, Any] | None:
+    """The newest whole checkpoint of a training, or None where there is none.
+
+    Raises:
+        UserError: neither the last checkpoint nor the one before it can be read.
+    """
+    there = [p for p in (path, earlier(path)) if p.exists()]
+    for candidate in there:
+        try:
+            return load(candidate)
+        except UserError as error:
+            if candidate == there[-1]:
+                raise UserError(f"{error}. To train from the start, remove {candidate}") from None
+            print(f"{error}; going on from the one before, {there[-1]}")
+    return None
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -36,10 +71,16 @@ def load(path: Path) -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
+        broken = zipfile.ZipFile(path).testzip() if zipfile.is_zipfile(path) else None
+        if broken:  # torch compares no checksums
+            raise ValueError(f"its part {broken} is not what was written")
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError, SafetensorError) as error:
-        raise UserError(f"checkpoint {path} cannot be read: {str(error).splitlines()[0]}") from None
+    except BROKEN as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"checkpoint {path} cannot be read: {reason}") from None
     except Exception as error:  # noqa: BLE001 (torch raises pickle's own class for foreign objects)
+        if not zipfile.is_zipfile(path):
+            raise UserError(f"checkpoint {path} cannot be read: it is broken") from None
         raise UserError(
             f"checkpoint {path} holds more than tensors and is not loaded, because unpickling it "
             f"could run code ({type(error).__name__}); save its state dict instead"

@@ -124,8 +124,8 @@ def train(
     """
     path, log_path = folder / "checkpoint.pth", folder / "log.jsonl"
     start, log = 0, []
-    if path.exists():
-        state = checkpoint.load(path)
+    state = checkpoint.resume(path)
+    if state is not None:
         start, log = state["iteration"], json.loads(state["log"])
         for key, network in networks.items():
             network.load_state_dict(state[key])
@@ -166,7 +166,7 @@ def train(
                 "log": json.dumps(log),
             }
             state["sums"] = sums
-            checkpoint.save(path, state)
+            checkpoint.save(path, state, keep=True)
     bar.close()
     if start < iterations:
         rate = (time.monotonic() - began) / (iterations - start)

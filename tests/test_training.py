@@ -55,6 +55,29 @@ def test_killed_and_resumed_training_ends_with_the_same_weights(tmp_path):
     assert whole["log"] == resumed["log"]
 
 
+@pytest.mark.parametrize("cut", [0, 100, -100, "flip"])
+def test_broken_last_checkpoint_gives_way_to_the_one_before(tmp_path, capsys, cut):
+    whole = fit(tmp_path / "a")
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "b", stop_at=8)  # saved after 3 and 6
+    path = tmp_path / "b/checkpoint.pth"
+    content = bytearray(path.read_bytes())
+    if cut == "flip":
+        content[content.index(whole["network"]["3.bias"].numpy().tobytes()[:1]) + 900] ^= 4
+    path.write_bytes(content if cut == "flip" else content[:cut])
+    resumed = fit(tmp_path / "b")
+    assert "going on from the one before" in capsys.readouterr().out
+    assert all(torch.equal(v, resumed["ema"][k]) for k, v in whole["ema"].items())
+
+
+def test_broken_checkpoint_without_another_is_told(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path, stop_at=4)
+    (tmp_path / "checkpoint.pth").write_bytes(b"PK")
+    with pytest.raises(UserError, match="cannot be read.*To train from the start, remove"):
+        fit(tmp_path)
+
+
 def test_log_has_one_json_object_per_line(tmp_path):
     fit(tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
