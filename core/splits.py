@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-import cv2
 import numpy as np
 
 from core.config import DataConfig
 from core.errors import UserError, refuse_together
+from core.images import read_image
 from core.tags import folder_tags, image_id, read_annotation, read_table
 
 
@@ -35,20 +35,6 @@ class Split:
     def read_image(self, index: int) -> np.ndarray:
         """(H, W, 3) uint8 RGB."""
         return read_image(self.images[index])
-
-
-def read_image(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8 RGB, whatever the file's own colour mode, upright by its EXIF orientation."""
-    data = None
-    if path.exists():
-        try:
-            data = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
-        except cv2.error as error:  # over 2^30 pixels
-            raise UserError(f"image {path} is refused ({error.err}); make it smaller") from None
-    if data is None:
-        state = "cannot be decoded; it may be truncated" if path.exists() else "is missing"
-        raise UserError(f"image {path} {state}; fetch it again or take its id off the list")
-    return data
 
 
 def read_split(data: DataConfig, which: str, tagged: bool = True) -> Split:

@@ -8,7 +8,7 @@ from core.config import AugmentConfig, DataConfig
 from core.datasets import LabelledImages, batches_by_size
 from core.errors import UserError
 from core.labels import read_label
-from core.splits import Split, ground_truth, label_files, read_image, read_split
+from core.splits import Split, ground_truth, label_files, read_split
 from core.transforms import MEAN, TrainingView, denormalise, normalise
 
 
@@ -76,15 +76,6 @@ def test_unknown_class_and_broken_annotation_are_told_together(copy):
     path.write_text(path.read_text().replace("<name>", "<name>uni"))
     with pytest.raises(UserError, match=r"(?s)2 problems.*cannot be read.*class 'uni"):
         read_split(config(copy), "train")
-
-
-def test_truncated_image_is_named(copy):
-    path = copy / "JPEGImages" / "train_00000.jpg"
-    path.write_bytes(b"not a picture")
-    with pytest.raises(UserError, match="train_00000.jpg cannot be decoded"):
-        read_image(path)
-    with pytest.raises(UserError, match="is missing"):
-        read_image(path.with_name("gone.jpg"))
 
 
 def test_missing_label_maps_are_counted(tiny_data, tmp_path):

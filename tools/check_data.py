@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from PIL import Image
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -21,10 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from core.config import Config, DataConfig, make_parser, parse
 from core.errors import UserError, run_script
 from core.features import read_features
+from core.images import read_image
 from core.labels import read_label, read_truth
-from core.splits import Split, gather, masks_folder, read_image
-
-LARGEST = 2**30  # pixels; OpenCV reads no more
+from core.splits import Split, gather, masks_folder
 
 
 def main() -> None:
@@ -72,17 +70,8 @@ def check_list(config: Config, which: str) -> tuple[list[str], list[str]]:
 
 def check_images(split: Split, workers: int) -> tuple[list[tuple[int, int] | None], list[str]]:
     """(H, W) of every image that can be decoded to its end, and the problems with the others."""
-    Image.MAX_IMAGE_PIXELS = LARGEST
-    return _each(_image_size, [(p,) for p in split.images], "images", workers)
-
-
-def _image_size(path: Path) -> tuple[int, int]:
-    try:
-        with Image.open(path) as image:  # unlike OpenCV, it says when a file ends too early
-            image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"image {path} cannot be decoded ({error}); fetch it again") from None
-    return read_image(path).shape[:2]  # as every stage reads it
+    paths = [(p,) for p in split.images]
+    return _each(lambda path: read_image(path).shape[:2], paths, "images", workers)
 
 
 def check_labels(

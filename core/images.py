@@ -1,0 +1,69 @@
+"""Photographs from files of any common kind."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from core.errors import UserError
+
+LARGEST = 100_000_000  # pixels; decoded they take 0.3 GB, and a small file may claim any number
+Image.MAX_IMAGE_PIXELS = LARGEST
+
+
+def read_image(path: Path) -> np.ndarray:
+    """(H, W, 3) uint8 RGB, whatever the file's own colour mode, upright by its EXIF orientation.
+
+    Raises:
+        UserError: the file is missing, broken, truncated or larger than `LARGEST`.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(
+            f"image {path} is missing; fetch it again or take its id off the list"
+        ) from None
+    except OSError as error:
+        raise UserError(f"image {path} cannot be read ({error.strerror})") from None
+    _refuse_huge(path)
+    image = None
+    if content and not _is_cut_jpeg(content):
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB)
+    if image is None:
+        raise UserError(
+            f"image {path} cannot be decoded; it may be truncated; fetch it again or take its id "
+            "off the list"
+        )
+    return image
+
+
+def _refuse_huge(path: Path) -> None:
+    try:
+        with Image.open(path) as header:  # decodes nothing yet
+            pixels = header.width * header.height
+    except Image.DecompressionBombError:
+        pixels = LARGEST + 1
+    except Exception:  # noqa: BLE001 (not a kind that Pillow knows, or broken: OpenCV decides)
+        return
+    if pixels > LARGEST:
+        raise UserError(
+            f"image {path} has over {LARGEST // 10**6} million pixels; make it smaller or cut it up"
+        )
+
+
+def _is_cut_jpeg(content: bytes) -> bool:
+    """Whether a JPEG ends before its picture does: OpenCV would fill the rest with grey.
+
+    In the coded picture, after the first start of scan, a marker cannot occur by chance; before it,
+    a thumbnail may have an end of its own.
+    """
+    if content[:2] != b"\xff\xd8":
+        return False
+    place = 2
+    while content[place : place + 1] == b"\xff" and content[place + 1 : place + 2] != b"\xda":
+        if content[place + 1 : place + 2] == b"\xff":  # filling
+            place += 1
+        else:
+            place += 2 + int.from_bytes(content[place + 2 : place + 4], "big")
+    return content.find(b"\xff\xd9", place) < 0
