@@ -68,7 +68,7 @@ def test_each_job_of_the_comparison_comes_after_those_it_reads_from(tmp_path):
         configs = [a.removeprefix("--config=") for a in job.command if a.startswith("--config=")]
         assert all((ROOT / name).is_file() for name in configs)
         seen.add(job.name)
-    assert len(jobs) == 3 + 9 * len(methods) + 3 * 5 * len(methods)
+    assert len(jobs) == 3 + 9 * len(methods) + 4 * 5 * len(methods)
     mars = next(job for job in jobs if job.name == "seam: train mars")
     assert mars.after == ("seam: debiased labels",) and "--segmentation.mode=mars" in mars.command
 

@@ -33,6 +33,7 @@ METHODS = {
 FEATURES = {
     "demo": "self-supervised ViT (the demo's)",
     "stego": "STEGO on it",
+    "leopart": "Leopart on it",
     "classifier": "control: the method's own classifier",
     "random": "control: the same ViT, random weights",
 }
@@ -128,7 +129,7 @@ def feature_jobs(methods: list[str], seed: int, run_dir: Path) -> list[Job]:
                 further["uss.features_dir"] = base / "classifier_features"
             if kind == "random":
                 further["uss.backbone.weights"] = "none"
-            names = ["demo_stego"] if kind == "stego" else []
+            names = [f"demo_{kind}"] if kind in ("stego", "leopart") else []
             folder = run_dir / f"seed{seed}" / f"{method}_{kind}"
             settings = overrides(names, seed, folder, **further)
             name, labels = f"{method}, {kind}", f"{method}: pseudo labels"
