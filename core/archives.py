@@ -1,5 +1,6 @@
 """Archives from elsewhere, unpacked without trust."""
 
+import errno
 import gzip
 import lzma
 import shutil
@@ -60,14 +61,16 @@ def unpack(archive: Path, folder: Path, rename: Callable[[str], str | None]) -> 
                     shutil.copyfileobj(source, file, 1 << 20)
     except FileNotFoundError:
         raise UserError(f"the archive {archive} is missing") from None
-    except DAMAGED as error:
+    except (*DAMAGED, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise  # a full disk is not the archive's fault; a place before its start is
         raise UserError(f"the archive {archive} is damaged ({error}); fetch it again") from None
     return wanted
 
 
 def _refuse_outside(archive: Path, name: str, target: str) -> None:
     for path in (PurePosixPath(name), PurePosixPath(target)):
-        foreign = "\\" in str(path) or ":" in path.parts[0]  # separators and drives of Windows
+        foreign = "\\" in str(path) or ":" in str(path)[:2]  # separators and drives of Windows
         if path.is_absolute() or ".." in path.parts or foreign:
             raise UserError(
                 f"{archive} holds {name!r}, which would be written outside of its folder"
@@ -79,7 +82,7 @@ def _members(archive: Path) -> Iterator[Iterator[Member]]:
     """Opens an archive as a sequence of its members; links and devices are not among them."""
     if archive.suffix == ".zip":
         with zipfile.ZipFile(archive) as file:
-            entries = [i for i in file.infolist() if not i.is_dir()]
+            entries = [i for i in file.infolist() if not i.filename.endswith("/")]
             yield ((i.filename, i.file_size, lambda i=i: file.open(i)) for i in entries)
     else:
         with tarfile.open(archive) as file:

@@ -3,13 +3,11 @@
 import pickle
 import types
 import zipfile
-import zlib
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -17,10 +15,6 @@ from core.errors import UserError
 from core.files import written_whole
 
 PREFIXES = ("module.", "teacher.", "backbone.", "model.", "encoder.")
-BROKEN = (
-    *(RuntimeError, EOFError, OSError, KeyError, ValueError),
-    *(SafetensorError, zipfile.BadZipFile, zlib.error),
-)
 NESTS = ("teacher", "student", "state_dict", "model", "network")
 
 
@@ -75,16 +69,14 @@ def load(path: Path) -> dict[str, Any]:
         if broken:  # torch compares no checksums
             raise ValueError(f"its part {broken} is not what was written")
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except BROKEN as error:
+    except Exception as error:  # noqa: BLE001 (a broken file fails in any way)
+        if isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path):
+            raise UserError(
+                f"checkpoint {path} holds more than tensors and is not loaded, because unpickling "
+                "it could run code; save its state dict instead"
+            ) from None
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"checkpoint {path} cannot be read: {reason}") from None
-    except Exception as error:  # noqa: BLE001 (torch raises pickle's own class for foreign objects)
-        if not zipfile.is_zipfile(path):
-            raise UserError(f"checkpoint {path} cannot be read: it is broken") from None
-        raise UserError(
-            f"checkpoint {path} holds more than tensors and is not loaded, because unpickling it "
-            f"could run code ({type(error).__name__}); save its state dict instead"
-        ) from None
     return _checked(content, path)
 
 
@@ -150,12 +142,12 @@ def load_foreign(path: Path) -> dict[str, Any]:
     except UserError:
         if not path.is_file() or path.suffix == ".safetensors":
             raise
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:  # TorchScript is code
-            if any(name.endswith("constants.pkl") for name in archive.namelist()):
-                raise UserError(f"checkpoint {path} is a TorchScript program, not weights")
     tensors_only = types.SimpleNamespace(Unpickler=_TensorsOnly, load=_refused, __name__="tensors")
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:  # TorchScript is code
+                if any(name.endswith("constants.pkl") for name in archive.namelist()):
+                    raise UserError("it is a TorchScript program, not weights")
         # weights_only refuses the whole file for one foreign object. Here `_TensorsOnly` takes the
         # place of pickle: it resolves tensors' own classes alone, so no code of the file can run.
         content = torch.load(

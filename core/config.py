@@ -772,7 +772,10 @@ def parse(parser: jsonargparse.ArgumentParser, args: list[str] | None = None) ->
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", category=DeprecationWarning)
-        namespace = parser.instantiate(parser.parse_args(args))
+        try:
+            namespace = parser.instantiate(parser.parse_args(args))
+        except UnicodeDecodeError as error:
+            raise UserError(f"a configuration file is not UTF-8 ({error}); save it so") from None
     values = vars(namespace)
     names = {f.name for f in dataclasses.fields(Config)}
     config = Config(**{k: v for k, v in values.items() if k in names})

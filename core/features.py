@@ -1,7 +1,6 @@
 """Unsupervised semantic features F of images, from a trained network or from anybody's files."""
 
 import dataclasses
-import tokenize
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -116,7 +115,7 @@ def read_features(path: Path) -> Tensor:
     """
     try:
         array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError, SyntaxError, tokenize.TokenError) as error:
+    except Exception as error:  # noqa: BLE001 (a broken file fails in any way)
         raise UserError(f"features {path} cannot be read ({error})") from None
     if array.ndim != 3 or array.dtype.kind != "f" or not np.isfinite(array).all():
         raise UserError(

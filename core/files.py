@@ -1,10 +1,12 @@
 """Files that appear whole or not at all."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from core.errors import UserError
 
@@ -19,6 +21,24 @@ def written_whole(path: Path) -> Iterator[Path]:
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def read_arrays(path: Path, names: Sequence[str], remedy: str) -> dict[str, np.ndarray]:
+    """Arrays of an .npz file, by name.
+
+    Raises:
+        UserError: the file is missing or broken, or an array is missing or holds objects.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: np.asarray(file[name]) for name in names}
+        if any(array.dtype.kind not in "biuf" for array in arrays.values()):
+            raise ValueError("an array holds no numbers")
+    except Exception as error:  # noqa: BLE001 (a broken archive fails in any way)
+        raise UserError(
+            f"{path} cannot be read ({error or type(error).__name__}); {remedy}"
+        ) from None
+    return arrays
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -1,6 +1,5 @@
 """From class activation maps to pseudo labels, and the files of both."""
 
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,8 +8,7 @@ import numpy as np
 
 from core.config import WsssConfig
 from core.crf import DenseCRF
-from core.errors import UserError
-from core.files import written_whole
+from core.files import read_arrays, written_whole
 
 
 def save_cam(path: Path, keys: np.ndarray, cam: np.ndarray) -> None:
@@ -22,13 +20,8 @@ def save_cam(path: Path, keys: np.ndarray, cam: np.ndarray) -> None:
 
 def load_cam(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Reads what `save_cam` wrote: (K,) int16 and (K, h, w) float32."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return file["keys"], file["cam"].astype(np.float32)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"activation maps {path} cannot be read ({error}); run train_wsss.py"
-        ) from None
+    arrays = read_arrays(path, ("keys", "cam"), "remove it and run train_wsss.py again")
+    return arrays["keys"], arrays["cam"].astype(np.float32)
 
 
 def normalise_cams(maps: np.ndarray) -> np.ndarray:

@@ -67,5 +67,5 @@ def test_broken_activation_maps_are_named(tmp_path, defect):
         middle = data[:200] + b"\x5a" * 60 + data[260:]
         content = {"truncated": data[:300], "overwritten": middle, "empty": b"", "text": b"text"}
         path.write_bytes(content[defect])
-    with pytest.raises(UserError, match="a.npz cannot be read .*; run train_wsss.py"):
+    with pytest.raises(UserError, match="a.npz cannot be read .*; remove it and run train_wsss.py"):
         load_cam(path)

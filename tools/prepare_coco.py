@@ -94,10 +94,29 @@ def read_instances(path: Path) -> dict:
     if not path.is_file():
         raise UserError(f"{path} is missing; unpack COCO's annotations there, or set --root")
     content = read_json(path)
-    lacking = [k for k in ("images", "annotations", "categories") if k not in content]
+    lacking = [
+        k
+        for k in ("images", "annotations", "categories")
+        if not isinstance(content, dict) or k not in content
+    ]
     if lacking:
         raise UserError(f"{path} is no instance file: it lacks {', '.join(lacking)}")
-    content["categories"].sort(key=lambda c: c["id"])
+    needed = {
+        "images": ("id", "file_name", "height", "width"),
+        "annotations": ("image_id", "category_id", "segmentation", "iscrowd", "area"),
+        "categories": ("id", "name"),
+    }
+    for name, keys in needed.items():
+        entries = content[name] if isinstance(content[name], list) else [None]
+        for entry in entries:
+            if not isinstance(entry, dict) or not entry.keys() >= {*keys}:
+                raise UserError(f"{path}: an entry of {name} lacks one of {', '.join(keys)}")
+            if any(isinstance(entry[k], (list, dict)) for k in keys if k != "segmentation"):
+                raise UserError(f"{path}: an entry of {name} has a list where a value belongs")
+    try:
+        content["categories"].sort(key=lambda c: int(c["id"]))
+    except ValueError:
+        raise UserError(f"{path}: the id of a category is no number") from None
     return content
 
 

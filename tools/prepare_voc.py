@@ -15,8 +15,9 @@ serve fully supervised training.
 import argparse
 import shutil
 import sys
-import zlib
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -30,9 +31,6 @@ from core.errors import UserError, refuse_together, run_script
 from core.files import written_whole
 from core.labels import write_label
 from core.tags import read_annotation, write_table
-
-# What reading a broken .mat file raises; RuntimeError is one of a newer format.
-BROKEN = (zlib.error, LookupError, ValueError, TypeError, OSError, RuntimeError)
 
 # What everybody's copy holds: images on each list, and images of train_aug that show each class.
 LISTS = {"train": 1464, "val": 1449, "test": 1456, "train_aug": 10582}
@@ -193,26 +191,40 @@ def write_lists(root: Path, lists: dict[str, list[str]], tags: dict[str, list[st
 def write_masks(root: Path, sbd: Path, lists: dict[str, list[str]]) -> None:
     """Masks of train_aug and val: VOC's own where there are some, else SBD's."""
     own = {*lists["train"], *lists["val"]}
-    problems = []
-    for image_id in tqdm([*lists["train_aug"], *lists["val"]], "masks", unit="mask"):
-        target = root / "SegmentationClassAug" / f"{image_id}.png"
+    folder, jobs = root / "SegmentationClassAug", []
+    for image_id in [*lists["train_aug"], *lists["val"]]:
+        target = folder / f"{image_id}.png"
         if target.exists():
             continue
         if image_id in own:
             with written_whole(target) as aside:
                 shutil.copyfile(root / "SegmentationClass" / f"{image_id}.png", aside)
-            continue
+        else:
+            jobs.append((sbd / "cls" / f"{image_id}.mat", target))
+    # In processes, because a broken .mat file may kill the one that reads it (scipy 1.17).
+    with ProcessPoolExecutor() as pool:
         try:
-            write_label(target, read_sbd_mask(sbd / "cls" / f"{image_id}.mat"))
-        except UserError as error:
-            problems.append(str(error))
+            done = pool.map(_convert, [j[0] for j in jobs], [j[1] for j in jobs], chunksize=8)
+            problems = [p for p in tqdm(done, "masks", len(jobs), unit="mask") if p]
+        except BrokenProcessPool:
+            raise UserError(
+                f"a process died while reading masks of {sbd / 'cls'}: a file is broken, or memory "
+                "ran out; unpack SBD again"
+            ) from None
     refuse_together(problems, "unpack SBD again")
+
+
+def _convert(source: Path, target: Path) -> str | None:
+    """Writes one mask, or says why not."""
+    try:
+        write_label(target, read_sbd_mask(source))
+    except UserError as error:
+        return str(error)
 
 
 def read_sbd_mask(path: Path) -> np.ndarray:
     """(H, W) uint8, 0..20, of one of SBD's .mat files."""
     from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
 
     if not path.is_file():
         raise UserError(f"{path} is missing")
@@ -221,7 +233,7 @@ def read_sbd_mask(path: Path) -> np.ndarray:
         if mask.ndim != 2 or mask.min() < 0 or mask.max() > len(VOC_CLASSES):
             raise ValueError(f"expected labels 0..{len(VOC_CLASSES)}")
         return mask.astype(np.uint8)
-    except (*BROKEN, MatReadError) as error:
+    except Exception as error:  # noqa: BLE001 (a broken file fails in any way)
         raise UserError(f"{path} is no mask of SBD ({error})") from None
 
 
