@@ -85,6 +85,7 @@ def score_labels(config: Config, options) -> dict:
     result = score_files(
         predictions, masks, config.data.classes, options.allow_missing, config.workers
     )
+    result["images"]["skipped"] = split.skipped
     folder = Path(options.predictions).resolve()
     name = options.name or f"{folder.parent.name}_{folder.name}"
     write_json(Path(options.output or Run(config).evaluation(name) / "scores.json"), result)
@@ -99,6 +100,7 @@ def score_checkpoint(config: Config, options) -> dict:
     result = score_files(
         predictions, masks, config.data.classes, options.allow_missing, config.workers
     )
+    result["images"]["skipped"] = split.skipped
     write_json(stage.folder / "scores.json", result)
     if options.output:
         write_json(Path(options.output), result)
@@ -115,7 +117,14 @@ def predict_list(config: Config, split: Split, name: str | None) -> tuple[Stage,
     name = name or run.segmentation().name
     identity, inputs = ("data", "segmentation", "evaluation"), {}
     inputs |= {"ids": split.ids, "weights": [digest]}
-    stage = Stage(run.evaluation(name), f"stage 5, evaluation ({name})", config, identity, inputs)
+    stage = Stage(
+        run.evaluation(name),
+        f"stage 5, evaluation ({name})",
+        config,
+        identity,
+        inputs,
+        split.skipped,
+    )
     folder = stage.folder / "predictions"
     if not stage.already_done():
         predict(config, weights, split, folder)
@@ -163,8 +172,9 @@ def print_table(result: dict) -> None:
         f"{title} {'-' if result[key] is None else format(100 * result[key], '.1f') + ' %'}"
         for key, title in (("miou", "mIoU"), ("fp", "FP"), ("fn", "FN"))
     )
-    print(f"{means}   ({images['scored']}/{images['of']} images)")
-    if images["scored"] < images["of"]:
+    skipped = f", {len(images['skipped'])} skipped" if images.get("skipped") else ""
+    print(f"{means}   ({images['scored']}/{images['of']} images{skipped})")
+    if skipped or images["scored"] < images["of"]:
         print("a part of the images only: do not compare this score", file=sys.stderr)
 
 

@@ -50,7 +50,7 @@ def main() -> None:
     identity, inputs = ("seed", "data", "uss", "wsss", "debias"), {"labels": labels}
     if config.uss.features_dir:
         inputs["features"] = feature_files(Path(config.uss.features_dir), split)
-    stage = Stage(run.debias, "stage 3, debiasing", config, identity, inputs)
+    stage = Stage(run.debias, "stage 3, debiasing", config, identity, inputs, split.skipped)
     if stage.already_done():
         return
     features = feature_source(config, split, device, autocast(config, device))

@@ -39,7 +39,9 @@ def main() -> None:
     identity = upstream.get(config.segmentation.mode, ("wsss", "uss", "debias"))
     identity, inputs = ("seed", "data", "segmentation", *identity), {"labels": labels}
     folder = run.segmentation()
-    stage = Stage(folder, f"stage 4, segmentation ({folder.name})", config, identity, inputs)
+    stage = Stage(
+        folder, f"stage 4, segmentation ({folder.name})", config, identity, inputs, split.skipped
+    )
     if stage.already_done():
         return
     train_network(config, folder, split, labels)

@@ -49,7 +49,7 @@ def main() -> None:
         if not Path(config.uss.weights).is_file():
             raise UserError(f"uss.weights: there is no file {config.uss.weights}; mend the path")
         inputs["weights"] = [Path(config.uss.weights)]
-    stage = Stage(run.uss, "stage 1, USS", config, ("seed", "data", "uss"), inputs)
+    stage = Stage(run.uss, "stage 1, USS", config, ("seed", "data", "uss"), inputs, split.skipped)
     if stage.already_done():
         return
     seed_everything(config.seed)

@@ -61,7 +61,9 @@ def main() -> None:
         return
     run, split = Run(config), read_split(config.data, "train")
     inputs = {"ids": split.ids, "weights": released_files(config.wsss)}
-    stage = Stage(run.wsss, "stage 2, WSSS", config, ("seed", "data", "wsss"), inputs)
+    stage = Stage(
+        run.wsss, "stage 2, WSSS", config, ("seed", "data", "wsss"), inputs, split.skipped
+    )
     if stage.already_done():
         return
     classifier = train_classifier(config, run, split)

@@ -73,6 +73,9 @@ class DataConfig:
     all names in the tags, sorted."""
     biased_classes: tuple[str, ...] = ()
     """Classes known to come with a context; only scoring uses this, to show them apart."""
+    on_bad_image: Literal["stop", "skip"] = "stop"
+    """What to do with images that are missing or cannot be decoded. skip: every stage decodes all
+    images first and leaves these out; manifests and scores name them."""
 
     def __post_init__(self):
         _check(len(self.classes) <= 253, "data.classes has over 253 names; labels are 8-bit")

@@ -74,6 +74,7 @@ class Stage:
         `seed`.
         inputs: what the stage reads: a name and the ids or files of each list. Ids count by name,
         label maps (.png) by content, other files by name and size.
+        skipped: ids of images that are left out.
 
     Raises:
         UserError: the folder was made with another configuration or other inputs.
@@ -86,6 +87,7 @@ class Stage:
         config: Config,
         identity: Iterable[str],
         inputs: Mapping[str, Iterable[str | Path]],
+        skipped: Iterable[str] = (),
     ):
         self.folder, self.name = folder, name
         everything = dataclasses.asdict(config)
@@ -101,6 +103,7 @@ class Stage:
             "seconds": 0.0,
             "settings": settings,
             "inputs": {k: {"count": len(v), "sha256": _hash(v)} for k, v in lists.items()},
+            "skipped": [*skipped],
             "environment": environment(config),
             "results": {},
         }

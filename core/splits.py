@@ -4,12 +4,16 @@ Ground truth is out of reach by construction: a `Split` knows images and tags on
 the masks is `ground_truth`, which scoring, diagnosis and supervised training call by name.
 """
 
+import os
+import sys
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+from tqdm import tqdm
 
 from core.config import DataConfig
 from core.errors import UserError, refuse_together
@@ -28,6 +32,7 @@ class Split:
     ids: tuple[str, ...]
     images: tuple[Path, ...]
     tags: np.ndarray  # (N, C) bool, which classes each image shows
+    skipped: tuple[str, ...] = ()  # ids of the list that are left out (data.on_bad_image)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -52,7 +57,37 @@ def read_split(data: DataConfig, which: str, tagged: bool = True) -> Split:
     refuse_together(
         problems, "complete data.root, mend the list, or name every class in data.classes"
     )
-    return split
+    return without_bad_images(split) if data.on_bad_image == "skip" else split
+
+
+def without_bad_images(split: Split) -> Split:
+    """The images that can be decoded; says which cannot.
+
+    Raises:
+        UserError: none can.
+    """
+
+    def problem(path: Path) -> str | None:
+        try:
+            read_image(path)
+        except UserError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        bar = tqdm(pool.map(problem, split.images), "checking", len(split), unit="image")
+        problems = list(bar)
+    bad = [k for k, text in enumerate(problems) if text]
+    good = [k for k, text in enumerate(problems) if not text]
+    if not good:
+        raise UserError(f"none of the {len(split)} images can be used, first: {problems[0]}")
+    if bad:
+        print(f"{len(bad)} of {len(split)} images are skipped:", file=sys.stderr)
+        for k in bad[:8]:
+            print(f"  - {problems[k]}", file=sys.stderr)
+    ids, images = np.array(split.ids), np.array(split.images)
+    return Split(
+        tuple(ids[good].tolist()), tuple(images[good]), split.tags[good], tuple(ids[bad].tolist())
+    )
 
 
 def gather(data: DataConfig, which: str, tagged: bool = True) -> tuple[Split, list[str]]:
@@ -73,7 +108,7 @@ def gather(data: DataConfig, which: str, tagged: bool = True) -> tuple[Split, li
     for image, path, tags in listed:
         try:
             _refuse_climbing(image)
-            if not path.is_file():
+            if data.on_bad_image == "stop" and not path.is_file():
                 raise UserError(f"{path} is missing")
             usable.append((image, path, _labels(tags, known) if tagged else []))
         except UserError as error:

@@ -47,7 +47,7 @@ def test_every_stage_leaves_its_artefacts(finished):
         for path in labels:
             read_label(path, len(CLASSES), (128, 128))
     scores = json.loads((finished / "evaluation/mars/scores.json").read_text())
-    assert scores["images"] == {"scored": 6, "of": 6} and 0 <= scores["miou"] <= 1
+    assert scores["images"] == {"scored": 6, "of": 6, "skipped": []} and 0 <= scores["miou"] <= 1
     manifest = json.loads((finished / "segmentation/mars/manifest.json").read_text())
     assert manifest["finished"] and manifest["inputs"]["labels"]["count"] == 16
     assert not list(finished.rglob("*.part"))
@@ -220,3 +220,26 @@ def test_analysis_tools_run_on_a_finished_experiment(finished):
     analysis = json.loads((finished / "analysis.json").read_text())
     assert analysis["removal"] == analysis["control"]
     assert json.loads((finished / "wsss/threshold_sweep.json").read_text())["chosen"]
+
+
+def test_bad_images_are_skipped_by_choice_and_named(tiny_data, tmp_path):
+    from conftest import tiny_config
+
+    shutil.copytree(tiny_data, tmp_path / "data")
+    photographs = tmp_path / "data/JPEGImages"
+    (photographs / "train_00003.jpg").write_bytes(b"")
+    (photographs / "val_00002.jpg").unlink()
+    settings = tiny_config(tmp_path / "data", tmp_path / "run")
+    settings["uss"]["method"], settings["data"]["on_bad_image"] = "frozen", "skip"
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    for script in WEAK:
+        done = run_stage(script, path)
+        assert done.returncode == 0 and "1 of 16 images are skipped" in done.stderr, done.stderr
+    assert not (tmp_path / "run/debias/labels/train_00003.png").exists()
+    manifest = json.loads((tmp_path / "run/debias/manifest.json").read_text())
+    assert manifest["skipped"] == ["train_00003"] and manifest["inputs"]["labels"]["count"] == 15
+    done = run_stage("evaluate.py", path)
+    assert "(5/5 images, 1 skipped)" in done.stdout and "do not compare" in done.stderr
+    scores = json.loads((tmp_path / "run/evaluation/mars/scores.json").read_text())
+    assert scores["images"]["skipped"] == ["val_00002"]

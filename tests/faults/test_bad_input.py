@@ -1,0 +1,523 @@
+"""Every kind of bad input that we could think of, given to the scripts as a user would give it.
+
+Each is refused in one message that names what is wrong, without a traceback, and leaves no
+unfinished file behind. Minutes long, so run by tools/test.sh --all; docs/reliability.md lists the
+kinds.
+"""
+
+import json
+import os
+import pickle
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import CLASSES, ROOT, tiny_config
+from PIL import Image
+
+FIRST = "train_00000"
+LABELS = ("make_debiased_labels.py",)
+
+
+class Box:
+    """A data set, labels, features and a configuration of one's own to break."""
+
+    def __init__(self, data: Path, folder: Path):
+        self.folder, self.data, self.options = folder, folder / "data", []
+        shutil.copytree(data, self.data)
+        self.settings = tiny_config(self.data, folder / "run")
+        self.settings["uss"]["method"] = "frozen"
+        self.config = folder / "tiny.yaml"
+
+    def use(self, section: str, **values) -> None:
+        self.settings[section] = {**self.settings.get(section, {}), **values}
+
+    @property
+    def image(self) -> Path:
+        return self.data / "JPEGImages" / f"{FIRST}.jpg"
+
+    @property
+    def annotation(self) -> Path:
+        return self.data / "Annotations" / f"{FIRST}.xml"
+
+    @property
+    def train_list(self) -> Path:
+        return self.data / "ImageSets/Segmentation/train.txt"
+
+    def ids(self, which: str = "train") -> list[str]:
+        return (self.data / f"ImageSets/Segmentation/{which}.txt").read_text().split()
+
+    def folder_of_labels(self, make: Callable[[str], np.ndarray] | None = None) -> Path:
+        """Somebody's pseudo labels: the masks, or what `make` gives."""
+        labels = self.folder / "labels"
+        shutil.copytree(self.data / "SegmentationClass", labels, dirs_exist_ok=True)
+        for name in self.ids() if make else ():
+            Image.fromarray(make(name)).save(labels / f"{name}.png")
+        self.use("wsss", labels_dir=str(labels))
+        return labels / f"{FIRST}.png"
+
+    def folder_of_features(self) -> Path:
+        """Somebody's features."""
+        folder = self.folder / "features"
+        folder.mkdir()
+        for k, name in enumerate(self.ids()):
+            rng = np.random.default_rng(k)
+            np.save(folder / f"{name}.npy", rng.normal(size=(4, 8, 8)).astype(np.float32))
+        self.use("uss", features_dir=str(folder))
+        return folder / f"{FIRST}.npy"
+
+    def photographs(self) -> Path:
+        """A folder of photographs with a table of tags instead of VOC's layout."""
+        root = self.folder / "photos"
+        shutil.copytree(self.data / "JPEGImages", root)
+        rows = "".join(f"{name}.jpg,boat\n" for name in self.ids())
+        (root / "tags.csv").write_text("image,tags\n" + rows)
+        self.use("data", format="folder", root=str(root), tags="tags.csv", classes=["boat", "car"])
+        self.settings["data"].pop("biased_classes")
+        return root
+
+    def run(self, script: str, **limits) -> subprocess.CompletedProcess:
+        if not self.config.exists():
+            self.config.write_text(yaml.safe_dump(self.settings))
+        command = [
+            sys.executable,
+            script,
+            *(["--config", self.config] if self.takes(script) else []),
+        ]
+
+        def limit() -> None:
+            for name, value in limits.items():
+                resource.setrlimit(getattr(resource, name), (value, value))
+
+        return subprocess.run(
+            [*map(str, command), *map(str, self.options)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            preexec_fn=limit,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+
+    def takes(self, script: str) -> bool:
+        return not script.startswith("tools/prepare") and "--masks" not in self.options
+
+
+@dataclass
+class Case:
+    """One kind of bad input."""
+
+    told: str  # how docs/reliability.md calls it
+    script: str
+    message: str  # a regular expression
+    spoil: Callable[[Box], object]
+    limits: dict | None = None
+
+
+def png(**options) -> Callable[[Path], None]:
+    return lambda path: Image.new(**options).save(path)
+
+
+def broken(path: Path, share: float = 0.5) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+
+
+def weights(box: Box, content: object) -> None:
+    path = box.folder / "weights.pth"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    box.settings["uss"]["backbone"]["weights"] = str(path)
+
+
+class Code:
+    """What unpickling must not run."""
+
+    def __reduce__(self):
+        return (os.system, ("touch /dev/null",))
+
+
+def archive(box: Box, make: Callable[[Path], object]) -> None:
+    path = box.folder / "voc.tar"
+    make(path)
+    box.options = ["--voc", path, "--output", box.folder / "VOC2012"]
+
+
+def climbing_archive(path: Path) -> None:
+    with tarfile.open(path, "w") as file:
+        file.add(__file__, "VOCdevkit/VOC2012/../../../escaped.txt")
+
+
+def instances(box: Box, content: str) -> None:
+    folder = box.folder / "coco/annotations"
+    folder.mkdir(parents=True)
+    for split in ("train2014", "val2014"):
+        (folder / f"instances_{split}.json").write_text(content)
+    box.options = ["--root", box.folder / "coco"]
+
+
+def predictions(box: Box, spoil: Callable[[Path], object] = lambda path: None, *options) -> None:
+    folder = box.folder / "predictions"
+    shutil.copytree(box.data / "SegmentationClass", folder)
+    for path in folder.iterdir():
+        label = np.array(Image.open(path))
+        label[label == 255] = 0
+        Image.fromarray(label).save(path)
+    spoil(folder)
+    box.options = ["--predictions", folder, "--split", "val", *options]
+
+
+def option(*arguments: str) -> Callable[[Box], None]:
+    return lambda box: box.options.extend(arguments)
+
+
+def change(**values) -> Callable[[Box], None]:
+    return lambda box: box.settings.update(values)
+
+
+def label(make: Callable[[Path], object]) -> Callable[[Box], None]:
+    def spoil(box: Box) -> None:
+        box.folder_of_features()
+        make(box.folder_of_labels())
+
+    return spoil
+
+
+def labels_of(value: int) -> Callable[[Box], None]:
+    def spoil(box: Box) -> None:
+        box.folder_of_features()
+        box.folder_of_labels(lambda name: np.full((128, 128), value, np.uint8))
+
+    return spoil
+
+
+def feature(make: Callable[[Path], object]) -> Callable[[Box], None]:
+    def spoil(box: Box) -> None:
+        box.folder_of_labels()
+        make(box.folder_of_features())
+
+    return spoil
+
+
+def table(text: str | bytes) -> Callable[[Box], None]:
+    def spoil(box: Box) -> None:
+        path = box.photographs() / "tags.csv"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+
+    return spoil
+
+
+def made_before(box: Box) -> None:
+    assert box.run("train_uss.py").returncode == 0
+    box.options = ["--uss.flip=false"]
+
+
+def broken_manifest(box: Box) -> None:
+    assert box.run("train_uss.py").returncode == 0
+    broken(box.folder / "run/uss/manifest.json")
+
+
+def in_the_way(box: Box) -> None:
+    (box.folder / "run").write_text("a file")
+
+
+def all_photographs(box: Box, make: Callable[[Path], object]) -> None:
+    root = box.photographs()
+    make(root)
+
+
+USS, WSSS, SEGMENT, SCORE = (
+    *("train_uss.py", "train_wsss.py"),
+    *("train_segmentation.py", "evaluate.py"),
+)
+DEBIAS, VOC, COCO = "make_debiased_labels.py", "tools/prepare_voc.py", "tools/prepare_coco.py"
+ONE = "image,tags\n"
+
+CASES = [
+    # Configuration
+    Case("misspelt setting", USS, "did you mean `debias.alpha`", option("--debias.alhpa=0.4")),
+    Case("value of another type", USS, "debias.alpha", option("--debias.alpha=much")),
+    Case("value out of range", USS, "alpha", option("--debias.alpha=1.5")),
+    Case("unknown choice", USS, "uss.method", option("--uss.method=magic")),
+    Case("negative seed", USS, "seed", option("--seed=-1")),
+    Case("unknown device", USS, "device 'abacus' is unknown", option("--device=abacus")),
+    Case("GPU asked for where there is none", USS, "sees no GPU", option("--device=cuda")),
+    Case("class named twice", USS, "names a class twice", option("--data.classes=[a, a]")),
+    Case(
+        "biased class that is no class",
+        *(USS, "which data.classes lacks", option("--data.biased_classes=[rails]")),
+    ),
+    Case("configuration missing", USS, "no.yaml", option("--config=no.yaml")),
+    Case("configuration is a folder", USS, "configs", option("--config=configs")),
+    Case("configuration is no YAML", USS, "error", lambda b: b.config.write_text("a: [1,\n b: {")),
+    Case("configuration is a list", USS, "error", lambda b: b.config.write_text("- seed: 3\n")),
+    Case("configuration not UTF-8", USS, "UTF-8", lambda b: b.config.write_bytes(b"seed: \xff3\n")),
+    Case(
+        "section misspelt in the file",
+        *(USS, "there is no setting", change(debiasing={"alpha": 0.4})),
+    ),
+    # Weights
+    Case(
+        "unknown network",
+        *(USS, "timm knows|timm.list_models", option("--uss.backbone.name=vit_tiny_patch99")),
+    ),
+    Case("weights missing", USS, "gone.pth", option("--uss.backbone.weights=gone.pth")),
+    Case("weights empty", USS, "cannot be read", lambda b: weights(b, b"")),
+    Case("weights are text", USS, "cannot be read", lambda b: weights(b, b"some text")),
+    Case(
+        "weights of another network",
+        *(USS, "lacks .* tensors", lambda b: weights(b, {"conv1.weight": torch.ones(3)})),
+    ),
+    Case(
+        "weights are code",
+        *(USS, "cannot be read|lacks", lambda b: weights(b, pickle.dumps({"a": Code()}))),
+    ),
+    # Data set
+    Case("data set missing", USS, "nowhere", option("--data.root=nowhere")),
+    Case("list missing", USS, "the list .* is missing", lambda b: b.train_list.unlink()),
+    Case("list empty", USS, "is empty", lambda b: b.train_list.write_text("\n")),
+    Case("list not UTF-8", USS, "UTF-8", lambda b: b.train_list.write_bytes(b"\xff\xfe\x00a")),
+    Case(
+        "id twice in the list",
+        *(USS, "twice", lambda b: b.train_list.write_text(f"{FIRST}\n{FIRST}\n")),
+    ),
+    Case(
+        "id that climbs out of the folder",
+        *(USS, "not a plain path", lambda b: b.train_list.write_text("../../etc/passwd\n")),
+    ),
+    Case("photograph missing", USS, f"{FIRST}.jpg is missing", lambda b: b.image.unlink()),
+    Case("photograph of 0 bytes", USS, "cannot be decoded", lambda b: b.image.write_bytes(b"")),
+    Case("photograph truncated", USS, "cannot be decoded", lambda b: broken(b.image)),
+    Case("photograph is text", USS, "cannot be decoded", lambda b: b.image.write_text("a cat")),
+    Case(
+        "photograph of 400 million pixels",
+        *(USS, "over 100 million", lambda b: Image.new("L", (20_000, 20_000)).save(b.image, "PNG")),
+    ),
+    Case("annotation missing", WSSS, FIRST, lambda b: b.annotation.unlink()),
+    Case("annotation broken", WSSS, "cannot be read", lambda b: broken(b.annotation)),
+    Case(
+        "annotation with an unknown class",
+        *(WSSS, "which data.classes lacks", option("--data.classes=[boat, car]")),
+    ),
+    Case("table of tags missing", WSSS, "are missing", option("--data.tags=no.csv")),
+    Case("table without its first line", WSSS, "image,tags", table("a.jpg,boat\n")),
+    Case(
+        "photograph twice in the table",
+        *(WSSS, "stands there twice", table(f"{ONE}{FIRST}.jpg,boat\n{FIRST}.jpg,car\n")),
+    ),
+    Case("too many cells in the table", WSSS, "quotes", table(f"{ONE}{FIRST}.jpg,boat,car\n")),
+    Case("table not UTF-8", WSSS, "UTF-8", table(b"image,tags\n\xff\xfe,boat\n")),
+    Case(
+        "photograph of the table missing",
+        *(WSSS, "gone.jpg is missing", table(f"{ONE}gone.jpg,boat\n")),
+    ),
+    Case(
+        "unknown class in the table",
+        *(WSSS, "which data.classes lacks", table(f"{ONE}{FIRST}.jpg,unicorn\n")),
+    ),
+    Case("no photograph has a tag", WSSS, "no image a tag", table(f"{ONE}{FIRST}.jpg,\n")),
+    Case(
+        "two photographs of one id",
+        *(WSSS, "share a file", table(f"{ONE}{FIRST}.jpg,boat\n{FIRST}.png,boat\n")),
+    ),
+    Case(
+        "results inside of the photographs",
+        *(WSSS, "lies in data.root", lambda b: change(run_dir=str(b.photographs() / "run"))(b)),
+    ),
+    # Pseudo labels
+    Case("label missing", DEBIAS, "1 of 16 label maps", label(lambda path: path.unlink())),
+    Case("folder of labels missing", DEBIAS, "missing", option("--wsss.labels_dir=nowhere")),
+    Case("label of another size", DEBIAS, "size of its image", label(png(mode="P", size=(9, 9)))),
+    Case("label in colours", DEBIAS, "mode RGB", label(png(mode="RGB", size=(128, 128)))),
+    Case("label of 16 bits", DEBIAS, "mode I", label(png(mode="I;16", size=(128, 128)))),
+    Case("label with transparency", DEBIAS, "mode LA", label(png(mode="LA", size=(128, 128)))),
+    Case(
+        "label with an unknown number",
+        *(DEBIAS, "holds label 77", label(png(mode="L", size=(128, 128), color=77))),
+    ),
+    Case("label truncated", DEBIAS, "cannot be read", label(broken)),
+    Case("label of 0 bytes", DEBIAS, "cannot be read", label(lambda path: path.write_bytes(b""))),
+    Case("labels debiased before", DEBIAS, "debiased already", labels_of(254)),
+    Case("labels without background", DEBIAS, "no label map .* has background", labels_of(1)),
+    # Features
+    Case("features missing", DEBIAS, "feature files are missing", feature(lambda p: p.unlink())),
+    Case(
+        "features without channels",
+        DEBIAS,
+        "expected finite",
+        feature(lambda p: np.save(p, np.ones((4, 4)))),
+    ),
+    Case(
+        "features of integers",
+        DEBIAS,
+        "expected finite",
+        feature(lambda p: np.save(p, np.ones((4, 4, 4), int))),
+    ),
+    Case(
+        "features not finite",
+        DEBIAS,
+        "expected finite",
+        feature(lambda p: np.save(p, np.full((4, 4, 4), np.nan))),
+    ),
+    Case(
+        "features pickled",
+        DEBIAS,
+        "cannot be read",
+        feature(lambda p: np.save(p, np.array([{}], object))),
+    ),
+    Case("features truncated", DEBIAS, "cannot be read", feature(broken)),
+    Case(
+        "features of another width",
+        DEBIAS,
+        "width",
+        feature(lambda p: np.save(p, np.ones((5, 8, 8), np.float32))),
+    ),
+    Case(
+        "features without cells",
+        DEBIAS,
+        "expected finite",
+        feature(lambda p: np.save(p, np.ones((4, 0, 8), np.float32))),
+    ),
+    # Scoring
+    Case(
+        "prediction missing",
+        SCORE,
+        "predictions are missing",
+        lambda b: predictions(b, lambda f: (f / "val_00000.png").unlink()),
+    ),
+    Case(
+        "prediction of another size",
+        SCORE,
+        "size of its image",
+        lambda b: predictions(b, lambda f: Image.new("L", (5, 5)).save(f / "val_00000.png")),
+    ),
+    Case(
+        "prediction in colours",
+        SCORE,
+        "mode RGB",
+        lambda b: predictions(b, lambda f: Image.new("RGB", (128, 128)).save(f / "val_00000.png")),
+    ),
+    Case(
+        "prediction with an unknown class",
+        SCORE,
+        "holds label 99",
+        lambda b: predictions(
+            b, lambda f: Image.new("L", (128, 128), 99).save(f / "val_00000.png")
+        ),
+    ),
+    Case(
+        "ground truth with biased pixels",
+        SCORE,
+        "no ground truth",
+        lambda b: (
+            predictions(b),
+            Image.new("L", (128, 128), 254).save(b.data / "SegmentationClass/val_00000.png"),
+        ),
+    ),
+    Case(
+        "folder of masks empty",
+        SCORE,
+        "no PNG masks",
+        lambda b: (
+            (b.folder / "none").mkdir(),
+            b.options.extend(
+                ["--masks", b.folder / "none", "--predictions", b.data, "--num_classes", 8]
+            ),
+        ),
+    ),
+    Case(
+        "number of classes not given",
+        SCORE,
+        "num_classes",
+        lambda b: b.options.extend(["--masks", b.data, "--predictions", b.data]),
+    ),
+    # Order, folders, machine
+    Case("stage before its turn: labels", SEGMENT, "run make_debiased_labels", lambda b: None),
+    Case(
+        "stage before its turn: features",
+        DEBIAS,
+        "train this stage first|run train_uss",
+        lambda b: b.folder_of_labels(),
+    ),
+    Case("stage before its turn: segmenter", SCORE, "train_segmentation", lambda b: None),
+    Case("folder of another experiment", USS, "uss.flip: True there, False now", made_before),
+    Case("manifest broken", USS, "not valid JSON", broken_manifest),
+    Case("file where a folder belongs", USS, "run", in_the_way),
+    Case("full disk", USS, "Nothing finished was lost", lambda b: None, {"RLIMIT_FSIZE": 2000}),
+    Case(
+        "training that diverges",
+        SEGMENT,
+        "the loss is not finite",
+        lambda b: (
+            b.folder_of_labels(),
+            b.options.extend(
+                [
+                    "--segmentation.mode=wsss",
+                    "--segmentation.lr=1e30",
+                    "--segmentation.head_lr=1e30",
+                    "--segmentation.optimizer=sgd",
+                ]
+            ),
+        ),
+    ),
+    # Archives and annotations from elsewhere
+    Case("archive missing", VOC, "missing", lambda b: archive(b, lambda path: None)),
+    Case(
+        "archive is none",
+        VOC,
+        "damaged",
+        lambda b: archive(b, lambda path: path.write_text("x" * 2000)),
+    ),
+    Case("archive that writes elsewhere", VOC, "outside", lambda b: archive(b, climbing_archive)),
+    Case(
+        "annotations of COCO missing",
+        COCO,
+        "missing",
+        lambda b: b.options.extend(["--root", b.folder]),
+    ),
+    Case(
+        "annotations of COCO broken", COCO, "not valid JSON", lambda b: instances(b, '{"images": [')
+    ),
+    Case(
+        "annotations of COCO of another form",
+        COCO,
+        "lacks",
+        lambda b: instances(b, json.dumps({"images": []})),
+    ),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.told)
+def test_bad_input_is_refused_in_one_message(case, tiny_data, tmp_path):
+    box = Box(tiny_data, tmp_path)
+    case.spoil(box)
+    before = {p for p in tmp_path.rglob("*") if p.is_file()}
+    done = box.run(case.script, **(case.limits or {}))
+    assert done.returncode not in (0, None), done.stdout
+    said = [line for line in re.split(r"[\r\n]", done.stderr) if "it/s]" not in line]
+    assert "Traceback" not in done.stderr, done.stderr
+    assert sum(line.startswith("error: ") for line in said) == 1, done.stderr
+    assert re.search(case.message, done.stderr), done.stderr
+    new = {p for p in tmp_path.rglob("*") if p.is_file()} - before
+    assert not [p for p in new if p.name.endswith(".part")]
+
+
+def test_document_lists_every_kind():
+    text = (ROOT / "docs/reliability.md").read_text()
+    listed = re.findall(r"^- (.*)$", text.split("## Bad input")[1].split("\n## ")[0], re.MULTILINE)
+    assert listed == [case.told for case in CASES] and len({*listed}) >= 60
+
+
+assert CLASSES  # the classes of the tiny data set, boat and car among them
