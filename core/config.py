@@ -745,6 +745,7 @@ class _Parser(jsonargparse.ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         unknown = re.search(r"does not accept option '([\w.]+)'", message)
+        unknown = unknown or re.search(r"Option '([\w.]+)' is not accepted", message)
         unknown = unknown or re.search(r"unrecognized arguments: --([\w.-]+)", message)
         if unknown:
             key = unknown[1]

@@ -117,7 +117,7 @@ def read_features(path: Path) -> Tensor:
         array = np.load(path, allow_pickle=False)
     except Exception as error:  # noqa: BLE001 (a broken file fails in any way)
         raise UserError(f"features {path} cannot be read ({error})") from None
-    if array.ndim != 3 or array.dtype.kind != "f" or not np.isfinite(array).all():
+    if array.ndim != 3 or array.dtype.kind != "f" or not array.size or not np.isfinite(array).all():
         raise UserError(
             f"features {path} are {array.shape} {array.dtype}, perhaps not finite; "
             "expected finite floats (D, h, w)"
@@ -136,8 +136,21 @@ def write_features(source: FeatureSource, split: Split, folder: Path) -> None:
 
 
 def file_features(paths: Sequence[Path]) -> FeatureSource:
-    """Features read from files."""
-    return lambda indices: ((k, read_features(paths[k])) for k in indices)
+    """Features read from files, which must all be as wide as the first."""
+    width = None
+
+    def source(indices: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+        nonlocal width
+        width = width or len(read_features(paths[0]))
+        for k in indices:
+            feat = read_features(paths[k])
+            if len(feat) != width:
+                raise UserError(
+                    f"features {paths[k]} are {len(feat)} wide, those of {paths[0].name} {width}"
+                )
+            yield k, feat
+
+    return source
 
 
 def mean_feature(source: FeatureSource, count: int) -> Tensor:

@@ -173,6 +173,8 @@ def _list_folder(data: DataConfig, which: str, problems: list[str]) -> list[tupl
         ids = [i for i, (_, tags) in rows.items() if tags]
     else:
         ids = [i for i in rows if masks is not None and (masks / f"{i}.png").is_file()]
+    if not ids:
+        refuse_together(problems, f"mend {place}")
     if not ids and which == "train":
         raise UserError(f"{place} gives no image a tag; there is nothing to learn from")
     if not ids:
