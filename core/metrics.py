@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 
+from core.compiled import compiled
 from core.labels import IGNORE
 
 
@@ -26,7 +26,7 @@ def confusion_matrix(prediction: np.ndarray, truth: np.ndarray, num_classes: int
     return matrix
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _count(prediction, truth, matrix):
     classes = len(matrix)
     for k in range(truth.size):
