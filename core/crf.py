@@ -174,6 +174,13 @@ class DenseCRF:
         return np.array(crf.inference(self.iterations), np.float32)
 
 
+def announced(settings: dict[str, Any]) -> DenseCRF:
+    """The CRF of a stage, with its backend told to the person who runs it."""
+    crf = DenseCRF(**settings)
+    print(f"dense CRF: {crf.backend}", flush=True)
+    return crf
+
+
 def _choose(backend: str) -> str:
     """The backend to use, once it is known to import."""
     if backend not in ("auto", *REMEDIES):

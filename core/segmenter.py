@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from core import checkpoint
 from core.config import Config
-from core.crf import DenseCRF
+from core.crf import DenseCRF, announced
 from core.datasets import batches_by_size
 from core.errors import UserError
 from core.files import read_json
@@ -48,7 +48,7 @@ def predict(config: Config, weights: Path, split: Split, folder: Path) -> None:
     settings, device = config.evaluation, pick_device(config)
     network = to_device(load_segmenter(config, weights), device)
     cast = autocast(config, device)
-    crf = DenseCRF(**settings.crf.settings()) if settings.refine == "crf" else None
+    crf = announced(settings.crf.settings()) if settings.refine == "crf" else None
     todo = [k for k, i in enumerate(split.ids) if not (folder / f"{i}.png").exists()]
 
     def probabilities(images: torch.Tensor) -> torch.Tensor:
