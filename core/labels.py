@@ -11,6 +11,7 @@ from PIL import Image
 
 from core.errors import UserError
 from core.files import written_whole
+from core.png import decode
 
 BACKGROUND = 0  # classes are 1..C
 BIASED = -1  # in tensors, as in the paper
@@ -47,20 +48,7 @@ def read_label(
     Raises:
         UserError: the file is missing, broken, of another kind or size, or has other values.
     """
-    try:
-        with Image.open(path) as image:
-            if image.mode not in ("P", "L"):
-                raise UserError(
-                    f"{path} has mode {image.mode}; a label map is an indexed or 8-bit grey PNG. "
-                    "Save class numbers, not colours"
-                )
-            label = np.array(image)
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read ({error}); it may be truncated, make or fetch it again"
-        ) from None
+    label = _read_values(path)
     if size is not None and label.shape != size:
         raise UserError(
             f"{path} is {label.shape[1]}x{label.shape[0]} pixels, its image is "
@@ -74,6 +62,26 @@ def read_label(
                 f"(biased) or {IGNORE} (ignore). Check data.classes or the file"
             )
     return label
+
+
+def _read_values(path: Path) -> np.ndarray:
+    try:
+        label = decode(path.read_bytes())
+        if label is not None:
+            return label
+        with Image.open(path) as image:
+            if image.mode not in ("P", "L"):
+                raise UserError(
+                    f"{path} has mode {image.mode}; a label map is an indexed or 8-bit grey PNG. "
+                    "Save class numbers, not colours"
+                )
+            return np.array(image)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}); it may be truncated, make or fetch it again"
+        ) from None
 
 
 def read_truth(

@@ -13,15 +13,17 @@ weight, are folded into the weights of both ends once, so that an iteration pays
 """
 
 import numpy as np
-from numba import njit
+
+from core.compiled import compiled
 
 DIM = 5  # features: x, y and three colours; a constant, so that the short loops below are unrolled
 CORNERS = DIM + 1  # of a simplex
 RADIX = 6000  # of a corner's packed key: 6000^5 < 2^63, so each coordinate lies in -3000..2999
 SCATTER = -7046029254386353131  # 2^64 / golden ratio, odd, as a signed number
+LOW = 2**32 - 1  # the half of a table slot that holds a number
+BLOCK = 64  # pixels or lattice points handled together
+LANES = (4, 2, 1)  # channels filtered together
 HALF, SIX = np.float32(0.5), np.float32(CORNERS)  # plain numbers would turn sums into float64
-
-COMPILE = {"cache": True, "nogil": True, "fastmath": True, "error_model": "numpy"}
 
 
 class GridFilter:
@@ -38,9 +40,10 @@ class GridFilter:
         self.columns = _band(width, sigma, 1.0)
 
     def add_to(self, out: np.ndarray, values: np.ndarray) -> None:
-        """Adds the filtered `values` to `out`; both (H * W,) float32."""
-        shape = self.rows.shape[1], self.columns.shape[1]
-        _add_separable(out.reshape(shape), values.reshape(shape), self.rows, self.columns)
+        """Adds the filtered `values` to `out`; both (C, H * W) float32."""
+        shape = -1, self.rows.shape[1], self.columns.shape[1]
+        for channel, source in zip(out.reshape(shape), values.reshape(shape), strict=True):
+            _add_separable(channel, source, self.rows, self.columns)
 
 
 def _band(length: int, sigma: float, weight: float) -> np.ndarray:
@@ -58,7 +61,7 @@ def _band(length: int, sigma: float, weight: float) -> np.ndarray:
     return (weight * kernel / norm).astype(np.float32)
 
 
-@njit(**COMPILE)
+@compiled
 def _add_separable(out, values, rows, columns):
     """out += R values C for the banded matrices `rows` and `columns`; (H, W)."""
     height, width = values.shape
@@ -83,12 +86,14 @@ class LatticeFilter:
     Args:
         features: (5, N) float32, divided by the kernel's width in each dimension.
         weight: factor on the result, >= 0.
+        vertices: M, 1..6: how many corners of its simplex a pixel is splat onto and sliced from.
+            Those with the largest weights are kept and renormalised; all 6 are the true filter.
 
     Raises:
         ValueError: some feature exceeds about 500, the range of the lattice.
     """
 
-    def __init__(self, features: np.ndarray, weight: float):
+    def __init__(self, features: np.ndarray, weight: float, vertices: int = CORNERS):
         extent = np.abs(features).max(1)
         # 12: rounding to a lattice point moves a coordinate by up to 6, and a blur step by 5.
         if not (np.abs(_ELEVATION) @ extent).max() + 2 * CORNERS < RADIX / 2:
@@ -96,23 +101,36 @@ class LatticeFilter:
                 f"the image spans {extent.max():.0f} widths of the bilateral kernel, more than its "
                 "lattice has room for; raise srgb_bilateral or sxy_bilateral"
             )
-        self.corners, self.weights, keys, table = _embed(features)
-        self.neighbours = _find_neighbours(keys, table)
-        ones = np.ones(features.shape[1], np.float32)
+        pixels = features.shape[1]
+        self.corners = np.empty((pixels, vertices), np.uint32)
+        self.weights = np.empty((pixels, vertices), np.float32)
+        keys = np.empty(vertices * pixels + 1, np.int64)
+        table = np.zeros(2 ** int(2 * pixels + 2 * CORNERS * BLOCK).bit_length(), np.int64)
+        count, table = _embed(features, self.corners, self.weights, keys, table)
+        self.neighbours = np.empty((CORNERS, count + 1, 2), np.uint32)
+        _find_neighbours(keys[: count + 1], table, self.neighbours)
+        ones = np.ones((1, pixels), np.float32)
         degree = np.zeros_like(ones)
         self.add_to(degree, ones)
-        self.weights *= np.sqrt(np.float32(weight) / degree)[:, None]
+        self.weights *= np.sqrt(np.float32(weight) / degree[0])[:, None]
 
     def add_to(self, out: np.ndarray, values: np.ndarray) -> None:
-        """Adds the filtered `values` to `out`; both (N,) float32."""
-        _add_splat_blur_slice(out, values, self.corners, self.weights, self.neighbours)
+        """Adds the filtered `values` to `out`; both (C, N) float32."""
+        lattice = self.corners, self.weights, self.neighbours
+        corners = (0,) * self.corners.shape[1]
+        start = 0
+        while start < len(values):
+            lanes = next(n for n in LANES if n <= len(values) - start)
+            part = slice(start, start + lanes)
+            _splat_blur_slice(out[part], values[part], *lattice, corners, (0,) * lanes)
+            start += lanes
 
 
 def _elevation() -> np.ndarray:
-    """(6, 5) float32: carries features onto the plane of R^6 whose coordinates sum to 0.
+    """(6, 5): carries features onto the plane of the lattice, whose coordinates sum to 0.
 
-    The columns are orthogonal, and of the one length at which splat, blur and slice together make a
-    Gaussian of unit variance (Adams et al.).
+    Scaled so that blurring along every axis with 1/2, 1, 1/2, together with splat and slice, makes
+    a Gaussian of unit width (Adams et al.).
     """
     matrix = np.zeros((CORNERS, DIM))
     for j in range(DIM):
@@ -130,116 +148,204 @@ _PLACES = np.array([RADIX**i for i in range(DIM)] + [0])
 _ALL_PLACES = int(_PLACES.sum())
 
 
-@njit(**COMPILE)
-def _find(key, keys, table):
-    """The slot of the open-addressing `table` that holds `key`, or else the one free for it."""
-    # The HIGH bits of the product depend on every coordinate, the low ones on the first few only.
-    slot = ((((key * SCATTER) >> 32) + (1 << 31)) * table.size) >> 32
-    while table[slot] != 0 and keys[table[slot] - 1] != key:
-        slot += 1
-        if slot == table.size:
-            slot = 0
-    return slot
+@compiled
+def _home(mixed, table):
+    """The first slot to look at, from the hash's HIGH bits: only they depend on all of the key."""
+    return (mixed >> 32) * table.size >> 32 & (table.size - 1)
 
 
-@njit(**COMPILE)
-def _embed(features):
+@compiled
+def _grown(table):
+    """The same entries in a table of twice the size."""
+    larger = np.zeros(2 * table.size, np.int64)
+    for entry in table:
+        slot = _home(entry, larger)
+        while entry != 0 and larger[slot] != 0:
+            slot = (slot + 1) & (larger.size - 1)
+        if entry != 0:
+            larger[slot] = entry
+    return larger
+
+
+@compiled
+def _embed(features, corners, weights, keys, table):
     """Finds the simplex of each pixel; numbers the lattice points as they are first met.
 
     Args:
         features: (5, N) float32.
+        corners: filled; (N, M) uint32, numbers of the simplex's lattice points. Unsigned, because
+            numba would otherwise test each of them for being negative.
+        weights: filled; (N, M) float32, barycentric coordinates; they sum to 1.
+        keys: filled up to V; (M N + 1,) int64, packed coordinates of the lattice points.
+        table: (S,) int64 zeros, S a power of two: open addressing; a slot holds the high half of
+            a key's hash and 1 + the lattice point's number.
 
     Returns:
-        corners: (N, 6) uint32, numbers of the simplex's lattice points. Unsigned, because numba
-            would otherwise test each of them for being negative.
-        weights: (N, 6) float32, barycentric coordinates; they sum to 1.
-        keys: (V,) int64, packed coordinates of the lattice points.
-        table: (8 N,) int32, the hash table: 1 + a lattice point's number, 0 where free.
+        V, and the table of the lattice points: `table` itself or a larger one.
     """
-    pixels = features.shape[1]
-    corners = np.empty((pixels, CORNERS), np.uint32)
-    weights = np.empty((pixels, CORNERS), np.float32)
-    keys = np.empty(CORNERS * pixels, np.int64)
-    table = np.zeros(8 * pixels, np.int32)
-    count = 0
-    remainder = np.empty(CORNERS, np.float32)  # the pixel's place in its simplex: elevated - origin
-    origin = np.empty(CORNERS, np.int64)
-    rank = np.empty(CORNERS, np.int64)
-    by_rank = np.empty(CORNERS, np.int64)
-    for p in range(pixels):
+    pixels, kept = corners.shape
+    count, touched = 0, 0
+    # The pixel's place in its simplex: elevated - origin. The lanes of a block lie side by side, so
+    # that they are computed at once.
+    remainder = np.empty((CORNERS, BLOCK), np.float32)
+    rank = np.empty((CORNERS, BLOCK), np.int32)
+    excess = np.empty(BLOCK, np.int32)
+    origin = np.empty(BLOCK, np.int64)
+    points = np.empty((BLOCK, CORNERS), np.int64)
+    shares = np.empty((BLOCK, CORNERS), np.float32)
+    for start in range(0, pixels, BLOCK):
+        size = min(BLOCK, pixels - start)
+        if 2 * (count + CORNERS * BLOCK) > table.size:
+            table = _grown(table)
+        _place(features[:, start : start + size], remainder, rank, excess, origin)
+        _list_corners(remainder[:, :size], rank, origin, kept, points, shares)
+        for b in range(size):  # apart from what follows, so that memory is asked for all
+            for k in range(kept):
+                touched ^= table[_home(points[b, k] * SCATTER, table)]
+        for b in range(size):
+            for k in range(kept):
+                key = points[b, k]
+                mixed = key * SCATTER
+                slot = _home(mixed, table)
+                while True:  # written out, because a call costs more than all of it
+                    entry = table[slot]
+                    if entry == 0:
+                        keys[count] = key
+                        count += 1
+                        entry = mixed & ~LOW | count
+                        table[slot] = entry
+                    number = np.uint32((entry & LOW) - 1)
+                    if (entry ^ mixed) >> 32 == 0 and keys[number] == key:
+                        break
+                    slot = (slot + 1) & (table.size - 1)
+                corners[start + b, k] = number
+                weights[start + b, k] = shares[b, k]
+    keys[count] = touched  # read, so that the compiler does not leave it out
+    return count, table
+
+
+@compiled
+def _place(features, remainder, rank, excess, origin):
+    """Of a block of pixels: the origin's key, what remains, and the ranks of the remainders."""
+    size = features.shape[1]
+    excess[:] = 0
+    origin[:] = 0
+    rank[:] = 0
+    for i in range(CORNERS):
         # The nearest point whose coordinates are all multiples of 6; its sum may be off by a few 6.
-        excess = 0
-        for i in range(CORNERS):
+        for b in range(size):
             elevated = np.float32(0)
             for j in range(DIM):
-                elevated += _ELEVATION[i, j] * features[j, p]
-            step = np.int64(np.floor(elevated / SIX + HALF))
-            excess += step
-            origin[i] = step * CORNERS
-            remainder[i] = elevated - np.float32(origin[i])
-            rank[i] = 0
-        for i in range(CORNERS):  # 0 for the largest remainder, 5 for the smallest
-            for j in range(i + 1, CORNERS):
-                less = remainder[i] < remainder[j]
-                rank[i] += less
-                rank[j] += not less
-        # Mend the sum where that costs least, which turns the ranks round.
-        key = 0
+                elevated += _ELEVATION[i, j] * features[j, b]
+            step = np.floor(elevated / SIX + HALF)
+            remainder[i, b] = elevated - SIX * step
+            excess[b] += np.int32(step)
+            origin[b] += np.int64(step) * (CORNERS * _PLACES[i])
+    for i in range(CORNERS):  # 0 for the largest remainder, 5 for the smallest
+        for j in range(i + 1, CORNERS):
+            for b in range(size):
+                less = np.int32(remainder[i, b] < remainder[j, b])
+                rank[i, b] += less
+                rank[j, b] += np.int32(1) - less
+    # Mend the sum where that costs least, which turns the ranks round.
+    for i in range(CORNERS):
+        for b in range(size):
+            turned = rank[i, b] + excess[b]
+            turn = np.int32(turned < 0) - np.int32(turned > DIM)
+            rank[i, b] = turned + turn * np.int32(CORNERS)
+            origin[b] += np.int64(turn) * (CORNERS * _PLACES[i])
+            remainder[i, b] -= np.float32(turn) * SIX
+
+
+@compiled
+def _list_corners(remainder, rank, origin, kept, points, shares):
+    """Of a block of pixels: the keys of their simplices' corners and the barycentric weights."""
+    by_rank = np.empty(CORNERS, np.int64)
+    for b in range(remainder.shape[1]):
         for i in range(CORNERS):
-            rank[i] += excess
-            turn = (rank[i] < 0) - (rank[i] > DIM)
-            rank[i] += turn * CORNERS
-            origin[i] += turn * CORNERS
-            remainder[i] -= np.float32(turn * CORNERS)
-            by_rank[rank[i]] = i
-            key += origin[i] * _PLACES[i]
+            by_rank[rank[i, b]] = i
         # From the origin to each next corner, all coordinates grow by 1 and one of them falls by 6.
-        previous = remainder[by_rank[0]] - SIX
+        previous, key = remainder[by_rank[0], b] - SIX, origin[b]
         for k in range(CORNERS):
             i = by_rank[DIM - k]
-            weights[p, k] = (remainder[i] - previous) / SIX
-            previous = remainder[i]
-            slot = _find(key, keys, table)
-            if table[slot] == 0:
-                keys[count] = key
-                count += 1
-                table[slot] = count
-            corners[p, k] = table[slot] - 1
+            shares[b, k] = (remainder[i, b] - previous) / SIX
+            previous = remainder[i, b]
+            points[b, k] = key
             key += _ALL_PLACES - CORNERS * _PLACES[i]
-    return corners, weights, keys[:count].copy(), table
+        if kept < CORNERS:
+            _keep_largest(shares[b], points[b], kept)
 
 
-@njit(**COMPILE)
-def _find_neighbours(keys, table):
-    """(6, V, 2) uint32: the two neighbours along each axis; V is a point that is not there."""
-    count = keys.size
-    neighbours = np.full((CORNERS, count, 2), count, np.uint32)
+@compiled
+def _keep_largest(share, points, kept):
+    """Moves the `kept` largest shares and their points to the front; these sum to 1 then."""
+    total = np.float32(0)
+    for k in range(kept):
+        largest = k
+        for other in range(k + 1, CORNERS):
+            if share[other] > share[largest]:
+                largest = other
+        share[k], share[largest] = share[largest], share[k]
+        points[k], points[largest] = points[largest], points[k]
+        total += share[k]
+    for k in range(kept):
+        share[k] /= total
+
+
+@compiled
+def _find_neighbours(keys, table, neighbours):
+    """Fills (6, V + 1, 2) uint32: the two neighbours along each axis; V is a point not there.
+
+    A neighbour is looked for on one side only: who finds it is its neighbour on the other.
+    """
+    count = keys.size - 1
+    neighbours[:] = count
+    entries = np.empty(BLOCK, np.int64)
     for axis in range(CORNERS):
         step = _ALL_PLACES - CORNERS * _PLACES[axis]
-        for v in range(count):
-            found = table[_find(keys[v] + step, keys, table)]
-            if found != 0:
-                neighbours[axis, v, 1] = found - 1
-                neighbours[axis, found - 1, 0] = v
-    return neighbours
+        for start in range(0, count, BLOCK):
+            size = min(BLOCK, count - start)
+            for b in range(size):  # apart from what follows, so that memory is asked for all
+                entries[b] = table[_home((keys[start + b] + step) * SCATTER, table)]
+            for b in range(size):
+                entry, key = entries[b], keys[start + b] + step
+                mixed = key * SCATTER
+                slot = _home(mixed, table)
+                while True:
+                    found = np.uint32((entry & LOW) - 1 if entry != 0 else count)
+                    if entry == 0 or ((entry ^ mixed) >> 32 == 0 and keys[found] == key):
+                        break
+                    slot = (slot + 1) & (table.size - 1)
+                    entry = table[slot]
+                neighbours[axis, start + b, 1] = found
+                neighbours[axis, found, 0] = start + b
+        neighbours[axis, count] = count
 
 
-@njit(**COMPILE)
-def _add_splat_blur_slice(out, values, corners, weights, neighbours):
-    """out += S^T B S values, where S splats and B blurs; `out`, `values` are (N,)."""
-    count = neighbours.shape[1]
-    lattice = np.zeros(count + 1, np.float32)  # the last is any point that is not there: always 0
-    blurred = np.zeros(count + 1, np.float32)
-    for p in range(values.size):
-        for k in range(CORNERS):
-            lattice[corners[p, k]] += weights[p, k] * values[p]
+@compiled
+def _splat_blur_slice(out, values, corners, weights, neighbours, vertices, channels):
+    """out += S^T B S values, where S splats and B blurs; `out`, `values` are (C, N).
+
+    `vertices` and `channels` are tuples of M and C zeros: lengths that the compiler knows.
+    """
+    count = neighbours.shape[1] - 1
+    shape = (count + 1, len(channels))
+    lattice = np.zeros(shape, np.float32)  # the last is any point that is not there: always 0
+    blurred = np.zeros(shape, np.float32)
+    for p in range(values.shape[1]):
+        for k in range(len(vertices)):
+            for c in range(len(channels)):
+                lattice[corners[p, k], c] += weights[p, k] * values[c, p]
     for axis in range(CORNERS):
         for v in range(count):
             left, right = neighbours[axis, v, 0], neighbours[axis, v, 1]
-            blurred[v] = lattice[v] + HALF * (lattice[left] + lattice[right])
+            for c in range(len(channels)):
+                both = lattice[left, c] + lattice[right, c]
+                blurred[v, c] = lattice[v, c] + HALF * both
         lattice, blurred = blurred, lattice
-    for p in range(values.size):
-        total = np.float32(0)
-        for k in range(CORNERS):
-            total += weights[p, k] * lattice[corners[p, k]]
-        out[p] += total
+    for p in range(values.shape[1]):
+        for c in range(len(channels)):
+            total = np.float32(0)
+            for k in range(len(vertices)):
+                total += weights[p, k] * lattice[corners[p, k], c]
+            out[c, p] += total

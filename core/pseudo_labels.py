@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 
 from core.config import WsssConfig
-from core.crf import DenseCRF
+from core.crf import DenseCRF, announced
 from core.files import read_arrays, written_whole
 
 
@@ -91,4 +91,4 @@ def upsampled(cam: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def label_crf(config: WsssConfig) -> DenseCRF | None:
     """The configured refinement of pseudo labels."""
-    return DenseCRF(**config.crf.settings()) if config.refine == "crf" else None
+    return announced(config.crf.settings()) if config.refine == "crf" else None

@@ -1,6 +1,6 @@
 """Scores of whole folders of label maps, as scores.json holds them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from core.errors import UserError
 from core.labels import read_label, read_truth
 from core.metrics import confusion_matrix, scores
 
+PART = 32  # images that a thread scores at a time
 DEFINITIONS = {
     "miou": "mean over background and classes of TP / (TP + FP + FN)",
     "fp": "mean over classes, without background, of FP / (TP + FP + FN)",
@@ -41,14 +42,21 @@ def score_files(
             "of the images is not comparable. Make them, or give --allow-missing"
         )
 
-    def count(pair: tuple[Path, Path]) -> np.ndarray:
-        prediction, mask = pair
-        truth = read_truth(mask, len(classes))
-        predicted = read_label(prediction, len(classes), truth.shape)
-        return confusion_matrix(predicted, truth, len(classes))
+    def count(part: Sequence[tuple[Path, Path]]) -> np.ndarray:
+        matrix = np.zeros((1 + len(classes),) * 2, np.int64)
+        for prediction, mask in part:
+            truth = read_truth(mask, len(classes))
+            predicted = read_label(prediction, len(classes), truth.shape)
+            matrix += confusion_matrix(predicted, truth, len(classes))
+        return matrix
 
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        matrix = sum(_progress(pool.map(count, pairs), len(pairs)))
+    matrix = np.zeros((1 + len(classes),) * 2, np.int64)
+    parts = [pairs[k : k + PART] for k in range(0, len(pairs), PART)]
+    bar = tqdm(desc="scoring", total=len(pairs), unit="image", disable=len(pairs) < 200)
+    with ThreadPoolExecutor(max(1, workers)) as pool, bar:
+        for part, counts in zip(parts, pool.map(count, parts), strict=True):
+            matrix += counts
+            bar.update(len(part))
     return summarise(matrix, classes, len(pairs), len(masks))
 
 
@@ -72,7 +80,3 @@ def summarise(matrix: np.ndarray, classes: Sequence[str], scored: int, total: in
 def _number(value: float) -> float | None:
     """JSON has no NaN; None is a class that occurs nowhere."""
     return float(value) if np.isfinite(value) else None
-
-
-def _progress(items: Iterable, total: int) -> Iterable:
-    return tqdm(items, "scoring", total, unit="image", disable=total < 200)

@@ -1,7 +1,7 @@
 """A trained segmenter and its label maps, for scoring and for photographs without a mask."""
 
 import dataclasses
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from core import checkpoint
 from core.config import Config
-from core.crf import DenseCRF
+from core.crf import DenseCRF, announced
 from core.datasets import batches_by_size
 from core.errors import UserError
 from core.files import read_json
@@ -48,7 +48,7 @@ def predict(config: Config, weights: Path, split: Split, folder: Path) -> None:
     settings, device = config.evaluation, pick_device(config)
     network = to_device(load_segmenter(config, weights), device)
     cast = autocast(config, device)
-    crf = DenseCRF(**settings.crf.settings()) if settings.refine == "crf" else None
+    crf = announced(settings.crf.settings()) if settings.refine == "crf" else None
     todo = [k for k, i in enumerate(split.ids) if not (folder / f"{i}.png").exists()]
 
     def probabilities(images: torch.Tensor) -> torch.Tensor:
@@ -62,15 +62,23 @@ def predict(config: Config, weights: Path, split: Split, folder: Path) -> None:
 
     batch_size, wanted = config.segmentation.batch_size, set(todo)
     bar = tqdm(total=len(split), initial=len(split) - len(todo), desc="predicting", unit="image")
+    refining: list[Future] = []  # the batch before, while the network sees the next
     with ThreadPoolExecutor(max(1, config.workers)) as pool:
         for indices, images in batches_by_size(split, batch_size, todo):
             with cast:
                 probs = multi_scale(view, images.to(device), settings.scales, settings.flip)
             new = [k for k, index in enumerate(indices) if index in wanted]
-            chosen = [indices[k] for k in new], [probs[k].cpu().numpy() for k in new]
-            for _ in pool.map(finish, *chosen):
-                bar.update()
+            chosen = [(indices[k], probs[k].cpu().numpy()) for k in new]
+            _wait(refining, bar)
+            refining = [pool.submit(finish, *one) for one in chosen]
+        _wait(refining, bar)
     bar.close()
+
+
+def _wait(refining: list[Future], bar: tqdm) -> None:
+    for one in refining:
+        one.result()
+        bar.update()
 
 
 def most_likely(image: np.ndarray, probs: np.ndarray, crf: DenseCRF | None) -> np.ndarray:

@@ -19,7 +19,7 @@ LEAVES = {
     "pamr",
     "tags",
 }
-MAY_IMPORT = {"errors", "files", "labels", "permutohedral", "tags"}
+MAY_IMPORT = {"compiled", "errors", "files", "labels", "permutohedral", "png", "tags"}
 
 
 def parsed(*arguments: str) -> Config:

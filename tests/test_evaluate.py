@@ -8,6 +8,7 @@ from conftest import run_python, sample
 from sklearn.metrics import confusion_matrix
 
 from core.labels import read_label, write_label
+from core.scoring import score_files
 
 
 @pytest.fixture
@@ -75,6 +76,19 @@ def test_scores_of_real_masks_equal_an_independent_computation(tmp_path):
         assert abs(scores[key] - value) <= 1e-12, key
     iou = [hits[k] / union[k] for k in range(21)]
     assert np.abs(np.subtract(scores["per_class"]["iou"], iou)).max() <= 1e-12
+
+
+def test_scores_do_not_depend_on_the_number_of_threads(tmp_path):
+    rng = np.random.default_rng(0)
+    truth, guess = rng.integers(0, 3, (2, 70, 9, 7)).astype(np.uint8)
+    paths = [[tmp_path / name / f"{k}.png" for k in range(70)] for name in ("truth", "guess")]
+    for label, path in zip([*truth, *guess], [*paths[0], *paths[1]], strict=True):
+        write_label(path, label)
+    one, three = (score_files(paths[1], paths[0], ["a", "b"], False, n) for n in (1, 3))
+    assert one == three
+    assert np.array_equal(
+        one["confusion_matrix"], confusion_matrix(truth.ravel(), guess.ravel(), labels=range(3))
+    )
 
 
 @pytest.mark.parametrize("trouble", ["truncated", "wrong label", "wrong size", "empty"])

@@ -26,6 +26,26 @@ def test_scores_equal_an_independent_implementation(seed):
     assert np.allclose(scores(matrix).iou, expected)
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (33, 20)])
+@pytest.mark.parametrize("seed", range(4))
+def test_counts_equal_those_of_bincount(shape, seed):
+    rng = np.random.default_rng(seed)
+    truth = rng.choice([*range(21), 255], shape).astype(np.uint8)
+    guess = rng.choice([*range(21), 200, 254, 255], shape).astype(np.uint8)
+    if seed % 2:  # runs of different lengths
+        truth, guess = np.sort(truth.ravel()).reshape(shape), np.sort(guess, axis=None)
+        guess = guess.reshape(shape)
+    valid = truth != 255
+    pairs = truth[valid] * np.int64(21) + np.where(guess > 20, 0, guess)[valid]
+    expected = np.bincount(pairs, minlength=441).reshape(21, 21)
+    assert np.array_equal(confusion_matrix(guess, truth, 20), expected)
+
+
+def test_empty_maps_count_nothing():
+    nothing = np.zeros((0, 5), np.uint8)
+    assert not confusion_matrix(nothing, nothing, 2).any()
+
+
 def test_hand_made_case():
     truth = np.array([[0, 0, 1, 1, 1, 255]], np.uint8)
     guess = np.array([[0, 1, 1, 1, 0, 1]], np.uint8)

@@ -1,10 +1,12 @@
 """Measures what speed and memory are claimed of; ratios within one run, on this machine.
 
+    python tools/benchmark.py crf                 # our dense CRF against pydensecrf, one core
     python tools/benchmark.py evaluate            # images scored per second, PNG decoding included
     python tools/benchmark.py walk                # IRNet's random walk: steps against matrix power
 
-`evaluate` draws 1,449 masks and predictions of 500 x 375 pixels, or repeats those of --masks, and
-prints the median of five measurements.
+`crf` draws pictures, or reads photographs with COCO's objects below --samples, and takes turns
+between the backends. Without --samples the agreement says little. `evaluate` draws 1,449 masks and
+predictions of 500 x 375 pixels, or repeats those of --masks; the median of five measurements.
 """
 
 import argparse
@@ -13,15 +15,21 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
+from PIL import Image
+from pycocotools.coco import COCO
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from core.affinity import pair_offsets, path_affinity
 from core.config import IrnConfig
+from core.crf import DenseCRF
 from core.errors import run_script
 from core.irn import walk
 from core.labels import read_label, write_label
@@ -34,31 +42,140 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("evaluate", "walk"))
+    parser.add_argument("what", choices=("crf", "evaluate", "walk"))
     parser.add_argument("--masks", type=Path, help="evaluate: real masks, repeated to 1,449")
+    parser.add_argument("--samples", type=Path, help="crf: folder that holds coco_sample")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
     print(f"{os.cpu_count()} cores, {options.workers} workers, torch {torch.__version__}")
-    if options.what == "evaluate":
+    if options.what == "crf":
+        benchmark_crf(options.samples)
+    elif options.what == "evaluate":
         benchmark_evaluate(options.masks, options.workers)
     else:
         benchmark_walk()
 
 
+def benchmark_crf(samples: Path | None) -> None:
+    """Time by number of labels and size, and of 64 photographs with two labels the agreement."""
+    pictures = photographs(samples) if samples else [drawing(k) for k in range(16)]
+    few = pictures[:: len(pictures) // 8][:8]
+    print(f"{'':28}{'ours':>9}{'pydensecrf':>12}{'times as fast':>15}   labels alike in the object")
+    for height, width in ((375, 500), (480, 640)):
+        for labels in (2, 3, 5, 21):
+            compare_crf(f"{width} x {height}, {labels} labels", few, (width, height), labels)
+    compare_crf(f"longer side 500, {len(pictures)} images", pictures, 500, 2)
+    for settings in ({"relaxation": 1.8, "iterations": 6}, {"vertices": 4}, {"vertices": 3}):
+        fast = {"relaxation": 1.8, "iterations": 6, **settings}
+        compare_crf(" ".join(f"{k} {v}" for k, v in settings.items()), pictures, 500, 2, **fast)
+
+
+def compare_crf(title: str, pictures: list, size: tuple[int, int] | int, labels: int, **ours):
+    """One row: medians over the pictures, each seen by both by turns."""
+    reference, faster = DenseCRF("pydensecrf"), DenseCRF("numba", **ours)
+    times, alike = {"ours": [], "pydensecrf": []}, []
+    for image, mask in pictures:
+        height, width = mask.shape
+        scale = size / max(height, width) if isinstance(size, int) else 0
+        target = (round(width * scale), round(height * scale)) if scale else size
+        image = cv2.resize(image, target, interpolation=cv2.INTER_AREA)
+        mask = cv2.resize(mask, target, interpolation=cv2.INTER_NEAREST)
+        probs = rough_probabilities(mask, labels)
+        if not alike:
+            faster(image, probs)  # compiles
+        results = {}
+        for name, crf in (("ours", faster), ("pydensecrf", reference)):
+            began = time.perf_counter()
+            results[name] = crf(image, probs).argmax(0)
+            times[name].append(time.perf_counter() - began)
+        region = cv2.dilate(mask, np.ones((13, 13), np.uint8)) > 0
+        alike.append((results["ours"] == results["pydensecrf"])[region].mean())
+    medians = [1000 * statistics.median(t) for t in times.values()]
+    print(
+        f"{title:28}{medians[0]:6.0f} ms{medians[1]:9.0f} ms{ratio(*times.values()):15.1f}"
+        f"   {np.mean(alike):.2%}, worst {min(alike):.2%}",
+        flush=True,
+    )
+
+
+def rough_probabilities(mask: np.ndarray, labels: int) -> np.ndarray:
+    """(L, H, W) that know the object blurred, with slow noise; other labels are noise alone."""
+    rng = np.random.default_rng(0)
+    size = mask.shape[::-1]
+    noise = [cv2.resize(rng.random((8, 8), np.float32), size) for _ in range(labels - 1)]
+    fg = 0.15 + 0.6 * cv2.blur(mask.astype(np.float32), (41, 41)) + 0.4 * (noise[0] - 0.5)
+    fg = np.clip(fg, 0.01, 0.99)
+    probs = np.stack([1 - fg, fg, *(0.3 * n for n in noise[1:])])
+    return probs / probs.sum(0)
+
+
+def photographs(samples: Path) -> list[tuple[np.ndarray, np.ndarray]]:
+    """RGB images and (H, W) uint8 masks of the category of their largest object."""
+    folder = samples / "coco_sample"
+    coco = COCO(folder / "annotations" / "instances.json")
+    pairs = []
+    for key, entry in sorted(coco.imgs.items()):
+        found = coco.loadAnns(coco.getAnnIds(key, iscrowd=False))
+        image = cv2.imread(str(folder / "images" / entry["file_name"]))
+        largest = max(found, key=lambda a: a["area"], default=None)
+        if image is not None and largest:
+            alike = [a for a in found if a["category_id"] == largest["category_id"]]
+            pairs.append((image[..., ::-1].copy(), np.max([coco.annToMask(a) for a in alike], 0)))
+    return pairs
+
+
+def drawing(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """A picture with grain, and its objects."""
+    rng = np.random.default_rng(seed)
+    label = ellipses(rng)
+    image = rng.integers(0, 256, (256, 3))[label] + rng.normal(0, 6, (*label.shape, 3))
+    image = np.clip(cv2.GaussianBlur(image, (0, 0), 1), 0, 255).astype(np.uint8)
+    return image, (label > 0).astype(np.uint8)
+
+
 def benchmark_evaluate(masks: Path | None, workers: int) -> None:
+    """Scores all pairs, by turns ours and the plain way on one core."""
     with tempfile.TemporaryDirectory() as folder:
         truths, predictions = draw_pairs(Path(folder), masks)
         classes = [str(c) for c in range(1, 21)]
-        score_files(predictions[:8], truths[:8], classes, False, workers)  # compiles
-        times = []
-        for _ in range(5):
+        ways = {
+            "ours": lambda n: score_files(predictions[:n], truths[:n], classes, False, workers),
+            "Pillow and np.bincount, one core": lambda n: plain_matrix(predictions[:n], truths[:n]),
+        }
+        times = interleaved({name: partial(way, IMAGES) for name, way in ways.items()}, 5)
+        matrices = ways["ours"](IMAGES)["confusion_matrix"], plain_matrix(predictions, truths)
+        assert np.array_equal(*matrices)
+    for name, seconds in times.items():
+        print(f"evaluate, {name}: {IMAGES / statistics.median(seconds):,.0f} images/s", end="; ")
+    print(f"{ratio(*times.values()):.2f} times as fast, counts equal")
+
+
+def plain_matrix(predictions: list[Path], truths: list[Path]) -> np.ndarray:
+    """(21, 21) counts as one would write them down first."""
+    total = np.zeros(21 * 21, np.int64)
+    for prediction, truth in zip(predictions, truths, strict=True):
+        predicted, true = np.array(Image.open(prediction)), np.array(Image.open(truth))
+        valid = true != 255
+        pairs = 21 * true[valid].astype(np.int64) + predicted[valid]
+        total += np.bincount(pairs, minlength=21 * 21)
+    return total.reshape(21, 21)
+
+
+def interleaved(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each way, taken by turns, so that all of them see the same machine."""
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for round_ in range(rounds + 1):
+        for name, way in ways.items():
             began = time.perf_counter()
-            score_files(predictions, truths, classes, False, workers)
-            times.append(time.perf_counter() - began)
-        seconds = statistics.median(times)
-        print(
-            f"evaluate: {len(truths) / seconds:,.0f} images/s ({seconds:.2f} s for {len(truths)})"
-        )
+            way()
+            if round_:  # the first compiles
+                times[name].append(time.perf_counter() - began)
+    return times
+
+
+def ratio(ours: list[float], theirs: list[float]) -> float:
+    """How many times as fast ours is: the median over the turns."""
+    return statistics.median(b / a for a, b in zip(ours, theirs, strict=True))
 
 
 def draw_pairs(folder: Path, masks: Path | None) -> tuple[list[Path], list[Path]]:

@@ -1,0 +1,18 @@
+"""numba's compiler with its results kept on disk, where there is a place for them."""
+
+from collections.abc import Callable
+
+from numba import njit
+
+
+def compiled(function: Callable) -> Callable:
+    """Compiles a function over arrays: releases the GIL, plain floating-point arithmetic is free.
+
+    The machine code is kept beside the source or else in the user's cache folder. Where neither can
+    be written to, as in a container that runs as a stranger, each process compiles anew.
+    """
+    options = {"nogil": True, "fastmath": True, "error_model": "numpy"}
+    try:
+        return njit(cache=True, **options)(function)
+    except RuntimeError:  # "no locator available"
+        return njit(**options)(function)
