@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 from typing import Literal
 
+from core import distributed
 from core.config import Config, make_parser, parse
 from core.errors import UserError, run_script
 from core.files import write_json
@@ -54,7 +55,7 @@ def main() -> None:
     if options.masks:
         result = score_folders(config, options)
         if options.output:
-            write_json(Path(options.output), result)
+            save(Path(options.output), result)
     elif options.predictions:
         result = score_labels(config, options)
     elif masks_folder(config.data) is None:
@@ -88,7 +89,7 @@ def score_labels(config: Config, options) -> dict:
     result["images"]["skipped"] = split.skipped
     folder = Path(options.predictions).resolve()
     name = options.name or f"{folder.parent.name}_{folder.name}"
-    write_json(Path(options.output or Run(config).evaluation(name) / "scores.json"), result)
+    save(Path(options.output or Run(config).evaluation(name) / "scores.json"), result)
     return result
 
 
@@ -101,9 +102,9 @@ def score_checkpoint(config: Config, options) -> dict:
         predictions, masks, config.data.classes, options.allow_missing, config.workers
     )
     result["images"]["skipped"] = split.skipped
-    write_json(stage.folder / "scores.json", result)
+    save(stage.folder / "scores.json", result)
     if options.output:
-        write_json(Path(options.output), result)
+        save(Path(options.output), result)
     if not stage.finished:
         stage.finish({k: result[k] for k in ("miou", "fp", "fn")})
     return result
@@ -159,6 +160,12 @@ def submit(config: Config, options) -> None:
     if not stage.finished:
         stage.finish({})
     print(f"{len(predictions)} predictions in {archive}")
+
+
+def save(path: Path, result: dict) -> None:
+    """Writes scores; of several processes the first one does."""
+    if distributed.rank() == 0:
+        write_json(path, result)
 
 
 def print_table(result: dict) -> None:

@@ -12,25 +12,19 @@ Reads the training images and tags, any folder of pseudo labels and any features
 """
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 from tqdm import tqdm
 
-from core.config import Config, DebiasConfig, make_parser, parse
-from core.crf import DenseCRF
-from core.debias import (
-    background_distance,
-    debiased_score,
-    image_centroids,
-    mark_biased,
-    mean_of_units,
-    select_farthest,
-)
+from core import distributed
+from core.config import Config, make_parser, parse
+from core.crf import announced
+from core.debias import background_distance, mark_biased, mean_of_units, select_farthest
+from core.debias_image import crf_settings, find_clusters, refine, similarity
 from core.errors import UserError, run_script
 from core.features import FeatureSource, feature_files, feature_source
 from core.files import written_whole
@@ -71,29 +65,45 @@ def cluster_images(
 ) -> None:
     """Pass 1: K-means inside each labelled region of every image not done yet."""
     folder, settings = run.debias / "clusters", config.debias
-    todo = [k for k, i in enumerate(split.ids) if not (folder / f"{i}.npz").exists()]
-    bar = tqdm(
-        features(todo), "centroids", len(split), initial=len(split) - len(todo), unit="image"
-    )
-    for index, feat in bar:
+    todo = distributed.missing([folder / f"{i}.npz" for i in split.ids])
+
+    def work(item: tuple[int, torch.Tensor]) -> None:
+        index, feat = item
         image_id = split.ids[index]
-        label = torch.from_numpy(read_label(labels[index], len(config.data.classes)))
+        label = read_label(labels[index], len(config.data.classes))
         if (label == BIASED_ON_DISK).any():
             raise UserError(f"{labels[index]} is debiased already; give the labels before that")
-        seed = config.seed ^ zlib.crc32(
-            image_id.encode()
-        )  # of the image, not of its place in the list
-        generator = torch.Generator().manual_seed(seed)
-        centroids, cells = image_centroids(feat, label, settings.k_fg, settings.k_bg, generator)
-        vectors = torch.cat([*centroids.values()]) if centroids else feat.new_zeros(0, len(feat))
+        seed = config.seed ^ zlib.crc32(image_id.encode())  # of the image, not of its place
+        centroids, cells = find_clusters(feat, label, settings, seed)
+        vectors = np.concatenate([np.zeros((0, len(feat)), np.float32), *centroids.values()])
         with written_whole(folder / f"{image_id}.npz") as aside, aside.open("wb") as file:
             np.savez(
                 file,
-                vectors=vectors.numpy(),
+                vectors=vectors,
                 labels=np.array([c for c, v in centroids.items() for _ in v], np.int16),
                 sizes=np.bincount(cells[cells >= 0].flatten(), minlength=len(vectors)),
-                cells=cells.numpy().astype(np.int16),
+                cells=cells.astype(np.int16),
             )
+
+    each_image(work, features(todo), config.workers, "centroids", len(split), len(todo))
+
+
+def each_image(
+    work: Callable[[tuple[int, torch.Tensor]], None],
+    items: Iterator[tuple[int, torch.Tensor]],
+    workers: int,
+    title: str,
+    total: int,
+    todo: int,
+) -> None:
+    """`work` on every image's features, in threads: numba, zlib and OpenCV release the GIL."""
+    bar = tqdm(total=total, initial=total - todo, desc=title, unit="image")
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        for chunk in _chunks(items, 64):
+            for _ in pool.map(work, chunk):
+                bar.update()
+    bar.close()
+    distributed.meet()
 
 
 def debias_centroids(config: Config, run: Run, split: Split) -> torch.Tensor:
@@ -119,6 +129,8 @@ def debias_centroids(config: Config, run: Run, split: Split) -> torch.Tensor:
         kept = rows[select_farthest(distance[rows], settings.alpha).numpy()]
         selected[kept] = True
         centroids[c - 1] = mean_of_units(vectors[kept])
+    if distributed.rank():
+        return centroids
     with written_whole(run.debias / "centroids.npz") as aside, aside.open("wb") as file:
         np.savez(
             file,
@@ -149,23 +161,18 @@ def write_debiased_labels(
 ) -> list[float]:
     """Pass 2: similarity, refinement and Eq. 5. Returns the share of each class that was marked."""
     folder, size = run.debias / "labels", len(config.data.classes) + 1
-    todo = [k for k, i in enumerate(split.ids) if not (folder / f"{i}.png").exists()]
-    crf = DenseCRF(**config.debias.crf.settings()) if config.debias.refine == "crf" else None
+    todo = distributed.missing([folder / f"{i}.png" for i in split.ids])
+    crf = announced(crf_settings(config.debias)) if config.debias.refine == "crf" else None
 
     def work(item: tuple[int, torch.Tensor]) -> None:
         index, feat = item
         image = split.read_image(index)
         label = torch.from_numpy(read_label(labels[index], size - 1, image.shape[:2]))
-        score = debiased_score(feat, centroids, torch.from_numpy(split.tags[index]))
+        score = similarity(feat, centroids, split.tags[index], image.shape[:2], config.debias)
         mask = refine(score, image, label, config.debias, crf)
         write_label(folder / f"{split.ids[index]}.png", to_disk(mark_biased(label, mask).numpy()))
 
-    with ThreadPoolExecutor(max(1, config.workers)) as pool:
-        bar = tqdm(total=len(split), initial=len(split) - len(todo), desc="debiasing", unit="image")
-        for chunk in _chunks(features(todo), 64):
-            for _ in pool.map(work, chunk):
-                bar.update()
-        bar.close()
+    each_image(work, features(todo), config.workers, "debiasing", len(split), len(todo))
     before, marked = np.zeros(size, np.int64), np.zeros(size, np.int64)
     for index, image_id in enumerate(split.ids):
         wsss = read_label(labels[index])
@@ -173,41 +180,6 @@ def write_debiased_labels(
         before += np.bincount(wsss[wsss < size], minlength=size)
         marked += np.bincount(wsss[biased], minlength=size)
     return (marked[1:] / np.maximum(before[1:], 1)).tolist()
-
-
-def refine(
-    score: torch.Tensor,
-    image: np.ndarray,
-    label: torch.Tensor,
-    settings: DebiasConfig,
-    crf: DenseCRF | None,
-) -> torch.Tensor:
-    """Turns the similarity map of Eq. 4 into the binary mask M.
-
-    Args:
-        score: (h, w) in [0, 1], at the features' size.
-        image: (H, W, 3) uint8 RGB.
-        label: (H, W) pseudo label.
-        settings: unary and scale.
-        crf: two-label refinement; None leaves the unary's own decision.
-
-    Returns:
-        (H, W) bool, True where the pixel resembles a debiased centroid.
-    """
-    score = F.interpolate(score[None, None], image.shape[:2], mode="bilinear")[0, 0].clamp(0, 1)
-    region = (label > 0) & (label < 254)
-    if settings.scale != "raw" and region.any():
-        low = score[region].min() if settings.scale == "minmax" else 0
-        high = score[region].max()
-        score = ((score - low) / (high - low + 1e-6)).clamp(0, 1)
-    if settings.unary == "gamma":
-        probs = torch.stack([(1 - score) ** settings.gamma, score])
-    else:
-        debiased = torch.sigmoid(settings.slope * (score - settings.threshold))
-        probs = torch.stack([1 - debiased, debiased])
-    if crf is not None and region.any():
-        probs = torch.from_numpy(crf(image, probs.float().numpy()))
-    return probs[1] > probs[0]
 
 
 def _chunks(items: Iterator, size: int) -> Iterator[list]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from core.config import Config, SegmentationConfig, make_parser, parse
-from core.crf import DenseCRF
+from core.crf import announced
 from core.datasets import LabelledImages, batches_from
 from core.debias import certain_mask, complement
 from core.errors import run_script
@@ -119,7 +119,7 @@ class TeacherFill:
         self.teacher = ema.network
         self.begin = round(self.settings.warmup * iterations)
         if self.settings.refine == "crf":
-            self._crf = DenseCRF(**self.settings.crf.settings())
+            self._crf = announced(self.settings.crf.settings())
             self._pool = ThreadPoolExecutor(max(1, config.workers))
         elif self.settings.refine == "pamr":
             self._pamr = PAMR()

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from core import checkpoint
+from core import checkpoint, distributed
 from core.config import Config, UssConfig, make_parser, parse
 from core.datasets import Draws, make_loader
 from core.errors import UserError, run_script
@@ -109,14 +109,22 @@ class SquareImages(torch.utils.data.Dataset):
         return {"image": normalise(square)}
 
 
-@torch.inference_mode()
 def nearest_neighbours(
     config: Config, network: SemanticFeatures, squares: SquareImages, path: Path
 ) -> np.ndarray:
     """(N, uss.neighbours) int64: the squares whose mean patch feature is most similar, without
     itself; kept in a file for a training that goes on after a kill."""
-    if path.exists():
-        return np.load(path, allow_pickle=False)
+    if distributed.rank() == 0 and not path.exists():
+        find_neighbours(config, network, squares, path)
+    distributed.meet()
+    return np.load(path, allow_pickle=False)
+
+
+@torch.inference_mode()
+def find_neighbours(
+    config: Config, network: SemanticFeatures, squares: SquareImages, path: Path
+) -> None:
+    """Writes what `nearest_neighbours` gives."""
     device, count = pick_device(config), config.uss.neighbours
     cast, means = autocast(config, device), []
     order = [
@@ -133,10 +141,8 @@ def nearest_neighbours(
         rows = torch.arange(len(similarity))
         similarity[rows, rows + start] = -2
         near.append(similarity.topk(min(count, len(means) - 1)).indices)
-    found = torch.cat(near).numpy()
     with written_whole(path) as aside, aside.open("wb") as file:
-        np.save(file, found)
-    return found
+        np.save(file, torch.cat(near).numpy())
 
 
 def train_head(config: Config, network: SemanticFeatures, split: Split, run: Run) -> None:

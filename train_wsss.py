@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from core import checkpoint
+from core import checkpoint, distributed
 from core.advcam import Climb, in_shards
 from core.config import Config, WsssConfig, make_parser, parse
 from core.datasets import LabelledImages, batches_by_size, batches_from
@@ -159,7 +159,7 @@ def train_classifier(config: Config, run: Run, split: Split) -> Classifier:
 def write_cams(config: Config, run: Run, split: Split, classifier: Classifier) -> None:
     """Writes the maps of the tagged classes of every image that has none yet."""
     folder = run.wsss / "cams"
-    todo = [k for k, i in enumerate(split.ids) if not (folder / f"{i}.npz").exists()]
+    todo = distributed.missing([folder / f"{i}.npz" for i in split.ids])
     bar = tqdm(total=len(split), initial=len(split) - len(todo), desc="maps", unit="image")
     compute = climbed if config.wsss.method == "advcam" else activations
     for index, maps in compute(config, split, classifier, todo):
@@ -169,6 +169,7 @@ def write_cams(config: Config, run: Run, split: Split, classifier: Classifier) -
         save_cam(folder / f"{split.ids[index]}.npz", tagged + 1, normalise_cams(maps))
         bar.update()
     bar.close()
+    distributed.meet()
 
 
 def activations(
@@ -197,15 +198,18 @@ def climbed(
     if device.type == "cpu":
         devices = [device] * max(1, config.workers)
     else:
-        count = torch.cuda.device_count() if config.device in ("auto", "cuda") else 1
+        alone = config.device in ("auto", "cuda") and distributed.world() == 1
+        count = torch.cuda.device_count() if alone else 1
         devices = [torch.device("cuda", k) for k in range(count)] if count > 1 else [device]
     climb = Climb(classifier, split, config.wsss.advcam)
     yield from in_shards(climb, todo, devices)
 
 
 def write_labels(config: Config, run: Run, split: Split) -> float:
-    """Writes the pseudo label of every image; returns the score of the background."""
+    """Writes the pseudo label of every image that has none; returns the score of the background."""
     settings, crf = config.wsss, label_crf(config.wsss)
+    paths = [run.wsss / "labels" / f"{i}.png" for i in split.ids]
+    todo = distributed.missing(paths)
     maps = [run.wsss / "cams" / f"{i}.npz" for i in split.ids]
     threshold = background_score(settings, maps)
 
@@ -213,11 +217,13 @@ def write_labels(config: Config, run: Run, split: Split) -> float:
         keys, cam = load_cam(maps[index])
         image = split.read_image(index)
         label = cam_label(image, keys, cam, threshold, crf, settings.sharpness)
-        write_label(run.wsss / "labels" / f"{split.ids[index]}.png", label)
+        write_label(paths[index], label)
 
     with ThreadPoolExecutor(max(1, config.workers)) as pool:
-        done = pool.map(write, range(len(split)))
-        list(tqdm(done, total=len(split), desc="pseudo labels", unit="image"))
+        bar = {"desc": "pseudo labels", "total": len(split), "initial": len(split) - len(todo)}
+        for _ in tqdm(pool.map(write, todo), unit="image", **bar):
+            pass
+    distributed.meet()
     return threshold
 
 

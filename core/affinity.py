@@ -9,6 +9,7 @@ down or right; P is their number.
 import torch
 from torch import Tensor
 
+from core import distributed
 from core.labels import BACKGROUND, IGNORE
 
 Offset = tuple[int, int]  # (rows down, columns to the right)
@@ -102,7 +103,7 @@ def affinity_loss(affinity: Tensor, label: Tensor, radius: int) -> Tensor:
 
 
 def _mean(values: Tensor, chosen: Tensor) -> Tensor:
-    return (values * chosen).sum() / (chosen.sum() + 1e-5)
+    return (values * chosen).sum() / (distributed.mean(chosen.sum()) + 1e-5)
 
 
 def feature_affinity(features: Tensor, radius: int) -> Tensor:

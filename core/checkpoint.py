@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from core import distributed
 from core.errors import UserError
 from core.files import written_whole
 
@@ -21,11 +22,15 @@ NESTS = ("teacher", "student", "state_dict", "model", "network")
 def save(path: Path, content: Mapping[str, Any], keep: bool = False) -> None:
     """Saves tensors, numbers, strings and containers of them, whole or not at all.
 
+    Of several processes the first one saves.
+
     Args:
         path: the file.
         content: what it holds.
         keep: the file that stood there before becomes `earlier(path)`.
     """
+    if distributed.rank():
+        return
     with written_whole(path) as aside:
         torch.save(dict(content), aside)
         if keep and path.exists():

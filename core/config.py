@@ -581,6 +581,10 @@ class WsssConfig:
 class DebiasConfig:
     """Stage 3, debiased centroids and debiased labels (Eq. 1-5)."""
 
+    preset: Literal["exact", "fast", "grid", "naive"] = "exact"
+    """exact: K-means and similarity at every pixel, through the linearity of upsampling; fast: the
+    same with fewer steps and lattice points of the CRF; grid: on the features' cells, for small
+    images; naive: as exact, on upsampled features, slow: the reference."""
     k_fg: int = 2
     """Clusters per class region, K_fg (Sec. 4.1)."""
     k_bg: int = 2

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from core import distributed
 from core.config import AugmentConfig, Config
 from core.errors import UserError
 from core.labels import read_label, to_training
@@ -62,12 +63,17 @@ class Draws:
     """Batches of (index, seed) for `iterations` steps: shuffled epochs without a short last batch.
 
     Step t is a function of (seed, t), so a training that starts again at `start` sees exactly what
-    it would have seen.
+    it would have seen. Several processes share each batch.
     """
 
     def __init__(self, count: int, batch_size: int, iterations: int, seed: int, start: int = 0):
         if count < 1:
             raise UserError("the training list is empty")
+        if batch_size % distributed.world():
+            raise UserError(
+                f"a batch of {batch_size} cannot be shared by {distributed.world()} processes; "
+                "batch sizes are those of all processes together"
+            )
         self.count, self.batch_size, self.seed = count, batch_size, seed
         self.iterations, self.start = iterations, start
 
@@ -76,7 +82,7 @@ class Draws:
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for step in range(self.start, self.iterations):
-            yield self.batch(step)
+            yield self.batch(step)[distributed.rank() :: distributed.world()]
 
     def batch(self, step: int) -> list[tuple[int, int]]:
         draws = range(step * self.batch_size, (step + 1) * self.batch_size)

@@ -5,6 +5,7 @@ width, H W pixels, h w feature cells, C classes without background, K clusters, 
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -90,7 +91,12 @@ def _seeds(points: Tensor, k: int, generator: torch.Generator) -> Tensor:
 
 
 def image_centroids(
-    feat: Tensor, label: Tensor, k_fg: int, k_bg: int, generator: torch.Generator
+    feat: Tensor,
+    label: Tensor,
+    k_fg: int,
+    k_bg: int,
+    generator: torch.Generator,
+    restarts: int = 3,
 ) -> tuple[dict[int, Tensor], Tensor]:
     """Clusters the features of each labelled region of one image (Sec. 3.2).
 
@@ -102,6 +108,7 @@ def image_centroids(
         k_fg: clusters of each class region, K_fg.
         k_bg: clusters of the background region, K_bg.
         generator: of K-means' seeds.
+        restarts: starts of K-means to choose from.
 
     Returns:
         {label: (K, D) unit centroids} for the labels present, ascending, and (h, w) int64: which
@@ -117,7 +124,7 @@ def image_centroids(
         region = (cells == value).nonzero().squeeze(1)
         k = k_bg if value == BACKGROUND else k_fg
         k = k if len(region) >= max(4, k) else 1
-        centroids[value], assignment = kmeans(points[region], k, generator)
+        centroids[value], assignment = kmeans(points[region], k, generator, restarts)
         clusters[region] = assignment + count
         count += len(centroids[value])
     return centroids, clusters.view(rows, cols)
@@ -246,7 +253,11 @@ def certain_mask(debiased_label: Tensor, teacher_probs: Tensor, tags: Tensor) ->
 
 
 def weighted_cross_entropy(
-    logits: Tensor, label: Tensor, certainty: Tensor | None = None, balanced: bool = False
+    logits: Tensor,
+    label: Tensor,
+    certainty: Tensor | None = None,
+    balanced: bool = False,
+    counted: Callable[[Tensor], Tensor] = lambda count: count,
 ) -> Tensor:
     """Certainty-weighted cross entropy (Eq. 7), averaged over the pixels that have a label.
 
@@ -258,6 +269,8 @@ def weighted_cross_entropy(
         label: (B, H, W) int64; 255 and -1 have no label.
         certainty: (B, H, W), W.
         balanced: average over background and over class pixels apart, and add the two.
+        counted: how many pixels an average is over, of those found here; where several processes
+            share a batch, their mean, so that the mean of their losses is that of the batch.
 
     Returns:
         () loss; 0 if no pixel has a label.
@@ -268,4 +281,4 @@ def weighted_cross_entropy(
         loss = loss * certainty
     background, classes = label == BACKGROUND, (label != BACKGROUND) & (label != IGNORE)
     parts = (background, classes) if balanced else (background | classes,)
-    return sum((loss * part).sum() / part.sum().clamp(min=1) for part in parts)
+    return sum((loss * part).sum() / counted(part.sum()).clamp(min=1) for part in parts)

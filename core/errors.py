@@ -1,7 +1,9 @@
 """Errors that a user can cause and mend, told in one message."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -18,9 +20,22 @@ def refuse_together(problems: Sequence[str], remedy: str) -> None:
 
 
 def run_script(main: Callable[[], None]) -> None:
-    """Runs a script's `main`; what a user can cause ends in one message, not a traceback."""
+    """Runs a script's `main`; what a user can cause ends in one message, not a traceback.
+
+    Below torchrun, joins the processes before; those but the first print errors alone.
+    """
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if several:
+        from core import distributed  # imports torch, which some tools do without
+
+        if distributed.rank():
+            os.environ["TQDM_DISABLE"] = "1"
+            sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 (until the end)
+        distributed.start()
     try:
         main()
+        if several:
+            distributed.stop()
     except UserError as error:
         sys.exit(f"error: {error}")
     except OSError as error:  # disk full, no permission, too many open files

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from core import checkpoint
+from core import checkpoint, distributed
 from core.config import Config, UssConfig
 from core.datasets import batches_by_size
 from core.errors import UserError
@@ -128,11 +128,12 @@ def read_features(path: Path) -> Tensor:
 def write_features(source: FeatureSource, split: Split, folder: Path) -> None:
     """Writes `<id>.npy`, (D, h, w) float16, of every image of `split` that has none in `folder`."""
     paths = [folder / f"{i}.npy" for i in split.ids]
-    todo = [k for k, path in enumerate(paths) if not path.exists()]
+    todo = distributed.missing(paths)
     bar = tqdm(source(todo), "features", len(paths), initial=len(paths) - len(todo), unit="image")
     for index, feat in bar:
         with written_whole(paths[index]) as aside, aside.open("wb") as file:
             np.save(file, feat.numpy().astype(np.float16))
+    distributed.meet()
 
 
 def file_features(paths: Sequence[Path]) -> FeatureSource:

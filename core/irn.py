@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from core.affinity import path_affinity, random_walk
 from core.config import IrnConfig, WsssConfig
-from core.crf import DenseCRF
+from core.crf import DenseCRF, announced
 from core.labels import BACKGROUND, IGNORE
 from core.models.pairs import BoundaryNetwork
 from core.pseudo_labels import upsampled
@@ -16,7 +16,7 @@ from core.spreading import Spreading
 def irn_spreading(wsss: WsssConfig) -> Spreading:
     """Boundaries at stride 4; affinity is the absence of one on the path between two cells."""
     config = wsss.irn
-    crf = DenseCRF(**config.crf.settings())
+    crf = announced(config.crf.settings())
     backbone = wsss.backbone.without_weights() if config.weights else wsss.backbone
 
     def seed(image: np.ndarray, keys: np.ndarray, cam: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from core.affinity import feature_affinity, random_walk
 from core.config import PsaConfig, WsssConfig
-from core.crf import DenseCRF
+from core.crf import DenseCRF, announced
 from core.labels import BACKGROUND, IGNORE
 from core.models.pairs import AffinityNetwork
 from core.pseudo_labels import upsampled
@@ -17,7 +17,7 @@ from core.spreading import Spreading
 def psa_spreading(wsss: WsssConfig) -> Spreading:
     """Features at stride 8; affinity is exp(-mean |difference|)."""
     config = wsss.psa
-    crf = DenseCRF(**config.crf.settings())
+    crf = announced(config.crf.settings())
     backbone = wsss.backbone.without_weights() if config.weights else wsss.backbone
 
     def seed(image: np.ndarray, keys: np.ndarray, cam: np.ndarray) -> np.ndarray:

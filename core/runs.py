@@ -22,6 +22,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from core import distributed
 from core.config import Config
 from core.errors import UserError
 from core.files import read_json, write_json
@@ -93,7 +94,7 @@ class Stage:
         everything = dataclasses.asdict(config)
         settings = _flatten({key: everything[key] for key in identity})
         self._path = folder / "manifest.json"
-        self._lock = _lock(folder)
+        self._lock = None if distributed.rank() else _lock(folder)
         self._began = time.monotonic()
         self._before = 0.0
         lists = {key: [_identity(v) for v in values] for key, values in inputs.items()}
@@ -109,6 +110,7 @@ class Stage:
         }
         if self._path.exists():
             self._take_up(read_json(self._path))
+        distributed.meet()  # all have read it
         self.save()
 
     def _take_up(self, earlier: dict[str, Any]) -> None:
@@ -141,13 +143,19 @@ class Stage:
             self.manifest["seconds"] = round(self._before + time.monotonic() - self._began, 2)
         else:
             self.manifest["seconds"] = self._before
-        write_json(self._path, self.manifest)
+        self._write()
+
+    def _write(self) -> None:
+        if distributed.rank() == 0:
+            write_json(self._path, self.manifest)
 
     def finish(self, results: Mapping[str, Any]) -> None:
+        """Notes the results and the end, once every process has done its part."""
+        distributed.meet()
         self.manifest["results"] = dict(results)
         self.save()
         self.manifest["finished"] = True
-        write_json(self._path, self.manifest)
+        self._write()
 
     def already_done(self) -> bool:
         """True, and says so, when an earlier call finished this stage."""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from core import checkpoint
+from core import checkpoint, distributed
 from core.config import Config
 from core.crf import DenseCRF, announced
 from core.datasets import batches_by_size
@@ -49,7 +49,7 @@ def predict(config: Config, weights: Path, split: Split, folder: Path) -> None:
     network = to_device(load_segmenter(config, weights), device)
     cast = autocast(config, device)
     crf = announced(settings.crf.settings()) if settings.refine == "crf" else None
-    todo = [k for k, i in enumerate(split.ids) if not (folder / f"{i}.png").exists()]
+    todo = distributed.missing([folder / f"{i}.png" for i in split.ids])
 
     def probabilities(images: torch.Tensor) -> torch.Tensor:
         return network(images).float().softmax(1)
@@ -73,6 +73,7 @@ def predict(config: Config, weights: Path, split: Split, folder: Path) -> None:
             refining = [pool.submit(finish, *one) for one in chosen]
         _wait(refining, bar)
     bar.close()
+    distributed.meet()
 
 
 def _wait(refining: list[Future], bar: tqdm) -> None:

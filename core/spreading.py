@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from core import distributed
 from core.affinity import affinity_loss
 from core.config import Config, PairConfig
 from core.datasets import LabelledImages, batches_by_size, batches_from
@@ -63,7 +64,7 @@ def write_spread_labels(config: Config, run: Run, split: Split, method: Spreadin
 def write_seeds(config: Config, run: Run, split: Split, method: Spreading) -> None:
     """Confident labels of every image that has none yet, in <run_dir>/wsss/seeds."""
     folder = run.wsss / "seeds"
-    todo = [k for k, i in enumerate(split.ids) if not (folder / f"{i}.png").exists()]
+    todo = distributed.missing([folder / f"{i}.png" for i in split.ids])
 
     def write(index: int) -> None:
         keys, cam = load_cam(run.wsss / "cams" / f"{split.ids[index]}.npz")
@@ -74,6 +75,7 @@ def write_seeds(config: Config, run: Run, split: Split, method: Spreading) -> No
         bar = {"desc": "seeds", "total": len(split), "initial": len(split) - len(todo)}
         for _ in tqdm(pool.map(write, todo), unit="image", **bar):
             pass
+    distributed.meet()
 
 
 def train_pairs(config: Config, run: Run, split: Split, method: Spreading) -> nn.Module:
@@ -125,7 +127,7 @@ def write_walked(
     """Random walks of every image that has no label yet."""
     device, folder = pick_device(config), run.wsss / "labels"
     cast = autocast(config, device)
-    todo = [k for k, i in enumerate(split.ids) if not (folder / f"{i}.png").exists()]
+    todo = distributed.missing([folder / f"{i}.png" for i in split.ids])
     wanted = set(todo)
     bar = tqdm(total=len(split), initial=len(split) - len(todo), desc="walks", unit="image")
     for indices, images in batches_by_size(split, method.settings.batch_size, todo):
@@ -141,3 +143,4 @@ def write_walked(
                 write_label(folder / f"{split.ids[index]}.png", label)
                 bar.update()
     bar.close()
+    distributed.meet()

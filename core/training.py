@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from core import checkpoint
+from core import checkpoint, distributed
 from core.config import Config
 from core.errors import UserError
 
@@ -142,7 +142,9 @@ def train(
         figures = step(batch, t)
         optimizer.zero_grad(set_to_none=True)
         figures["loss"].backward()
+        distributed.average_gradients(optimizer)
         optimizer.step()
+        distributed.average_statistics(networks.values())
         if ema is not None:
             ema.update(networks["network"], t)
         for key, value in figures.items():  # sum and count: not every step has every figure
@@ -171,7 +173,9 @@ def train(
     if start < iterations:
         rate = (time.monotonic() - began) / (iterations - start)
         print(f"{name}: {iterations} iterations, {rate:.3f} s each")
-    log_path.write_text("".join(json.dumps(entry) + "\n" for entry in log))
+    if distributed.rank() == 0:
+        log_path.write_text("".join(json.dumps(entry) + "\n" for entry in log))
+    distributed.meet()
 
 
 def _refuse_non_finite(name: str, sums: Mapping[str, Tensor], t: int, path: Path) -> None:

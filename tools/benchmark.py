@@ -1,12 +1,14 @@
 """Measures what speed and memory are claimed of; ratios within one run, on this machine.
 
+    python tools/benchmark.py debias              # stage 3: the presets against the naive way
     python tools/benchmark.py crf                 # our dense CRF against pydensecrf, one core
     python tools/benchmark.py evaluate            # images scored per second, PNG decoding included
     python tools/benchmark.py walk                # IRNet's random walk: steps against matrix power
 
-`crf` draws pictures, or reads photographs with COCO's objects below --samples, and takes turns
-between the backends. Without --samples the agreement says little. `evaluate` draws 1,449 masks and
-predictions of 500 x 375 pixels, or repeats those of --masks; the median of five measurements.
+`debias` and `crf` draw pictures, or read photographs with COCO's objects below --samples, and take
+turns between the presets or backends. Without --samples the agreement says little. `evaluate` draws
+1,449 masks and predictions of 500 x 375 pixels, or repeats those of --masks; the median of five
+measurements.
 """
 
 import argparse
@@ -28,8 +30,10 @@ from pycocotools.coco import COCO
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from core.affinity import pair_offsets, path_affinity
-from core.config import IrnConfig
+from core.config import DebiasConfig, IrnConfig
 from core.crf import DenseCRF
+from core.debias import debiased_centroid
+from core.debias_image import crf_settings, find_clusters, refine, similarity
 from core.errors import run_script
 from core.irn import walk
 from core.labels import read_label, write_label
@@ -42,18 +46,115 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("crf", "evaluate", "walk"))
+    parser.add_argument("what", choices=("debias", "crf", "evaluate", "walk"))
     parser.add_argument("--masks", type=Path, help="evaluate: real masks, repeated to 1,449")
-    parser.add_argument("--samples", type=Path, help="crf: folder that holds coco_sample")
+    parser.add_argument("--samples", type=Path, help="debias, crf: folder that holds coco_sample")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
     print(f"{os.cpu_count()} cores, {options.workers} workers, torch {torch.__version__}")
-    if options.what == "crf":
+    if options.what == "debias":
+        benchmark_debias(options.samples)
+    elif options.what == "crf":
         benchmark_crf(options.samples)
     elif options.what == "evaluate":
         benchmark_evaluate(options.masks, options.workers)
     else:
         benchmark_walk()
+
+
+def benchmark_debias(samples: Path | None) -> None:
+    """Stage 3 of each photograph by each preset in turn, from its features to its label map."""
+    pictures = photographs(samples) if samples else [drawing(k) for k in range(8)]
+    items = [debias_item(image, label) for image, label in pictures]
+    presets = ("naive", "exact", "fast", "grid")
+    settings = {p: DebiasConfig(preset=p, scale="minmax") for p in presets}
+    crfs = {p: DenseCRF(**crf_settings(s)) for p, s in settings.items()}
+    crfs["naive"] = DenseCRF("pydensecrf")
+    steps = ("K-means", "similarity", "unary and CRF")
+    times = {p: {step: [] for step in steps} for p in presets}
+    clusters = {p: [] for p in presets}
+    masks = {p: [] for p in presets}
+    for preset in presets[1:]:  # compiles
+        find_clusters(items[0][2], items[0][1], settings[preset], 0)
+    for _, label, feat in items:
+        for p in presets:
+            found = timed(times[p]["K-means"], find_clusters, feat, label, settings[p], 0)
+            clusters[p].append(found[0])
+    centroids = {p: selected_centroids(found) for p, found in clusters.items()}
+    for image, label, feat in items:
+        tags, region = np.isin(np.arange(1, 256), label), torch.from_numpy(label)
+        for p in presets:
+            arguments = (feat, centroids[p], tags, label.shape, settings[p])
+            score = timed(times[p]["similarity"], similarity, *arguments)
+            arguments = (score, image, region, settings[p], crfs[p])
+            mask = timed(times[p]["unary and CRF"], refine, *arguments)
+            masks[p].append(mask.numpy()[label > 0])
+    print("medians in ms; naive: features at full size, K-means over all pixels, pydensecrf")
+    print(f"{'':8}" + "".join(f"{s:>15}" for s in (*steps, "image", "times as fast")))
+    whole = {p: np.sum([times[p][s] for s in steps], 0) for p in presets}
+    for p in presets:
+        medians = [1000 * np.median(t) for t in (*times[p].values(), whole[p])]
+        faster = ratio(list(whole[p]), list(whole["naive"]))
+        print(f"{p:8}" + "".join(f"{m:15.1f}" for m in medians) + f"{faster:15.1f}")
+    for p in presets[1:]:
+        alike = [np.mean(a == b) for a, b in zip(masks[p], masks["naive"], strict=True)]
+        close = [
+            len(ours[v]) == len(theirs[v]) and (ours[v] @ theirs[v].T).max(1).min() > 0.99
+            for ours, theirs in zip(clusters[p], clusters["naive"], strict=True)
+            for v in theirs
+        ]
+        print(
+            f"{p}: labels of class regions as naive {np.mean(alike):.2%}, median "
+            f"{np.median(alike):.2%}, worst {min(alike):.2%}; centroids with cosine > 0.99 in "
+            f"{np.mean(close):.1%} of {len(close)} regions"
+        )
+
+
+def debias_item(
+    image: np.ndarray, label: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, torch.Tensor]:
+    """A photograph of VOC's size, a pseudo label that holds context, and features."""
+    scale = 500 / max(label.shape)
+    size = (round(label.shape[1] * scale), round(label.shape[0] * scale))
+    image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    label = cv2.resize(label, size, interpolation=cv2.INTER_NEAREST)
+    label = cv2.dilate(label, np.ones((61, 61), np.uint8))  # a map's usual excess
+    return image, label, torch.from_numpy(patch_features(image, 90))
+
+
+def patch_features(image: np.ndarray, width: int) -> np.ndarray:
+    """(D, h, w) float32 at stride 8: colour and texture of patches, lifted by a random projection.
+
+    They vary with the picture, as a network's do; they are no features to segment with.
+    """
+    rows, cols = image.shape[0] // 8, image.shape[1] // 8
+    lab = cv2.cvtColor(image, cv2.COLOR_RGB2LAB).astype(np.float32) / 128 - 1
+    maps = [*lab.transpose(2, 0, 1)]
+    for dx, dy in ((1, 0), (0, 1)):
+        maps += [
+            np.abs(cv2.Sobel(cv2.GaussianBlur(lab[..., 0], (0, 0), s), -1, dx, dy)) for s in (1, 3)
+        ]
+    wide = [cv2.GaussianBlur(m, (0, 0), 12) for m in maps]
+    cells = [cv2.resize(m, (cols, rows), interpolation=cv2.INTER_AREA) for m in (*maps, *wide)]
+    project = np.random.default_rng(0).normal(size=(width, len(cells))).astype(np.float32)
+    return np.tanh(1.5 * np.einsum("dc,chw->dhw", project, np.stack(cells)))
+
+
+def selected_centroids(clusters: list[dict[int, np.ndarray]]) -> torch.Tensor:
+    """(255, D) debiased centroids of all classes (Eq. 1-3)."""
+    background = torch.from_numpy(np.concatenate([c[0] for c in clusters if 0 in c]))
+    centroids = torch.zeros(255, background.shape[1])
+    for value in {v for c in clusters for v in c} - {0}:
+        own = np.concatenate([c[value] for c in clusters if value in c])
+        centroids[value - 1] = debiased_centroid(torch.from_numpy(own), background)
+    return centroids
+
+
+def timed(times: list[float], work: Callable, *arguments):
+    began = time.perf_counter()
+    result = work(*arguments)
+    times.append(time.perf_counter() - began)
+    return result
 
 
 def benchmark_crf(samples: Path | None) -> None:
@@ -79,7 +180,7 @@ def compare_crf(title: str, pictures: list, size: tuple[int, int] | int, labels:
         scale = size / max(height, width) if isinstance(size, int) else 0
         target = (round(width * scale), round(height * scale)) if scale else size
         image = cv2.resize(image, target, interpolation=cv2.INTER_AREA)
-        mask = cv2.resize(mask, target, interpolation=cv2.INTER_NEAREST)
+        mask = cv2.resize(np.minimum(mask, 1), target, interpolation=cv2.INTER_NEAREST)
         probs = rough_probabilities(mask, labels)
         if not alike:
             faster(image, probs)  # compiles
@@ -110,7 +211,7 @@ def rough_probabilities(mask: np.ndarray, labels: int) -> np.ndarray:
 
 
 def photographs(samples: Path) -> list[tuple[np.ndarray, np.ndarray]]:
-    """RGB images and (H, W) uint8 masks of the category of their largest object."""
+    """RGB images and (H, W) uint8 label maps of the category of their largest object."""
     folder = samples / "coco_sample"
     coco = COCO(folder / "annotations" / "instances.json")
     pairs = []
@@ -120,7 +221,9 @@ def photographs(samples: Path) -> list[tuple[np.ndarray, np.ndarray]]:
         largest = max(found, key=lambda a: a["area"], default=None)
         if image is not None and largest:
             alike = [a for a in found if a["category_id"] == largest["category_id"]]
-            pairs.append((image[..., ::-1].copy(), np.max([coco.annToMask(a) for a in alike], 0)))
+            mask = np.max([coco.annToMask(a) for a in alike], 0)
+            rank = sorted(coco.cats).index(largest["category_id"]) + 1
+            pairs.append((image[..., ::-1].copy(), mask * np.uint8(rank)))
     return pairs
 
 
@@ -130,7 +233,7 @@ def drawing(seed: int) -> tuple[np.ndarray, np.ndarray]:
     label = ellipses(rng)
     image = rng.integers(0, 256, (256, 3))[label] + rng.normal(0, 6, (*label.shape, 3))
     image = np.clip(cv2.GaussianBlur(image, (0, 0), 1), 0, 255).astype(np.uint8)
-    return image, (label > 0).astype(np.uint8)
+    return image, label * (label < 255)
 
 
 def benchmark_evaluate(masks: Path | None, workers: int) -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from core import distributed
 from core.config import SegmentationConfig
 from core.debias import weighted_cross_entropy
 from core.models.backbones import dilated_backbone, freeze_norms, norms
@@ -68,7 +69,9 @@ class DeepLab(nn.Module):
         total = 0
         for logits in self.training_logits(images):
             logits = F.interpolate(logits.float(), label.shape[-2:], mode="bilinear")
-            total = total + weighted_cross_entropy(logits, label, certainty, balanced)
+            total = total + weighted_cross_entropy(
+                logits, label, certainty, balanced, distributed.mean
+            )
         return total
 
     def train(self, mode: bool = True) -> "DeepLab":

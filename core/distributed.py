@@ -1,0 +1,98 @@
+"""Several processes of one stage, started by torchrun; one process needs none of this.
+
+The first process writes checkpoints, manifests and messages. Trainings average gradients, and
+statistics that layers keep, over the processes, so that all of them hold the same weights. Stages
+that work image by image share the images out.
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+
+def rank() -> int:
+    """Which of the processes this is, from 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world() -> int:
+    """How many processes there are."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def start() -> None:
+    """Joins the processes; those but the first fall silent."""
+    if world() == 1 or dist.is_initialized():
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(days=7))  # one may refine labels for long
+
+
+def stop() -> None:
+    """Leaves the other processes."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def meet() -> None:
+    """Waits until every process is here."""
+    if world() > 1:
+        dist.barrier()
+
+
+def missing(paths: Sequence[Path]) -> list[int]:
+    """This process's share of the files that are still to be made: places in `paths`.
+
+    Shares are runs of the list, so that batches of neighbours stay together.
+    """
+    own = range(len(paths) * rank() // world(), len(paths) * (rank() + 1) // world())
+    return [k for k in own if not paths[k].exists()]
+
+
+def mean(value: Tensor) -> Tensor:
+    """The mean of a number over all processes; without a gradient."""
+    if world() == 1:
+        return value
+    total = value.detach().to(torch.float64).clone()
+    dist.all_reduce(total)
+    return (total / world()).to(value.dtype if value.is_floating_point() else torch.float32)
+
+
+@torch.no_grad()
+def average_gradients(optimizer: torch.optim.Optimizer) -> None:
+    """Replaces each gradient by its mean over all processes."""
+    if world() == 1:
+        return
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    present = torch.tensor([p.grad is not None for p in parameters], dtype=torch.int32)
+    present = present.to(parameters[0].device)
+    dist.all_reduce(present, dist.ReduceOp.MAX)  # one without a gradient may have it elsewhere
+    used = [p for p, has in zip(parameters, present.tolist(), strict=True) if has]
+    for p in used:
+        p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+    _average([p.grad for p in used])
+
+
+@torch.no_grad()
+def average_statistics(networks: Iterable[nn.Module]) -> None:
+    """Replaces each buffer of real numbers, such as a running mean, by its mean."""
+    if world() > 1:
+        buffers = [b for network in networks for b in network.buffers()]
+        _average([b for b in buffers if b.is_floating_point()])
+
+
+def _average(tensors: list[Tensor]) -> None:
+    for dtype in {t.dtype for t in tensors}:
+        alike = [t for t in tensors if t.dtype == dtype]
+        joined = torch.cat([t.flatten() for t in alike])
+        dist.all_reduce(joined)
+        joined /= world()
+        for tensor, part in zip(alike, joined.split([t.numel() for t in alike]), strict=True):
+            tensor.copy_(part.view_as(tensor))

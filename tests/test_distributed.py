@@ -1,0 +1,129 @@
+"""Stages started by torchrun on two processes, against one."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import ROOT, tiny_config
+
+from core import checkpoint, distributed
+
+STAGES = ("train_uss.py", "train_wsss.py", "make_debiased_labels.py", "train_segmentation.py")
+
+
+def command(script: str, path: Path, processes: int, *options: str) -> list[str]:
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    return [*launcher, script, "--config", str(path), *options]
+
+
+def run(*arguments) -> subprocess.CompletedProcess:
+    done = subprocess.run(
+        command(*arguments),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def experiment(data: Path, folder: Path) -> Path:
+    """Without what differs by nature: dropout, statistics of a batch, and Adam, which makes a step
+    of full length of a gradient that is 0 but for rounding."""
+    settings = tiny_config(data, folder / "run")
+    settings["uss"]["method"] = "frozen"
+    settings["wsss"] |= {"norm": "frozen", "optimizer": "sgd", "lr": 0.01}
+    settings["segmentation"] |= {"norm": "frozen", "dropout": 0.0, "warmup": 0.0, "lr": 0.01}
+    settings["segmentation"]["network"] = "deeplabv2"  # no statistics in its head
+    settings["segmentation"] |= {"epochs": 3, "optimizer": "sgd"}
+    folder.mkdir()
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def files(folder: Path, pattern: str) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in sorted(folder.glob(pattern))}
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_results_of_one(tiny_data, tmp_path):
+    one = experiment(tiny_data, tmp_path / "one")
+    two = experiment(tiny_data, tmp_path / "two")
+    for script in STAGES:
+        run(script, one, 1)
+    done = {script: run(script, two, 2) for script in STAGES[:2]}
+    assert done["train_wsss.py"].stdout.count("pseudo labels in") == 1  # one of them speaks
+    for name in ("wsss", "segmentation/mars"):
+        if name != "wsss":  # from equal labels on
+            for part in ("wsss/labels", "wsss/cams"):
+                for path in (one.parent / "run" / part).iterdir():
+                    (two.parent / "run" / part / path.name).write_bytes(path.read_bytes())
+            run("make_debiased_labels.py", two, 2)
+            wanted = files(one.parent / "run/debias", "labels/*.png")
+            assert files(two.parent / "run/debias", "labels/*.png") == wanted and len(wanted) == 16
+            run("train_segmentation.py", two, 2)
+        whole, shared = (
+            checkpoint.load(path.parent / f"run/{name}/checkpoint.pth") for path in (one, two)
+        )
+        assert whole["iteration"] == shared["iteration"] > 3
+        for key, value in whole["network"].items():
+            assert torch.allclose(value, shared["network"][key], atol=1e-4, rtol=1e-3), key
+
+
+@pytest.mark.slow
+def test_two_processes_killed_and_resumed_end_with_the_same_weights(tiny_data, tmp_path):
+    paths = [experiment(tiny_data, tmp_path / name) for name in ("whole", "killed")]
+    options = ("--segmentation.mode=supervised", "--segmentation.epochs=8")
+    run("train_segmentation.py", paths[0], 2, *options)
+    folder = paths[1].parent / "run/segmentation/supervised"
+    process = subprocess.Popen(
+        command("train_segmentation.py", paths[1], 2, *options),
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    while process.poll() is None and not (folder / "checkpoint.pth").exists():
+        time.sleep(0.02)
+    assert process.poll() is None, "ended before it was killed"
+    os.killpg(process.pid, signal.SIGKILL)
+    for child in Path("/proc").glob("[0-9]*"):  # torchrun gives its processes groups of their own
+        try:
+            if str(paths[1]).encode() in (child / "cmdline").read_bytes():
+                os.kill(int(child.name), signal.SIGKILL)
+        except OSError:
+            continue
+    process.wait()
+    assert checkpoint.load(folder / "checkpoint.pth")["iteration"] < 32
+    run("train_segmentation.py", paths[1], 2, *options)
+    whole, resumed = (
+        checkpoint.load(p.parent / "run/segmentation/supervised/checkpoint.pth") for p in paths
+    )
+    for key in ("network", "ema"):
+        assert all(torch.equal(v, resumed[key][k]) for k, v in whole[key].items())
+
+
+def test_shares_are_runs_that_cover_the_list(tmp_path, monkeypatch):
+    paths = [tmp_path / f"{k}.png" for k in range(7)]
+    paths[3].touch()
+    shares = []
+    for rank in range(3):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", "3")
+        shares.append(distributed.missing(paths))
+    assert shares == [[0, 1], [2], [4, 5, 6]]
+
+
+def test_one_process_averages_nothing():
+    value = torch.tensor(3.0)
+    assert distributed.mean(value) is value and distributed.world() == 1
