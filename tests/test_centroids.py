@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import run_python
 
 from core import centroids
 from core.centroids import (
@@ -166,3 +167,11 @@ def test_more_than_keys_tell_apart_is_refused(tmp_path, images):
     vectors = np.ones((513, 1), np.float32)
     with pytest.raises(UserError, match="more than"):
         write_shard(tmp_path / "a.npz", vectors, np.ones(513), images, np.ones(513))
+
+
+def test_simulation_of_scale_prints_its_table_and_leaves_nothing(tmp_path):
+    sizes = ("--images", 9000, "--classes", 50, "--factor", "1/9", "--sizes", 1, 2, "--shard", 500)
+    done = run_python("tools/simulate_scale.py", *sizes, "--width", 8, "--folder", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "| 2,000 | 4 |" in done.stdout and "| ~9,000 | 18 |" in done.stdout
+    assert done.stdout.endswith("the same bytes\n") and not [*tmp_path.iterdir()]
