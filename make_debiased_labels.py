@@ -7,7 +7,8 @@
 Reads the training images and tags, any folder of pseudo labels and any features. Writes below
 <run_dir>/debias/ (or debias.output_dir):
     clusters/<id>.npz   per image: vectors (n, D), labels (n,), sizes (n,), cells (h, w)
-    centroids.npz       all of them, distances, the selection and the debiased centroids
+    shards/             the same of many images in one file, and distances (core/centroids.py)
+    centroids.npz       debiased centroids; up to 1 GiB: all centroids, distances, the selection
     labels/<id>.png     pseudo labels in which biased pixels are 254
 """
 
@@ -21,17 +22,28 @@ import torch
 from tqdm import tqdm
 
 from core import distributed
+from core.centroids import (
+    background_sum,
+    kept_counts,
+    mean_of_kept,
+    thresholds,
+    write_distances,
+    write_selection,
+    write_shard,
+)
 from core.config import Config, make_parser, parse
 from core.crf import announced
-from core.debias import background_distance, mark_biased, mean_of_units, select_farthest
+from core.debias import mark_biased
 from core.debias_image import crf_settings, find_clusters, refine, similarity
 from core.errors import UserError, run_script
 from core.features import FeatureSource, feature_files, feature_source
-from core.files import written_whole
+from core.files import read_arrays, written_whole
 from core.labels import BIASED_ON_DISK, read_label, to_disk, write_label
 from core.runs import Run, Stage
 from core.splits import Split, label_files, read_split
 from core.training import autocast, pick_device
+
+IMAGES_PER_SHARD = 4096
 
 
 def main() -> None:
@@ -108,47 +120,47 @@ def each_image(
 
 def debias_centroids(config: Config, run: Run, split: Split) -> torch.Tensor:
     """Eq. 1-3 for every class: (C, D), a zero row for a class without centroids."""
-    parts = [read_clusters(run.debias / "clusters" / f"{i}.npz") for i in split.ids]
-    vectors = torch.from_numpy(np.concatenate([p["vectors"] for p in parts]))
-    labels = np.concatenate([p["labels"] for p in parts])
-    settings = config.debias
-    background = vectors[labels == 0]
-    if not len(background):
+    path = run.debias / "centroids.npz"
+    if distributed.rank() == 0:
+        select_centroids(config, run, split, path)
+    distributed.meet()
+    return torch.from_numpy(read_arrays(path, ("centroids",), "remove it")["centroids"])
+
+
+def select_centroids(config: Config, run: Run, split: Split, path: Path) -> None:
+    """Writes the debiased centroids, and what they were selected from."""
+    shards, settings = pack_clusters(run, split), config.debias
+    background, found = background_sum(shards, len(config.data.classes))
+    if not found[0]:
         raise UserError(
             f"no label map in {run.wsss_labels} has background; Eq. 1 compares with backgrounds"
         )
     nearest = settings.nearest if settings.distance == "nearest" else None
-    distance = torch.zeros(len(vectors))
-    selected = np.zeros(len(vectors), bool)
-    centroids = torch.zeros(len(config.data.classes), vectors.shape[1])
-    for c in range(1, len(centroids) + 1):
-        rows = (labels == c).nonzero()[0]
-        if not len(rows):
+    distances = write_distances(shards, background, found[0], nearest)
+    kept = kept_counts(found, settings.alpha)
+    floor = thresholds(shards, distances, kept)
+    centroids = mean_of_kept(shards, distances, floor, kept)
+    write_selection(path, shards, distances, floor, centroids, found)
+
+
+def pack_clusters(run: Run, split: Split) -> list[Path]:
+    """Joins the clusters of every few thousand images in one file, where that is not done yet."""
+    shards = []
+    for first in range(0, len(split), IMAGES_PER_SHARD):
+        shards.append(run.debias / "shards" / f"{first // IMAGES_PER_SHARD:05d}.npz")
+        if shards[-1].exists():
             continue
-        distance[rows] = background_distance(vectors[rows], background, nearest)
-        kept = rows[select_farthest(distance[rows], settings.alpha).numpy()]
-        selected[kept] = True
-        centroids[c - 1] = mean_of_units(vectors[kept])
-    if distributed.rank():
-        return centroids
-    with written_whole(run.debias / "centroids.npz") as aside, aside.open("wb") as file:
-        np.savez(
-            file,
-            vectors=vectors.numpy(),
-            labels=labels,
-            images=np.repeat(np.arange(len(parts)), [len(p["labels"]) for p in parts]),
-            sizes=np.concatenate([p["sizes"] for p in parts]),
-            distance=distance.numpy(),
-            selected=selected,
-            centroids=centroids.numpy(),
-        )
-    return centroids
+        ids = split.ids[first : first + IMAGES_PER_SHARD]
+        parts = [read_clusters(run.debias / "clusters" / f"{i}.npz") for i in ids]
+        counts = [len(part["labels"]) for part in parts]
+        joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+        write_shard(shards[-1], images=np.repeat(np.arange(len(ids)) + first, counts), **joined)
+    return shards
 
 
 def read_clusters(path: Path) -> dict[str, np.ndarray]:
-    """Vectors, labels and sizes of one image's clusters; the file is closed again at once."""
-    with np.load(path, allow_pickle=False) as file:
-        return {key: file[key] for key in ("vectors", "labels", "sizes")}
+    """Vectors, labels and sizes of one image's clusters."""
+    return read_arrays(path, ("vectors", "labels", "sizes"), "remove it to have it made again")
 
 
 def write_debiased_labels(

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from core.config import Config, make_parser, parse
 from core.errors import run_script
-from core.files import write_json
+from core.files import read_arrays, write_json
 from core.labels import BIASED_ON_DISK, read_label
 from core.runs import Run
 from core.splits import Split, ground_truth, read_split
@@ -53,8 +53,12 @@ def main() -> None:
 
 def selection(config: Config, folder: Path, split: Split, masks: list[np.ndarray]) -> dict:
     """Share of target centroids among the selected ones and among all, by class."""
-    with np.load(folder / "centroids.npz") as file:
-        labels, images, selected = file["labels"], file["images"], file["selected"]
+    labels, images, selected = read_arrays(
+        folder / "centroids.npz",
+        ("labels", "images", "selected"),
+        "run make_debiased_labels.py; over 1 GiB of centroids it does not list them all: diagnose "
+        "a run with a shorter data.train_list",
+    ).values()
     overlap = np.zeros(len(labels))
     for image, image_id in enumerate(split.ids):
         rows = np.flatnonzero(images == image)

@@ -32,7 +32,7 @@ from core.config import Config, make_parser, parse
 from core.debias import debiased_score
 from core.errors import UserError, run_script
 from core.features import feature_source
-from core.files import read_json, written_whole
+from core.files import read_arrays, read_json, written_whole
 from core.labels import BACKGROUND, BIASED_ON_DISK, IGNORE, palette, read_label
 from core.runs import Run
 from core.segmenter import predict
@@ -569,10 +569,8 @@ def describe(label: np.ndarray, names: Sequence[str]) -> str:
 def similarity(config: Config, split: Split, indices: Sequence[int]) -> list[np.ndarray]:
     """Eq. 4 for a few images: (h, w) float32 in [0, 1] each, at the size of the page's pictures."""
     path = Run(config).debias / "centroids.npz"
-    if not path.is_file():
-        raise UserError(f"{path} is missing")
-    with np.load(path, allow_pickle=False) as file:
-        centroids = torch.from_numpy(file["centroids"])
+    arrays = read_arrays(path, ("centroids",), "run make_debiased_labels.py")
+    centroids = torch.from_numpy(arrays["centroids"])
     device = pick_device(config)
     source = feature_source(config, split, device, autocast(config, device))
     maps = []
