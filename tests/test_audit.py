@@ -107,7 +107,7 @@ def test_names_are_escaped():
     audit = Audit("<b>&", 1, warning="<i>")
     template = templates(ROOT / "tools").get_template("audit_bias.html.j2")
     html = template.render(
-        config=Config(), audits=[audit], images=1, scores={}, inline=None, blind=0.3
+        config=Config(), audits=[audit], images=1, scores={}, checked=False, inline=None, blind=1
     )
     assert "&lt;b&gt;&amp;" in html and "<b>" not in html and "<i>" not in html
 

@@ -81,8 +81,10 @@ def main() -> None:
     path = output / "audit.html"
     with written_whole(path) as aside:
         template = templates(Path(__file__).parent).get_template("audit_bias.html.j2")
-        values = {"audits": audits, "images": len(split), "scores": scores, "inline": inline}
-        aside.write_text(template.render(config=config, **values, blind=BLIND), "utf-8")
+        values = {"audits": audits, "images": len(split), "scores": scores, "checked": bool(masks)}
+        aside.write_text(
+            template.render(config=config, **values, inline=inline, blind=BLIND), "utf-8"
+        )
     print(f"{'class':20}{'score':>7}{'removed':>9}{'odds':>7}{'gap':>6}")
     for audit in audits:
         figures = f"{audit.score:7.2f}{audit.removed:9.1%}{audit.odds:7.1f}{audit.gap:6.2f}"
