@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
-import jinja2
 import numpy as np
 import torch
 from torch import Tensor
@@ -37,6 +36,7 @@ from core.errors import UserError, run_script
 from core.features import feature_source
 from core.files import write_json, written_whole
 from core.labels import IGNORE, palette, read_label
+from core.pages import encode, inline, templates
 from core.runs import Run
 from core.splits import Split, ground_truth, label_files, read_split
 from core.training import autocast, pick_device
@@ -156,10 +156,7 @@ def page(shown: Sequence[Shown], pixel: list[float]) -> bytes:
         text = base64.b64encode(codes.tobytes()).decode()
         data.append({"rows": rows, "columns": columns, "codes": text})
     y, x = cell_of(pixel, shown[0].feat.shape[1:])
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    template = jinja2.Environment(loader=loader, autoescape=True).get_template(
-        "inspect_features.html.j2"
-    )
+    template = templates(Path(__file__).parent).get_template("inspect_features.html.j2")
     rows = [
         {
             "id": item.id,
@@ -181,18 +178,6 @@ def cell_of(pixel: list[float], shape: tuple[int, int]) -> tuple[int, int]:
     """Row and column of the cell that holds the place (x, y) in [0, 1]^2."""
     y, x = (min(n - 1, int(p * n)) for p, n in zip(pixel[::-1], shape, strict=True))
     return y, x
-
-
-def encode(picture: np.ndarray, suffix: str) -> bytes:
-    done, data = cv2.imencode(suffix, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
-    assert done
-    return data.tobytes()
-
-
-def inline(picture: np.ndarray, suffix: str) -> str:
-    """A picture as a data URL, stretched by the browser."""
-    kind = {".jpg": "jpeg", ".png": "png"}[suffix]
-    return f"data:image/{kind};base64,{base64.b64encode(encode(picture, suffix)).decode()}"
 
 
 def separation(config: Config, split: Split, features) -> dict[str, dict[str, float]]:

@@ -7,7 +7,6 @@ Reads <run_dir> (manifests, scores, logs, labels, checkpoints) and the data set'
 to run for it. `--summary` also prints the scores. Ground truth is shown and compared with, only.
 """
 
-import base64
 import io
 import json
 import math
@@ -20,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import jinja2
 import numpy as np
 import torch
 from PIL import Image
@@ -34,6 +32,7 @@ from core.errors import UserError, run_script
 from core.features import feature_source
 from core.files import read_arrays, read_json, written_whole
 from core.labels import BACKGROUND, BIASED_ON_DISK, IGNORE, palette, read_label
+from core.pages import data_url, templates
 from core.runs import Run
 from core.segmenter import predict
 from core.splits import Split, ground_truth, label_files, read_split
@@ -113,9 +112,7 @@ def write_report(config: Config, arguments: Sequence[str]) -> Path:
         "commands": commands,
         **asdict(record),
     }
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    jinja = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    jinja.undefined = jinja2.StrictUndefined
+    jinja = templates(Path(__file__).parent)
     jinja.filters |= {"percent": percent, "points": points, "duration": duration}
     path = run.folder / "report.html"
     with written_whole(path) as aside:
@@ -625,7 +622,7 @@ def heat(score: np.ndarray) -> Image.Image:
 def data_uri(image: Image.Image, kind: str = "PNG", **options: Any) -> str:
     buffer = io.BytesIO()
     image.save(buffer, kind, optimize=True, **options)
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return data_url(buffer.getvalue(), kind.lower())
 
 
 if __name__ == "__main__":
