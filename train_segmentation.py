@@ -142,14 +142,15 @@ class TeacherFill:
         biased = label == BIASED
         if step < self.begin or not biased.any():
             return label, torch.ones_like(label, dtype=torch.float32), {}
+        rows = biased.flatten(1).any(1)  # the other images need no teacher
+        images, tags = images[rows], tags[rows]
         logits = F.interpolate(self.teacher(images).float(), label.shape[-2:], mode="bilinear")
         probs = logits.softmax(1)
-        allowed = F.pad(tags, (1, 0), value=1.0)[
-            :, :, None, None
-        ]  # background and the tagged classes
-        teacher_label = self._refine(images, probs * allowed, biased).argmax(1)
-        completed = complement(label, teacher_label)
-        certainty = certain_mask(label, probs, tags)
+        allowed = F.pad(tags, (1, 0), value=1.0)[:, :, None, None]  # background and the tags
+        completed, certainty = label.clone(), torch.ones_like(label, dtype=torch.float32)
+        teacher_label = self._refine(images, probs * allowed).argmax(1)
+        completed[rows] = complement(label[rows], teacher_label)
+        certainty[rows] = certain_mask(label[rows], probs, tags)
         figures = {
             "biased": biased.float().mean(),
             "filled_object": (completed[biased] != BACKGROUND).float().mean(),
@@ -157,16 +158,13 @@ class TeacherFill:
         }
         return completed, certainty, figures
 
-    def _refine(self, images: Tensor, probs: Tensor, biased: Tensor) -> Tensor:
+    def _refine(self, images: Tensor, probs: Tensor) -> Tensor:
         if self.settings.refine == "pamr":
             return self._pamr(images, probs)
         if self.settings.refine == "crf":
             pixels = denormalise(images).permute(0, 2, 3, 1).cpu().numpy()
-            rows = [k for k in range(len(probs)) if biased[k].any()]
-            refined = probs.cpu().numpy()
-            results = self._pool.map(self._crf_present, pixels[rows], refined[rows])
-            refined[rows] = np.stack(list(results))
-            return torch.from_numpy(refined).to(probs.device)
+            refined = self._pool.map(self._crf_present, pixels, probs.cpu().numpy())
+            return torch.from_numpy(np.stack(list(refined))).to(probs.device)
         return probs
 
     def _crf_present(self, pixels: np.ndarray, probs: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from core.bilinear import Upsampled, _assign, cell_kmeans, pixel_centroids, pixe
 from core.config import DebiasConfig
 from core.debias import debiased_score, image_centroids
 from core.debias_image import find_clusters, similarity
-from tools.benchmark import patch_features, photographs
+from tools.benchmarks.common import patch_features, photographs
 
 SIZES = [((3, 4), (20, 31)), ((1, 1), (5, 7)), ((2, 1), (9, 4)), ((8, 8), (8, 8)), ((9, 7), (4, 5))]
 
@@ -112,20 +112,21 @@ def test_odd_labels(label, present):
     assert np.allclose(lengths, 1, atol=1e-5) and all(len(v) == 1 for v in centroids.values())
 
 
-def test_naive_and_exact_preset_agree_on_photographs():
-    """Regions whose K-means ends elsewhere are few; the similarity is the same for all."""
-    alike, regions = 0, 0
+def test_exact_preset_does_as_well_as_the_naive_one_on_photographs():
+    """K-means may end elsewhere, but not in a worse place; the similarity is the same for all."""
     for image, mask in photographs(sample("coco_sample").parent)[:6]:
         feat = torch.from_numpy(patch_features(image, 16))
-        found = {}
+        units = F.normalize(upsampled(feat.numpy(), mask.shape), dim=0)
+        tightness = {}
         for preset in ("naive", "exact"):
             settings = DebiasConfig(preset=preset)
-            found[preset] = find_clusters(feat, mask, settings, 0)[0]
+            found = find_clusters(feat, mask, settings, 0)[0]
+            tightness[preset] = [
+                (torch.from_numpy(own) @ units[:, mask == value]).amax(0).mean().item()
+                for value, own in found.items()
+            ]
             centroids, tags = torch.ones(1, 16), np.array([True])
-            found[preset, "score"] = similarity(feat, centroids, tags, mask.shape, settings)
-        assert (found["naive", "score"] - found["exact", "score"]).abs().max() < 1e-5
-        for value, ours in found["exact"].items():
-            theirs = found["naive"][value]
-            regions += 1
-            alike += len(ours) == len(theirs) and (ours @ theirs.T).max(1).min() > 0.99
-    assert regions >= 12 and alike >= 0.9 * regions
+            tightness[preset, "score"] = similarity(feat, centroids, tags, mask.shape, settings)
+        assert (tightness["naive", "score"] - tightness["exact", "score"]).abs().max() < 1e-5
+        for ours, theirs in zip(tightness["exact"], tightness["naive"], strict=True):
+            assert ours > theirs - 2e-3
