@@ -27,7 +27,7 @@ from core.models.deeplab import segmenter
 from core.pamr import PAMR
 from core.runs import Run, Stage
 from core.splits import Split, ground_truth, label_files, read_split
-from core.training import EMA, autocast, one_cycle, pick_device, poly, seed_everything, train
+from core.training import EMA, autocast, make_optimizer, pick_device, seed_everything, train
 from core.transforms import denormalise
 
 
@@ -72,12 +72,9 @@ def train_network(config: Config, folder: Path, split: Split, labels: tuple[Path
     ema = EMA(network, settings.ema)
     groups = network.parameter_groups(settings.lr, settings.head_lr)
     iterations = max(1, settings.epochs * len(split) // settings.batch_size)
-    if settings.optimizer == "sgd":
-        optimizer = torch.optim.SGD(groups, momentum=0.9, weight_decay=settings.weight_decay)
-        schedule = poly(iterations)
-    else:
-        optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
-        schedule = one_cycle(iterations)
+    optimizer, schedule = make_optimizer(
+        settings.optimizer, groups, settings.weight_decay, iterations, momentum=0.9
+    )
     dataset = LabelledImages(split, labels, num_classes, settings.augment)
     fill = TeacherFill(config, ema, iterations)
     cast = autocast(config, device)

@@ -45,7 +45,7 @@ from core.rsepm import RecurSeed
 from core.runs import Run, Stage
 from core.splits import Split, read_split
 from core.spreading import write_spread_labels
-from core.training import EMA, autocast, one_cycle, pick_device, poly, seed_everything, train
+from core.training import EMA, autocast, make_optimizer, pick_device, seed_everything, train
 
 
 def main() -> None:
@@ -115,12 +115,9 @@ def train_classifier(config: Config, run: Run, split: Split) -> Classifier:
     classifier = to_device(classifier, device).train()
     groups = classifier.parameter_groups(settings.lr, settings.head_lr)
     iterations = max(1, settings.epochs * len(split) // settings.batch_size)
-    if settings.optimizer == "sgd":
-        optimizer = torch.optim.SGD(groups, weight_decay=settings.weight_decay)
-        schedule = poly(iterations)
-    else:
-        optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
-        schedule = one_cycle(iterations)
+    optimizer, schedule = make_optimizer(
+        settings.optimizer, groups, settings.weight_decay, iterations
+    )
     dataset = LabelledImages(split, None, len(config.data.classes), settings.augment)
     cast, networks, ema = autocast(config, device), {"network": classifier}, None
     if settings.method == "rsepm":

@@ -68,6 +68,24 @@ def one_cycle(iterations: int, warmup: float = 0.1) -> Callable[[int], float]:
     return factor
 
 
+def make_optimizer(
+    kind: str, groups: list[dict], weight_decay: float, iterations: int, momentum: float = 0
+) -> tuple[torch.optim.Optimizer, Callable[[int], float]]:
+    """An optimiser that takes one pass over each weight, and its schedule.
+
+    Args:
+        kind: "sgd", with a polynomial schedule; "adamw", with a one-cycle one.
+        groups: parameters and their learning rates.
+        weight_decay: of all of them.
+        iterations: steps in all.
+        momentum: of sgd.
+    """
+    settings = {"weight_decay": weight_decay, "fused": True}
+    if kind == "sgd":
+        return torch.optim.SGD(groups, momentum=momentum, **settings), poly(iterations)
+    return torch.optim.AdamW(groups, **settings), one_cycle(iterations)
+
+
 class EMA:
     """An exponential moving average of a network, all float state included; in evaluation mode.
 
@@ -134,8 +152,12 @@ def train(
     rates = [group.setdefault("initial_lr", group["lr"]) for group in optimizer.param_groups]
     every = max(1, iterations // 100)
     bar = tqdm(total=iterations, initial=start, desc=name, unit="it", mininterval=1)
-    began = time.monotonic()
-    for t, batch in zip(range(start, iterations), batches(start), strict=False):
+    began, waited = time.monotonic(), 0.0
+    loaded = iter(batches(start)) if start < iterations else iter(())
+    for t in range(start, iterations):
+        asked = time.monotonic()
+        batch = next(loaded)
+        waited += time.monotonic() - asked
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * schedule(t)
         torch.manual_seed((config.seed + 1) * 1_000_003 + t)  # dropout, as if never interrupted
@@ -171,8 +193,9 @@ def train(
             checkpoint.save(path, state, keep=True)
     bar.close()
     if start < iterations:
-        rate = (time.monotonic() - began) / (iterations - start)
-        print(f"{name}: {iterations} iterations, {rate:.3f} s each")
+        seconds = time.monotonic() - began
+        rate, share = seconds / (iterations - start), waited / seconds
+        print(f"{name}: {iterations} iterations, {rate:.3f} s each, {share:.0%} waiting for data")
     if distributed.rank() == 0:
         log_path.write_text("".join(json.dumps(entry) + "\n" for entry in log))
     distributed.meet()
