@@ -13,13 +13,11 @@ Reads the training images and tags, any folder of pseudo labels and any features
 """
 
 import zlib
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from core import distributed
 from core.centroids import (
@@ -41,6 +39,7 @@ from core.files import read_arrays, written_whole
 from core.labels import BIASED_ON_DISK, read_label, to_disk, write_label
 from core.runs import Run, Stage
 from core.splits import Split, label_files, read_split
+from core.threads import in_threads
 from core.training import autocast, pick_device
 
 IMAGES_PER_SHARD = 4096
@@ -97,24 +96,21 @@ def cluster_images(
                 cells=cells.astype(np.int16),
             )
 
-    each_image(work, features(todo), config.workers, "centroids", len(split), len(todo))
+    run_over(split, work, features, todo, config.workers, "centroids")
 
 
-def each_image(
+def run_over(
+    split: Split,
     work: Callable[[tuple[int, torch.Tensor]], None],
-    items: Iterator[tuple[int, torch.Tensor]],
+    features: FeatureSource,
+    todo: list[int],
     workers: int,
     title: str,
-    total: int,
-    todo: int,
 ) -> None:
-    """`work` on every image's features, in threads: numba, zlib and OpenCV release the GIL."""
-    bar = tqdm(total=total, initial=total - todo, desc=title, unit="image")
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        for chunk in _chunks(items, 64):
-            for _ in pool.map(work, chunk):
-                bar.update()
-    bar.close()
+    """`work` on the features of every image to do, in threads; returns when all processes have."""
+    done = len(split) - len(todo)
+    for _ in in_threads(work, features(todo), workers, title, len(split), done):
+        pass
     distributed.meet()
 
 
@@ -184,25 +180,17 @@ def write_debiased_labels(
         mask = refine(score, image, label, config.debias, crf)
         write_label(folder / f"{split.ids[index]}.png", to_disk(mark_biased(label, mask).numpy()))
 
-    each_image(work, features(todo), config.workers, "debiasing", len(split), len(todo))
-    before, marked = np.zeros(size, np.int64), np.zeros(size, np.int64)
-    for index, image_id in enumerate(split.ids):
+    run_over(split, work, features, todo, config.workers, "debiasing")
+
+    def count(index: int) -> np.ndarray:
         wsss = read_label(labels[index])
-        biased = read_label(folder / f"{image_id}.png") == BIASED_ON_DISK
-        before += np.bincount(wsss[wsss < size], minlength=size)
-        marked += np.bincount(wsss[biased], minlength=size)
+        biased = read_label(folder / f"{split.ids[index]}.png") == BIASED_ON_DISK
+        counted = (wsss[wsss < size], wsss[biased])
+        return np.stack([np.bincount(values, minlength=size) for values in counted])
+
+    images = range(len(split))
+    before, marked = sum(in_threads(count, images, config.workers, "counting", len(split)))
     return (marked[1:] / np.maximum(before[1:], 1)).tolist()
-
-
-def _chunks(items: Iterator, size: int) -> Iterator[list]:
-    chunk = []
-    for item in items:
-        chunk.append(item)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
 
 
 if __name__ == "__main__":

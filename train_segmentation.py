@@ -8,26 +8,33 @@ bound). Reads the training images, tags and label maps; ground truth in the supe
 Writes <run_dir>/segmentation/<mode>/checkpoint.pth with the student and its EMA.
 """
 
-from concurrent.futures import ThreadPoolExecutor
+import functools
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from core.config import Config, SegmentationConfig, make_parser, parse
-from core.crf import announced
+from core import distributed
+from core.config import Config, make_parser, parse
 from core.datasets import LabelledImages, batches_from
-from core.debias import certain_mask, complement
+from core.debias import labelled_pixels
 from core.errors import run_script
-from core.labels import BACKGROUND, BIASED
 from core.models.backbones import to_device
 from core.models.deeplab import segmenter
-from core.pamr import PAMR
+from core.pictures import label_colours
 from core.runs import Run, Stage
 from core.splits import Split, ground_truth, label_files, read_split
-from core.training import EMA, autocast, make_optimizer, pick_device, seed_everything, train
+from core.teacher import TeacherFill
+from core.training import (
+    EMA,
+    autocast,
+    in_parts,
+    make_optimizer,
+    pick_device,
+    seed_everything,
+    train,
+)
 from core.transforms import denormalise
 
 
@@ -69,6 +76,8 @@ def train_network(config: Config, folder: Path, split: Split, labels: tuple[Path
     num_classes = len(config.data.classes)
     seed_everything(config.seed)
     network = to_device(segmenter(settings, num_classes), device).train()
+    if config.sync_norm:
+        distributed.share_normalisation(network)
     ema = EMA(network, settings.ema)
     groups = network.parameter_groups(settings.lr, settings.head_lr)
     iterations = max(1, settings.epochs * len(split) // settings.batch_size)
@@ -76,23 +85,42 @@ def train_network(config: Config, folder: Path, split: Split, labels: tuple[Path
         settings.optimizer, groups, settings.weight_decay, iterations, momentum=0.9
     )
     dataset = LabelledImages(split, labels, num_classes, settings.augment)
-    fill = TeacherFill(config, ema, iterations)
+    fill = None
+    if settings.mode in ("complement", "mars"):
+        first = round(settings.warmup * iterations)
+        fill = TeacherFill(settings, ema.network, first, config.workers)
     cast = autocast(config, device)
+    if config.compile:
+        network.backbone.compile()
+        network.head.compile()
 
     batches = batches_from(dataset, settings.batch_size, iterations, config)
 
     def step(batch: dict[str, Tensor], t: int) -> dict[str, Tensor]:
         images = batch["image"].to(device, memory_format=torch.channels_last)
-        label, certainty = batch["label"].to(device), None
-        figures = {}
-        if settings.mode in ("complement", "mars"):
-            with cast:
-                label, certainty, figures = fill(images, label, batch["tags"].to(device), t)
-        if settings.mode != "mars":
-            certainty = None
+        label, tags = batch["label"].to(device), batch["tags"].to(device)
         with cast:
-            loss = network.loss(images, label, certainty, settings.balanced)
-        return {"loss": loss, **figures}
+            completed = fill.begin(images, label, tags, t) if fill else lambda: (label, None, {})
+
+        @functools.cache
+        def counts() -> Tensor:
+            return distributed.mean(labelled_pixels(completed()[0]))
+
+        def loss(rows: slice) -> Tensor:
+            with cast:
+                logits = network.training_logits(images[rows])  # while threads refine labels
+                label, certainty, _ = completed()
+                certainty = certainty[rows] if settings.mode == "mars" else None
+                return network.loss(logits, label[rows], certainty, settings.balanced, counts())
+
+        return {"loss": in_parts(loss, len(images), config.accumulate), **completed()[2]}
+
+    def pictures(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        with cast:
+            logits = ema.network(batch["image"].to(device))
+        label = F.interpolate(logits.float(), batch["label"].shape[-2:], mode="bilinear").argmax(1)
+        drawn = {"label": label_colours(batch["label"]), "teacher": label_colours(label)}
+        return {"image": denormalise(batch["image"]), **drawn}
 
     train(
         f"segmentation ({folder.name})",
@@ -105,71 +133,8 @@ def train_network(config: Config, folder: Path, split: Split, labels: tuple[Path
         folder,
         config,
         ema,
+        pictures,
     )
-
-
-class TeacherFill:
-    """Fills biased pixels with the refined prediction of the EMA teacher (Fig. 6)."""
-
-    def __init__(self, config: Config, ema: EMA, iterations: int):
-        self.settings: SegmentationConfig = config.segmentation
-        self.teacher = ema.network
-        self.begin = round(self.settings.warmup * iterations)
-        if self.settings.refine == "crf":
-            self._crf = announced(self.settings.crf.settings())
-            self._pool = ThreadPoolExecutor(max(1, config.workers))
-        elif self.settings.refine == "pamr":
-            self._pamr = PAMR()
-
-    @torch.no_grad()
-    def __call__(
-        self, images: Tensor, label: Tensor, tags: Tensor, step: int
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Completes a batch of debiased labels.
-
-        Args:
-            images: (B, 3, H, W) normalised crops.
-            label: (B, H, W) int64 with -1 where biased.
-            tags: (B, C) multi-hot.
-            step: of the training.
-
-        Returns:
-            (B, H, W) completed label Y^co, (B, H, W) certainty W, and figures to log.
-        """
-        biased = label == BIASED
-        if step < self.begin or not biased.any():
-            return label, torch.ones_like(label, dtype=torch.float32), {}
-        rows = biased.flatten(1).any(1)  # the other images need no teacher
-        images, tags = images[rows], tags[rows]
-        logits = F.interpolate(self.teacher(images).float(), label.shape[-2:], mode="bilinear")
-        probs = logits.softmax(1)
-        allowed = F.pad(tags, (1, 0), value=1.0)[:, :, None, None]  # background and the tags
-        completed, certainty = label.clone(), torch.ones_like(label, dtype=torch.float32)
-        teacher_label = self._refine(images, probs * allowed).argmax(1)
-        completed[rows] = complement(label[rows], teacher_label)
-        certainty[rows] = certain_mask(label[rows], probs, tags)
-        figures = {
-            "biased": biased.float().mean(),
-            "filled_object": (completed[biased] != BACKGROUND).float().mean(),
-            "certainty": certainty[biased].mean(),
-        }
-        return completed, certainty, figures
-
-    def _refine(self, images: Tensor, probs: Tensor) -> Tensor:
-        if self.settings.refine == "pamr":
-            return self._pamr(images, probs)
-        if self.settings.refine == "crf":
-            pixels = denormalise(images).permute(0, 2, 3, 1).cpu().numpy()
-            refined = self._pool.map(self._crf_present, pixels, probs.cpu().numpy())
-            return torch.from_numpy(np.stack(list(refined))).to(probs.device)
-        return probs
-
-    def _crf_present(self, pixels: np.ndarray, probs: np.ndarray) -> np.ndarray:
-        """CRF over the labels that have any probability; the others stay at 0."""
-        present = probs.max((1, 2)) > 0
-        refined = np.zeros_like(probs)
-        refined[present] = self._crf(np.ascontiguousarray(pixels), probs[present])
-        return refined
 
 
 if __name__ == "__main__":

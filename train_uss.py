@@ -28,12 +28,13 @@ from core.features import SemanticFeatures, mean_feature, network_features, writ
 from core.files import written_whole
 from core.leopart import train_leopart
 from core.models.published import load_published
+from core.pictures import principal_components
 from core.runs import Run, Stage
 from core.self_supervision import train_backbone
 from core.splits import Split, read_split
 from core.stego import ClusterProbe, correspondence_loss, derangement, health, sample_points
 from core.training import autocast, pick_device, seed_everything, train
-from core.transforms import normalise
+from core.transforms import denormalise, normalise
 
 from torchvision.transforms.v2 import functional  # isort: skip (after core.vision)
 
@@ -179,6 +180,10 @@ def train_head(config: Config, network: SemanticFeatures, split: Split, run: Run
             figures["loss"] = figures["loss"] + figures["probe"]  # of parameters of its own
         return figures
 
+    def pictures(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        codes = principal_components(features(batch["image"])[1])
+        return {"image": denormalise(batch["image"]), "code": torch.stack(codes)}
+
     train(
         "STEGO",
         networks,
@@ -189,6 +194,7 @@ def train_head(config: Config, network: SemanticFeatures, split: Split, run: Run
         settings.iterations,
         folder,
         config,
+        pictures=pictures,
     )
     network.head.eval()
     last = json.loads((folder / "log.jsonl").read_text().splitlines()[-1])

@@ -11,7 +11,6 @@ Reads the images and tags of the training list, no mask. Writes below <run_dir>/
 """
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +31,7 @@ from core.models.backbones import to_device
 from core.models.cam import CamClassifier
 from core.models.classifiers import Classifier, build_classifier
 from core.models.published import load_published
+from core.pictures import heat
 from core.psa import psa_spreading
 from core.pseudo_labels import (
     background_score,
@@ -45,7 +45,17 @@ from core.rsepm import RecurSeed
 from core.runs import Run, Stage
 from core.splits import Split, read_split
 from core.spreading import write_spread_labels
-from core.training import EMA, autocast, make_optimizer, pick_device, seed_everything, train
+from core.threads import in_threads
+from core.training import (
+    EMA,
+    autocast,
+    in_parts,
+    make_optimizer,
+    pick_device,
+    seed_everything,
+    train,
+)
+from core.transforms import denormalise
 
 
 def main() -> None:
@@ -113,6 +123,8 @@ def train_classifier(config: Config, run: Run, split: Split) -> Classifier:
         checkpoint.save(run.wsss / "checkpoint.pth", {"network": state, "ema": state})
         return to_device(classifier, device)
     classifier = to_device(classifier, device).train()
+    if config.sync_norm:
+        distributed.share_normalisation(classifier)
     groups = classifier.parameter_groups(settings.lr, settings.head_lr)
     iterations = max(1, settings.epochs * len(split) // settings.batch_size)
     optimizer, schedule = make_optimizer(
@@ -121,23 +133,40 @@ def train_classifier(config: Config, run: Run, split: Split) -> Classifier:
     dataset = LabelledImages(split, None, len(config.data.classes), settings.augment)
     cast, networks, ema = autocast(config, device), {"network": classifier}, None
     if settings.method == "rsepm":
+        if config.accumulate > 1:
+            raise UserError("rsepm pastes objects across the whole batch; set accumulate to 1 here")
         ema = EMA(classifier, settings.rsepm.ema)
         networks["ema"] = ema.network
-        losses = RecurSeed(
+        recur_seed = RecurSeed(
             settings.rsepm, classifier, ema.network, len(split) / settings.batch_size
         )
-    else:
-
-        def losses(images: Tensor, tags: Tensor, inside: Tensor, t: int) -> dict[str, Tensor]:
-            return {"loss": classifier.loss(images, tags)}
 
     def step(batch: dict[str, Tensor], t: int) -> dict[str, Tensor]:
         images = batch["image"].to(device, memory_format=torch.channels_last)
-        with cast:
+        tags = batch["tags"].to(device)
+        if ema is not None:
             inside = batch["label"].to(device) != IGNORE  # not padding
-            return losses(images, batch["tags"].to(device), inside, t)
+            with cast:
+                return recur_seed(images, tags, inside, t)
+
+        def loss(rows: slice) -> Tensor:
+            share = len(tags[rows]) / len(tags)
+            with cast:
+                return classifier.loss(images[rows], tags[rows]) * share
+
+        return {"loss": in_parts(loss, len(tags), config.accumulate)}
 
     batches = batches_from(dataset, settings.batch_size, iterations, config)
+
+    def pictures(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        images, tags = batch["image"].to(device), batch["tags"].to(device)
+        shown = ema.network if ema else classifier.eval()
+        with cast:
+            maps = (shown.activation(images).float() * tags[:, :, None, None]).amax(1)
+        if not ema:
+            classifier.train()
+        return {"image": denormalise(images), "map": heat(maps, images.shape[-2:])}
+
     train(
         "classifier",
         networks,
@@ -149,6 +178,7 @@ def train_classifier(config: Config, run: Run, split: Split) -> Classifier:
         run.wsss,
         config,
         ema,
+        pictures,
     )
     return ema.network if ema else classifier.eval()
 
@@ -216,10 +246,9 @@ def write_labels(config: Config, run: Run, split: Split) -> float:
         label = cam_label(image, keys, cam, threshold, crf, settings.sharpness)
         write_label(paths[index], label)
 
-    with ThreadPoolExecutor(max(1, config.workers)) as pool:
-        bar = {"desc": "pseudo labels", "total": len(split), "initial": len(split) - len(todo)}
-        for _ in tqdm(pool.map(write, todo), unit="image", **bar):
-            pass
+    done = len(split) - len(todo)
+    for _ in in_threads(write, todo, config.workers, "pseudo labels", len(split), done):
+        pass
     distributed.meet()
     return threshold
 

@@ -720,11 +720,26 @@ class Config:
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 autocast on GPUs, and on CPUs that have instructions for it."""
+    """auto: bf16 autocast on GPUs, and on CPUs that have instructions for it. The instructions
+    decide and no stopwatch, so that a run that goes on after a kill computes the same."""
     workers: int = 4
     """Processes that load images, and threads of per-image work; 0: none beside the main one."""
     checkpoint_every: int = 200
     """Iterations between checkpoints of a training."""
+    log: Literal["text", "jsonl"] = "text"
+    """jsonl: standard output is one JSON object per line, of stages and of trainings; words for
+    people go to standard error."""
+    tensorboard: bool = False
+    """Scalars and pictures of every training for TensorBoard, in its folder's `tensorboard/`."""
+    accumulate: int = 1
+    """Parts that a batch is cut into where memory is short, in the training of the classifier and
+    of stage 4. A batch keeps its size and, up to rounding, its gradient; but batch normalisation
+    (norm: train) sees the statistics of a part."""
+    sync_norm: bool = False
+    """Where several processes share a batch, batch normalisation sees all of it and not each its
+    part, in the same trainings; slower."""
+    compile: bool = False
+    """torch.compile for stage 4's network; needs a C++ compiler, and takes minutes at first."""
     data: DataConfig = field(default_factory=DataConfig)
     """Data set."""
     uss: UssConfig = field(default_factory=UssConfig)
@@ -742,6 +757,7 @@ class Config:
         _check(self.seed >= 0, f"seed must not be negative, got {self.seed}")
         _check(self.workers >= 0, f"workers must not be negative, got {self.workers}")
         _check(self.checkpoint_every >= 1, "checkpoint_every must be at least 1")
+        _check(self.accumulate >= 1, "accumulate must be at least 1")
         folders = (self.run_dir, self.wsss.labels_dir, self.debias.output_dir)
         root = Path(self.data.root).resolve()
         for folder in [Path(f).resolve() for f in folders if f]:
@@ -796,4 +812,6 @@ def parse(parser: jsonargparse.ArgumentParser, args: list[str] | None = None) ->
     names = {f.name for f in dataclasses.fields(Config)}
     config = Config(**{k: v for k, v in values.items() if k in names})
     config.data = config.data.with_classes()
+    if config.log == "jsonl":
+        sys.stdout = sys.stderr  # what is printed; core.logs.tell keeps the other
     return config, namespace

@@ -5,7 +5,6 @@ width, H W pixels, h w feature cells, C classes without background, K clusters, 
 """
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -252,12 +251,19 @@ def certain_mask(debiased_label: Tensor, teacher_probs: Tensor, tags: Tensor) ->
     return torch.where(debiased_label == BIASED, tagged, 1.0)
 
 
+def labelled_pixels(label: Tensor) -> Tensor:
+    """How many pixels are background and how many a class: (..., H, W) int64 -> (2,) int64."""
+    labelled = (label != IGNORE) & (label != BIASED)
+    background = (label == BACKGROUND).sum()
+    return torch.stack([background, labelled.sum() - background])
+
+
 def weighted_cross_entropy(
     logits: Tensor,
     label: Tensor,
     certainty: Tensor | None = None,
     balanced: bool = False,
-    counted: Callable[[Tensor], Tensor] = lambda count: count,
+    counts: Tensor | None = None,
 ) -> Tensor:
     """Certainty-weighted cross entropy (Eq. 7), averaged over the pixels that have a label.
 
@@ -269,8 +275,8 @@ def weighted_cross_entropy(
         label: (B, H, W) int64; 255 and -1 have no label.
         certainty: (B, H, W), W.
         balanced: average over background and over class pixels apart, and add the two.
-        counted: how many pixels an average is over, of those found here; where several processes
-            share a batch, their mean, so that the mean of their losses is that of the batch.
+        counts: `labelled_pixels` that the averages are over; None: of `label`. Parts of a batch are
+            given those of all of it, so that the sum of their losses is that of the batch.
 
     Returns:
         () loss; 0 if no pixel has a label.
@@ -280,5 +286,9 @@ def weighted_cross_entropy(
     if certainty is not None:
         loss = loss * certainty
     background, classes = label == BACKGROUND, (label != BACKGROUND) & (label != IGNORE)
-    parts = (background, classes) if balanced else (background | classes,)
-    return sum((loss * part).sum() / counted(part.sum()).clamp(min=1) for part in parts)
+    if counts is None:
+        counts = labelled_pixels(label)
+    if not balanced:
+        return (loss * (background | classes)).sum() / counts.sum().clamp(min=1)
+    parts = zip((background, classes), counts.clamp(min=1), strict=True)
+    return sum((loss * part).sum() / count for part, count in parts)

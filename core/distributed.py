@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
+from torch.distributed.nn.functional import all_reduce
 
 
 def rank() -> int:
@@ -86,6 +87,33 @@ def average_statistics(networks: Iterable[nn.Module]) -> None:
     if world() > 1:
         buffers = [b for network in networks for b in network.buffers()]
         _average([b for b in buffers if b.is_floating_point()])
+
+
+class SharedBatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation with the statistics of all processes; torch's own needs GPUs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or world() == 1:
+            return super().forward(x)
+        x, kind = x.float(), x.dtype
+        dims, here = (0, 2, 3), x.numel() // x.shape[1]
+        count = here * world()  # each process has as many images
+        average = all_reduce(x.sum(dims)) / count
+        centred = x - average[:, None, None]
+        variance = all_reduce(centred.square().sum(dims)) / count
+        with torch.no_grad():
+            self.running_mean.lerp_(average, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+            self.num_batches_tracked += 1
+        scale = self.weight / (variance + self.eps).sqrt()
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(kind)
+
+
+def share_normalisation(network: nn.Module) -> None:
+    """Makes each batch normalisation of `network` see the batches of all processes."""
+    for module in network.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = SharedBatchNorm2d
 
 
 def _average(tensors: list[Tensor]) -> None:

@@ -18,10 +18,11 @@ from torch.utils.data import Dataset
 from core.config import Config, LeopartConfig
 from core.datasets import batches_from
 from core.models.backbones import ViT
+from core.pictures import principal_components
 from core.self_supervision import sinkhorn
 from core.splits import Split
 from core.training import EMA, autocast, pick_device, train
-from core.transforms import MEAN, STD
+from core.transforms import MEAN, STD, denormalise
 
 from torchvision.transforms import v2  # isort: skip
 
@@ -270,6 +271,12 @@ def train_leopart(config: Config, backbone: ViT, split: Split, folder: Path) -> 
         with cast:
             return {"loss": crops_loss(student, teacher, queue, batch, settings)}
 
+    def pictures(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        images = batch["large"][:, 0].to(device)
+        with cast:
+            parts = principal_components(teacher.backbone(images))
+        return {"image": denormalise(images), "features": torch.stack(parts)}
+
     train(
         "Leopart",
         {"student": student, "teacher": teacher, "queue": queue},
@@ -280,6 +287,7 @@ def train_leopart(config: Config, backbone: ViT, split: Split, folder: Path) -> 
         iterations,
         folder,
         config,
+        pictures=pictures,
     )
     follow(teacher, student, 1 - (1 - settings.ema) * (1 - progress(iterations - 1)))
     backbone.load_state_dict(teacher.backbone.state_dict())

@@ -26,6 +26,7 @@ from core import distributed
 from core.config import Config
 from core.errors import UserError
 from core.files import read_json, write_json
+from core.logs import tell
 from core.training import pick_device
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "numba", "opencv-python-headless", "pillow")
@@ -90,7 +91,7 @@ class Stage:
         inputs: Mapping[str, Iterable[str | Path]],
         skipped: Iterable[str] = (),
     ):
-        self.folder, self.name = folder, name
+        self.folder, self.name, self._config = folder, name, config
         everything = dataclasses.asdict(config)
         settings = _flatten({key: everything[key] for key in identity})
         self._path = folder / "manifest.json"
@@ -112,6 +113,7 @@ class Stage:
             self._take_up(read_json(self._path))
         distributed.meet()  # all have read it
         self.save()
+        tell(config, "stage", stage=name, folder=str(folder))
 
     def _take_up(self, earlier: dict[str, Any]) -> None:
         old, new = (
@@ -156,11 +158,17 @@ class Stage:
         self.save()
         self.manifest["finished"] = True
         self._write()
+        self._tell()
+
+    def _tell(self) -> None:
+        chosen = {key: self.manifest[key] for key in ("stage", "seconds", "results")}
+        tell(self._config, "finished", folder=str(self.folder), **chosen)
 
     def already_done(self) -> bool:
         """True, and says so, when an earlier call finished this stage."""
         if self.finished:
             print(f"{self.name}: finished earlier, in {self.folder}")
+            self._tell()
         return self.finished
 
 

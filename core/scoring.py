@@ -1,15 +1,14 @@
 """Scores of whole folders of label maps, as scores.json holds them."""
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from core.errors import UserError
 from core.labels import read_label, read_truth
 from core.metrics import confusion_matrix, scores
+from core.threads import in_threads
 
 PART = 32  # images that a thread scores at a time
 DEFINITIONS = {
@@ -52,11 +51,8 @@ def score_files(
 
     matrix = np.zeros((1 + len(classes),) * 2, np.int64)
     parts = [pairs[k : k + PART] for k in range(0, len(pairs), PART)]
-    bar = tqdm(desc="scoring", total=len(pairs), unit="image", disable=len(pairs) < 200)
-    with ThreadPoolExecutor(max(1, workers)) as pool, bar:
-        for part, counts in zip(parts, pool.map(count, parts), strict=True):
-            matrix += counts
-            bar.update(len(part))
+    for counts in in_threads(count, parts, workers, "scoring", len(parts), unit="part"):
+        matrix += counts
     return summarise(matrix, classes, len(pairs), len(masks))
 
 

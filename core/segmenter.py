@@ -1,12 +1,11 @@
 """A trained segmenter and its label maps, for scoring and for photographs without a mask."""
 
 import dataclasses
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from core import checkpoint, distributed
 from core.config import Config
@@ -20,6 +19,7 @@ from core.models.backbones import to_device
 from core.models.deeplab import DeepLab, segmenter
 from core.runs import Run
 from core.splits import Split
+from core.threads import in_threads
 from core.training import autocast, pick_device
 
 
@@ -56,30 +56,24 @@ def predict(config: Config, weights: Path, split: Split, folder: Path) -> None:
 
     view = windowed(probabilities, settings.window) if settings.window else probabilities
 
-    def finish(index: int, probs: np.ndarray) -> None:
+    def finish(item: tuple[int, np.ndarray]) -> None:
+        index, probs = item
         label = most_likely(split.read_image(index), probs, crf)
         write_label(folder / f"{split.ids[index]}.png", label)
 
-    batch_size, wanted = config.segmentation.batch_size, set(todo)
-    bar = tqdm(total=len(split), initial=len(split) - len(todo), desc="predicting", unit="image")
-    refining: list[Future] = []  # the batch before, while the network sees the next
-    with ThreadPoolExecutor(max(1, config.workers)) as pool:
-        for indices, images in batches_by_size(split, batch_size, todo):
+    def seen() -> Iterator[tuple[int, np.ndarray]]:
+        wanted = set(todo)
+        for indices, images in batches_by_size(split, config.segmentation.batch_size, todo):
             with cast:
                 probs = multi_scale(view, images.to(device), settings.scales, settings.flip)
-            new = [k for k, index in enumerate(indices) if index in wanted]
-            chosen = [(indices[k], probs[k].cpu().numpy()) for k in new]
-            _wait(refining, bar)
-            refining = [pool.submit(finish, *one) for one in chosen]
-        _wait(refining, bar)
-    bar.close()
+            for index, own in zip(indices, probs.cpu().numpy(), strict=True):
+                if index in wanted:
+                    yield index, own
+
+    done = len(split) - len(todo)
+    for _ in in_threads(finish, seen(), config.workers, "predicting", len(split), done):
+        pass
     distributed.meet()
-
-
-def _wait(refining: list[Future], bar: tqdm) -> None:
-    for one in refining:
-        one.result()
-        bar.update()
 
 
 def most_likely(image: np.ndarray, probs: np.ndarray, crf: DenseCRF | None) -> np.ndarray:

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from core.config import Config, SelfSupervisedConfig
 from core.datasets import RawImages, batches_from
 from core.models.backbones import to_device
+from core.pictures import principal_components
 from core.splits import Split
 from core.training import EMA, autocast, one_cycle, pick_device, train
 from core.transforms import normalise_unit
@@ -224,6 +225,13 @@ def train_backbone(config: Config, backbone: nn.Module, split: Split, folder: Pa
         with cast:
             return self_supervised_losses(student, ema.network, images, settings)
 
+    def pictures(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        images = batch["image"].to(device).float() / 255
+        size = (settings.teacher_size, settings.teacher_size)
+        with cast:
+            feat = ema.network.backbone(normalise_unit(F.interpolate(images, size, mode="area")))
+        return {"image": batch["image"], "features": torch.stack(principal_components(feat))}
+
     train(
         "self-supervision",
         {"network": student, "ema": ema.network},
@@ -235,6 +243,7 @@ def train_backbone(config: Config, backbone: nn.Module, split: Split, folder: Pa
         folder,
         config,
         ema,
+        pictures,
     )
     backbone.load_state_dict(ema.network.backbone.state_dict())
     backbone.eval()

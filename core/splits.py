@@ -8,17 +8,16 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from tqdm import tqdm
 
 from core.config import DataConfig
 from core.errors import UserError, refuse_together
 from core.images import read_image
 from core.tags import folder_tags, image_id, read_annotation, read_table
+from core.threads import in_threads
 
 
 @dataclass(frozen=True)
@@ -73,9 +72,7 @@ def without_bad_images(split: Split) -> Split:
         except UserError as error:
             return str(error)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        bar = tqdm(pool.map(problem, split.images), "checking", len(split), unit="image")
-        problems = list(bar)
+    problems = [*in_threads(problem, split.images, os.cpu_count() or 1, "checking", len(split))]
     bad = [k for k, text in enumerate(problems) if text]
     good = [k for k, text in enumerate(problems) if not text]
     if not good:

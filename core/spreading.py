@@ -7,7 +7,6 @@ spreads the maps over whole objects. IRNet and PSA differ in what the network pr
 """
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,7 +27,8 @@ from core.models.published import load_published
 from core.pseudo_labels import load_cam
 from core.runs import Run
 from core.splits import Split
-from core.training import autocast, pick_device, poly, seed_everything, train
+from core.threads import in_threads
+from core.training import autocast, make_optimizer, pick_device, seed_everything, train
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,9 @@ def write_seeds(config: Config, run: Run, split: Split, method: Spreading) -> No
         seed = method.seed(split.read_image(index), keys, cam)
         write_label(folder / f"{split.ids[index]}.png", seed)
 
-    with ThreadPoolExecutor(max(1, config.workers)) as pool:
-        bar = {"desc": "seeds", "total": len(split), "initial": len(split) - len(todo)}
-        for _ in tqdm(pool.map(write, todo), unit="image", **bar):
-            pass
+    done = len(split) - len(todo)
+    for _ in in_threads(write, todo, config.workers, "seeds", len(split), done):
+        pass
     distributed.meet()
 
 
@@ -89,10 +88,9 @@ def train_pairs(config: Config, run: Run, split: Split, method: Spreading) -> nn
         )
     seed_everything(config.seed)
     network = to_device(method.network(), device).train()
-    optimizer = torch.optim.SGD(
-        network.parameter_groups(settings.lr), weight_decay=settings.weight_decay
-    )
+    groups = network.parameter_groups(settings.lr)
     iterations = max(1, settings.epochs * len(split) // settings.batch_size)
+    optimizer, schedule = make_optimizer("sgd", groups, settings.weight_decay, iterations)
     seeds = [run.wsss / "seeds" / f"{i}.png" for i in split.ids]
     dataset = LabelledImages(split, seeds, len(config.data.classes), settings.augment)
     cast = autocast(config, device)
@@ -110,7 +108,7 @@ def train_pairs(config: Config, run: Run, split: Split, method: Spreading) -> nn
         "pairs",
         {"network": network},
         optimizer,
-        poly(iterations),
+        schedule,
         batches,
         step,
         iterations,

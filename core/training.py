@@ -1,6 +1,7 @@
 """What every training shares: device, precision, seeds, schedules, EMA and one resumable loop."""
 
 import copy
+import itertools
 import json
 import math
 import random
@@ -16,6 +17,7 @@ from tqdm import tqdm
 from core import checkpoint, distributed
 from core.config import Config
 from core.errors import UserError
+from core.logs import Board, tell
 
 
 def pick_device(config: Config) -> torch.device:
@@ -86,6 +88,28 @@ def make_optimizer(
     return torch.optim.AdamW(groups, **settings), one_cycle(iterations)
 
 
+def in_parts(loss: Callable[[slice], Tensor], count: int, parts: int) -> Tensor:
+    """The loss of a batch as a sum over parts of it, of which one is in memory at a time.
+
+    All parts but the last are back-propagated here (gradient accumulation). Without layers that
+    look at a whole batch, the gradient is that of one part up to rounding; batch normalisation in
+    training mode takes the statistics of each part.
+
+    Args:
+        loss: of some images of the batch; over all of them, it sums to that of the batch.
+        count: B, images.
+        parts: how many, at most one per image.
+    """
+    total: Tensor | float = 0
+    edges = [count * k // parts for k in range(parts + 1)] if parts < count else range(count + 1)
+    for first, end in itertools.pairwise(edges):
+        if first:
+            total.backward()
+            total = total.detach()
+        total = total + loss(slice(first, end))
+    return total
+
+
 class EMA:
     """An exponential moving average of a network, all float state included; in evaluation mode.
 
@@ -118,6 +142,7 @@ def train(
     folder: Path,
     config: Config,
     ema: EMA | None = None,
+    pictures: Callable[[dict[str, Tensor]], Mapping[str, Tensor]] | None = None,
 ) -> None:
     """Runs a training to its end, from its last checkpoint where there is one.
 
@@ -131,11 +156,14 @@ def train(
         optimizer: its groups' learning rates are multiplied by `schedule`.
         schedule: step -> factor on the initial learning rates.
         batches: first step -> batches from there on.
-        step: (batch, t) -> losses and figures to log; the key "loss" is minimised.
+        step: (batch, t) -> losses and figures to log; the key "loss" is minimised. It may add to
+            gradients itself, as `in_parts` does.
         iterations: steps in all.
         folder: gets `checkpoint.pth` and `log.jsonl`.
         config: seed, `checkpoint_every`.
         ema: updated after each step; its network must be among `networks`.
+        pictures: batch -> what TensorBoard shows of it ten times, (B, 3, H, W) uint8 by name; must
+            leave the networks as they are.
 
     Raises:
         UserError: the loss is not finite; the last checkpoint is kept.
@@ -152,6 +180,7 @@ def train(
     rates = [group.setdefault("initial_lr", group["lr"]) for group in optimizer.param_groups]
     every = max(1, iterations // 100)
     bar = tqdm(total=iterations, initial=start, desc=name, unit="it", mininterval=1)
+    board = Board(folder, config, start)
     began, waited = time.monotonic(), 0.0
     loaded = iter(batches(start)) if start < iterations else iter(())
     for t in range(start, iterations):
@@ -161,8 +190,8 @@ def train(
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * schedule(t)
         torch.manual_seed((config.seed + 1) * 1_000_003 + t)  # dropout, as if never interrupted
-        figures = step(batch, t)
         optimizer.zero_grad(set_to_none=True)
+        figures = step(batch, t)
         figures["loss"].backward()
         distributed.average_gradients(optimizer)
         optimizer.step()
@@ -178,8 +207,13 @@ def train(
             _refuse_non_finite(name, sums, t, path)
             entry = {key: float(total / count) for key, (total, count) in sums.items()}
             log.append({"iteration": t + 1, **{k: round(v, 6) for k, v in entry.items()}})
+            tell(config, "progress", training=name, of=iterations, **log[-1])
+            board.scalars(t + 1, entry)
             sums = {}
             bar.set_postfix(loss=f"{entry['loss']:.3f}")
+        if pictures and ((t + 1) % max(1, iterations // 10) == 0 or last):
+            with torch.inference_mode():
+                board.pictures(t + 1, lambda batch=batch: pictures(batch))
         bar.update()
         if last or (t + 1) % config.checkpoint_every == 0:
             _refuse_non_finite(name, sums, t, path)
@@ -192,10 +226,11 @@ def train(
             state["sums"] = sums
             checkpoint.save(path, state, keep=True)
     bar.close()
+    board.close()
     if start < iterations:
         seconds = time.monotonic() - began
-        rate, share = seconds / (iterations - start), waited / seconds
-        print(f"{name}: {iterations} iterations, {rate:.3f} s each, {share:.0%} waiting for data")
+        rate, share = seconds / (iterations - start), f"{waited / seconds:.0%}"
+        print(f"{name}: {iterations} iterations, {rate:.3f} s each, {share} of it waiting for data")
     if distributed.rank() == 0:
         log_path.write_text("".join(json.dumps(entry) + "\n" for entry in log))
     distributed.meet()

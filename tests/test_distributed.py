@@ -36,14 +36,16 @@ def run(*arguments) -> subprocess.CompletedProcess:
     return done
 
 
-def experiment(data: Path, folder: Path) -> Path:
-    """Without what differs by nature: dropout, statistics of a batch, and Adam, which makes a step
-    of full length of a gradient that is 0 but for rounding."""
+def experiment(data: Path, folder: Path, norm: str = "frozen") -> Path:
+    """Without what differs by nature: dropout, statistics of a part of the batch, and Adam, which
+    makes a step of full length of a gradient that is 0 but for rounding."""
     settings = tiny_config(data, folder / "run")
     settings["uss"]["method"] = "frozen"
-    settings["wsss"] |= {"norm": "frozen", "optimizer": "sgd", "lr": 0.01}
-    settings["segmentation"] |= {"norm": "frozen", "dropout": 0.0, "warmup": 0.0, "lr": 0.01}
-    settings["segmentation"]["network"] = "deeplabv2"  # no statistics in its head
+    settings["wsss"] |= {"norm": norm, "optimizer": "sgd", "lr": 0.01}
+    settings["segmentation"] |= {"norm": norm, "dropout": 0.0, "warmup": 0.0, "lr": 0.01}
+    if norm == "frozen":
+        settings["segmentation"]["network"] = "deeplabv2"  # no statistics in its head
+    settings["sync_norm"] = norm == "train"
     settings["segmentation"] |= {"epochs": 3, "optimizer": "sgd"}
     folder.mkdir()
     path = folder / "tiny.yaml"
@@ -56,9 +58,10 @@ def files(folder: Path, pattern: str) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_results_of_one(tiny_data, tmp_path):
-    one = experiment(tiny_data, tmp_path / "one")
-    two = experiment(tiny_data, tmp_path / "two")
+@pytest.mark.parametrize("norm", ["frozen", "train"])
+def test_two_processes_give_the_results_of_one(tiny_data, tmp_path, norm):
+    one = experiment(tiny_data, tmp_path / "one", norm)
+    two = experiment(tiny_data, tmp_path / "two", norm)
     for script in STAGES:
         run(script, one, 1)
     done = {script: run(script, two, 2) for script in STAGES[:2]}

@@ -1,3 +1,4 @@
+import copy
 import json
 
 import pytest
@@ -8,7 +9,7 @@ from core import checkpoint
 from core.config import Config
 from core.datasets import Draws
 from core.errors import UserError
-from core.training import EMA, one_cycle, pick_device, poly, train
+from core.training import EMA, in_parts, make_optimizer, one_cycle, pick_device, poly, train
 
 
 def fit(folder, stop_at=None, iterations=10, scale=1.0):
@@ -76,6 +77,52 @@ def test_broken_checkpoint_without_another_is_told(tmp_path):
     (tmp_path / "checkpoint.pth").write_bytes(b"PK")
     with pytest.raises(UserError, match="cannot be read.*To train from the start, remove"):
         fit(tmp_path)
+
+
+def test_share_of_waiting_for_data_is_told(tmp_path, capsys):
+    fit(tmp_path)
+    told = capsys.readouterr().out
+    assert "test: 10 iterations" in told and "% of it waiting for data" in told
+
+
+@pytest.mark.parametrize("parts", [2, 3, 5, 9])
+def test_gradient_of_a_batch_in_parts_is_that_of_the_batch(parts):
+    network = nn.Linear(4, 1)
+    images, seen = torch.randn(5, 4), []
+
+    def loss(rows):
+        seen.append(len(images[rows]))
+        return network(images[rows]).square().sum() / len(images)
+
+    whole = loss(slice(None))
+    (wanted,) = torch.autograd.grad(whole, [network.weight])
+    seen.clear()
+    total = in_parts(loss, len(images), parts)
+    total.backward()
+    assert torch.allclose(total, whole) and torch.allclose(network.weight.grad, wanted)
+    assert sum(seen) == 5 and len(seen) == min(parts, 5)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_optimiser_has_its_schedule_and_resumes_exactly(kind):
+    def steps(weight, optimizer, count):
+        for k in range(count):
+            weight.grad = torch.full((3,), float(k))
+            optimizer.step()
+
+    def made(weight):
+        return make_optimizer(kind, [{"params": [weight], "lr": 0.1}], 0.01, 10, momentum=0.9)
+
+    weight = nn.Parameter(torch.ones(3))
+    optimizer, schedule = made(weight)
+    assert schedule(5) == {"sgd": poly, "adamw": one_cycle}[kind](10)(5)
+    steps(weight, optimizer, 3)
+    again = nn.Parameter(weight.detach().clone())
+    resumed, _ = made(again)
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    steps(weight, optimizer, 3)
+    steps(again, resumed, 3)
+    assert torch.equal(weight, again)
 
 
 def test_log_has_one_json_object_per_line(tmp_path):

@@ -10,10 +10,7 @@ about data from which less can be learnt.
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -23,6 +20,7 @@ from core.features import read_features
 from core.images import read_image
 from core.labels import read_label, read_truth
 from core.splits import Split, gather, masks_folder
+from core.threads import in_threads
 
 
 def main() -> None:
@@ -138,9 +136,7 @@ def _each(
         except UserError as error:
             return None, str(error)
 
-    with ThreadPoolExecutor(max(1, workers)) as pool:
-        bar = tqdm(pool.map(attempt, items), title, len(items), unit="file")
-        pairs = list(bar)
+    pairs = [*in_threads(attempt, items, workers, title, len(items), unit="file")]
     return [r for r, _ in pairs], [m for _, m in pairs if m]
 
 

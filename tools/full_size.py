@@ -147,7 +147,7 @@ def segmenter_case(name: str) -> Case:
 
     def loss(images: Tensor) -> Tensor:
         label = torch.randint(0, 3, (len(images), *images.shape[-2:]), device=images.device)
-        return network.loss(images, label, None, settings.balanced)
+        return network.loss(network.training_logits(images), label, None, settings.balanced)
 
     def infer(image: Tensor) -> Tensor:
         return multi_scale(lambda x: network(x).softmax(1), image, config.evaluation.scales)

@@ -37,6 +37,7 @@ from core.features import feature_source
 from core.files import write_json, written_whole
 from core.labels import IGNORE, palette, read_label
 from core.pages import encode, inline, templates
+from core.pictures import principal_components
 from core.runs import Run
 from core.splits import Split, ground_truth, label_files, read_split
 from core.training import autocast, pick_device
@@ -101,15 +102,10 @@ class Shown:
 
 def draw(split: Split, features: dict[int, Tensor], clusters: int, seed: int) -> Iterator[Shown]:
     """The pictures of every chosen image."""
-    cells = torch.cat([feat.flatten(1).T for feat in features.values()])
-    mean = cells.mean(0)
+    components = principal_components([*features.values()], seed)
     generator = torch.Generator().manual_seed(seed)
-    torch.manual_seed(seed)  # of the approximate decomposition
-    axes = torch.pca_lowrank(cells - mean, q=min(6, *cells.shape))[2][:, :3]
-    low, high = ((cells - mean) @ axes).quantile(torch.tensor([0.02, 0.98]), dim=0)
-    for index, feat in features.items():
+    for (index, feat), colours in zip(features.items(), components, strict=True):
         shape, points = feat.shape[1:], feat.flatten(1).T
-        colours = (((points - mean) @ axes - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
         units = F.normalize(points, dim=1)
         assigned = kmeans(units, min(clusters, len(points)), generator)[1]
         image = split.read_image(index)
@@ -117,7 +113,7 @@ def draw(split: Split, features: dict[int, Tensor], clusters: int, seed: int) ->
         yield Shown(
             split.ids[index],
             cv2.resize(image, size, interpolation=cv2.INTER_AREA),
-            (colours * 255).round().byte().view(*shape, -1).numpy(),
+            colours.permute(1, 2, 0).contiguous().numpy(),
             palette()[1:][assigned.view(*shape).numpy()],
             feat,
         )

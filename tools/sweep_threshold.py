@@ -8,11 +8,9 @@ Writes <run_dir>/wsss/threshold_sweep.json and pseudo labels at the best thresho
 """
 
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -24,6 +22,7 @@ from core.metrics import confusion_matrix, scores
 from core.pseudo_labels import background_score, cam_label, label_crf, load_cam
 from core.runs import Run
 from core.splits import ground_truth, read_split
+from core.threads import in_threads
 
 THRESHOLDS = (0.20, 0.25, 0.30, 0.35, 0.40, 0.45, 0.50, 0.60)
 
@@ -51,20 +50,19 @@ def main() -> None:
     def write_best(index: int) -> None:
         write_label(run.wsss / "labels_best" / f"{split.ids[index]}.png", label(index, best))
 
-    with ThreadPoolExecutor(max(1, config.workers)) as pool:
-        chosen = range(0, len(split), options.every)
-        bar = tqdm(pool.map(counts, chosen), "thresholds", len(chosen), unit="image")
-        matrices = sum(bar)
-        biased = [1 + classes.index(c) for c in config.data.biased_classes]
-        others = [c for c in range(1, len(classes) + 1) if c not in biased]
-        rows = []
-        for threshold, matrix in zip(THRESHOLDS, matrices, strict=True):
-            s = scores(matrix)
-            row = {"threshold": threshold, "miou": s.miou}
-            row |= {"biased": s.mean(s.iou, biased), "unbiased": s.mean(s.iou, others)}
-            rows.append({k: round(v, 6) if np.isfinite(v) else None for k, v in row.items()})
-        best = max(rows, key=lambda row: row["miou"])["threshold"]
-        list(tqdm(pool.map(write_best, range(len(split))), "labels", len(split), unit="image"))
+    chosen, everything = range(0, len(split), options.every), range(len(split))
+    matrices = sum(in_threads(counts, chosen, config.workers, "thresholds", len(chosen)))
+    biased = [1 + classes.index(c) for c in config.data.biased_classes]
+    others = [c for c in range(1, len(classes) + 1) if c not in biased]
+    rows = []
+    for threshold, matrix in zip(THRESHOLDS, matrices, strict=True):
+        s = scores(matrix)
+        row = {"threshold": threshold, "miou": s.miou}
+        row |= {"biased": s.mean(s.iou, biased), "unbiased": s.mean(s.iou, others)}
+        rows.append({k: round(v, 6) if np.isfinite(v) else None for k, v in row.items()})
+    best = max(rows, key=lambda row: row["miou"])["threshold"]
+    for _ in in_threads(write_best, everything, config.workers, "labels", len(split)):
+        pass
     sweep = {"scores": rows, "chosen": best, "configured": configured}
     sweep |= {"images": len(chosen), "note": "chosen on training masks, for the baseline alone"}
     write_json(run.wsss / "threshold_sweep.json", sweep)

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from core import distributed
 from core.config import SegmentationConfig
 from core.debias import weighted_cross_entropy
 from core.models.backbones import dilated_backbone, freeze_norms, norms
@@ -57,21 +56,24 @@ class DeepLab(nn.Module):
         resized = [F.interpolate(level, size, mode="bilinear") for level in logits]
         return [*logits, torch.stack(resized).amax(0)]
 
+    @staticmethod
     def loss(
-        self, images: Tensor, label: Tensor, certainty: Tensor | None = None, balanced: bool = False
+        logits: Sequence[Tensor],
+        label: Tensor,
+        certainty: Tensor | None = None,
+        balanced: bool = False,
+        counts: Tensor | None = None,
     ) -> Tensor:
         """Sum of `weighted_cross_entropy` over all training logits, at the label's size.
 
         Args:
-            images: (B, 3, H, W), normalised.
-            label, certainty, balanced: see `core.debias`.
+            logits: of `training_logits`.
+            label, certainty, balanced, counts: see `core.debias`.
         """
         total = 0
-        for logits in self.training_logits(images):
-            logits = F.interpolate(logits.float(), label.shape[-2:], mode="bilinear")
-            total = total + weighted_cross_entropy(
-                logits, label, certainty, balanced, distributed.mean
-            )
+        for level in logits:
+            level = F.interpolate(level.float(), label.shape[-2:], mode="bilinear")
+            total = total + weighted_cross_entropy(level, label, certainty, balanced, counts)
         return total
 
     def train(self, mode: bool = True) -> "DeepLab":
