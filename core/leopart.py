@@ -22,7 +22,7 @@ from core.pictures import principal_components
 from core.self_supervision import sinkhorn
 from core.splits import Split
 from core.training import EMA, autocast, pick_device, train
-from core.transforms import MEAN, STD, denormalise
+from core.transforms import MEAN, STD, denormalise, drawn_from
 
 from torchvision.transforms import v2  # isort: skip
 
@@ -175,8 +175,7 @@ class MultiCrops(Dataset):
         kinds += [(config.small, config.small_area)] * config.smalls
         boxes: list[tuple[float, ...]] = []
         views = []
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with drawn_from(seed):
             for k, (side, area) in enumerate(kinds):
                 place = crop_place(image, area, boxes[:2], 0.02 if k < 2 else 0.01)
                 top, left, height, width = place

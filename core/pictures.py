@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from core.labels import BIASED, BIASED_ON_DISK, palette
+from core.transforms import drawn_from
 
 
 def principal_components(feats: Sequence[Tensor], seed: int = 0) -> list[Tensor]:
@@ -21,8 +22,7 @@ def principal_components(feats: Sequence[Tensor], seed: int = 0) -> list[Tensor]
     """
     cells = torch.cat([feat.flatten(1).T for feat in feats]).float()
     mean = cells.mean(0)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with drawn_from(seed):
         axes = torch.pca_lowrank(cells - mean, q=min(6, *cells.shape))[2][:, :3]
     low, high = ((cells - mean) @ axes).quantile(cells.new_tensor([0.02, 0.98]), dim=0)
     drawn = []

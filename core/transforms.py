@@ -4,6 +4,9 @@ Images are (3, H, W) uint8 RGB until `normalise`, which makes them float32 with 
 statistics. Padding is 0 after normalisation (the mean colour) and 255 (ignore) in label maps.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -37,6 +40,17 @@ def denormalise(images: Tensor) -> Tensor:
     return ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
 
 
+@contextmanager
+def drawn_from(seed: int) -> Iterator[None]:
+    """Draws on the CPU come from `seed`, and from where they were afterwards.
+
+    `torch.manual_seed` would also ask every kind of accelerator, which takes as long as a crop.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
 class TrainingView:
     """Random resize, flip, jitter and crop of an image and its label map.
 
@@ -56,8 +70,7 @@ class TrainingView:
 
     def __call__(self, image: Tensor, label: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         """(3, H, W) uint8 and (H, W) int64 -> (3, crop, crop) float32 and (crop, crop) int64."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with drawn_from(seed):
             low, high = self.config.scale
             factor = low + (high - low) * torch.rand(()).item()
             size = [max(1, round(n * factor)) for n in image.shape[-2:]]
