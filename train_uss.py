@@ -96,8 +96,8 @@ class SquareImages(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.split) * self.crops
 
-    def __getitem__(self, draw: tuple[int, int]) -> dict[str, Tensor]:
-        """{"image": (3, resolution, resolution) float32, normalised}."""
+    def __getitem__(self, draw: tuple[int, int]) -> dict[str, Tensor | str]:
+        """{"image": (3, resolution, resolution) float32, normalised, "id"}."""
         index, crop = divmod(draw[0], self.crops)
         image = torch.from_numpy(self.split.read_image(index)).permute(2, 0, 1)
         if self.crops == 5:
@@ -107,7 +107,7 @@ class SquareImages(torch.utils.data.Dataset):
         if side != self.resolution:
             size = (self.resolution, self.resolution)
             square = F.interpolate(square[None].float(), size, mode="nearest")[0].to(torch.uint8)
-        return {"image": normalise(square)}
+        return {"image": normalise(square), "id": self.split.ids[index]}
 
 
 def nearest_neighbours(
@@ -256,7 +256,7 @@ class PartnerDraws:
 
 def zip_batches(first, second) -> Iterator[dict[str, Tensor]]:
     for a, b in zip(first, second, strict=True):
-        yield {"image": a["image"], "partner": b["image"]}
+        yield {**a, "partner": b["image"]}
 
 
 if __name__ == "__main__":

@@ -33,8 +33,8 @@ class LabelledImages(Dataset):
         self.split, self.labels, self.num_classes = split, labels, num_classes
         self._view = TrainingView(augment)
 
-    def __getitem__(self, draw: tuple[int, int]) -> dict[str, Tensor]:
-        """{"image": (3, S, S) float32, "label": (S, S) int64, "tags": (C,) float32}."""
+    def __getitem__(self, draw: tuple[int, int]) -> dict[str, Tensor | str]:
+        """{"image": (3, S, S) float32, "label": (S, S) int64, "tags": (C,) float32, "id"}."""
         index, seed = draw
         image = self.split.read_image(index)
         if self.labels is None:
@@ -45,7 +45,7 @@ class LabelledImages(Dataset):
         pixels = torch.from_numpy(image).permute(2, 0, 1)
         view, label = self._view(pixels, torch.from_numpy(label), seed)
         tags = torch.from_numpy(self.split.tags[index]).float()
-        return {"image": view, "label": label, "tags": tags}
+        return {"image": view, "label": label, "tags": tags, "id": self.split.ids[index]}
 
 
 class RawImages(Dataset):
@@ -54,9 +54,10 @@ class RawImages(Dataset):
     def __init__(self, split: Split):
         self.split = split
 
-    def __getitem__(self, draw: tuple[int, int]) -> dict[str, Tensor]:
-        """{"image": (3, H, W) uint8}."""
-        return {"image": torch.from_numpy(self.split.read_image(draw[0])).permute(2, 0, 1)}
+    def __getitem__(self, draw: tuple[int, int]) -> dict[str, Tensor | str]:
+        """{"image": (3, H, W) uint8, "id"}."""
+        image = torch.from_numpy(self.split.read_image(draw[0])).permute(2, 0, 1)
+        return {"image": image, "id": self.split.ids[draw[0]]}
 
 
 class Draws:

@@ -165,9 +165,9 @@ class MultiCrops(Dataset):
             ]
         )
 
-    def __getitem__(self, draw: tuple[int, int]) -> dict[str, Tensor]:
+    def __getitem__(self, draw: tuple[int, int]) -> dict[str, Tensor | str]:
         """{"large": (2, 3, S, S), "small": (n, 3, s, s), "boxes": (2 + n, 4) shares of the
-        sides: top, left, bottom, right}."""
+        sides: top, left, bottom, right, "id"}."""
         index, seed = draw
         image = torch.from_numpy(self.split.read_image(index)).permute(2, 0, 1)
         config = self.config
@@ -189,6 +189,7 @@ class MultiCrops(Dataset):
             "large": torch.stack(views[:2]),
             "small": torch.stack(views[2:]),
             "boxes": torch.tensor(boxes),
+            "id": self.split.ids[index],
         }
 
 
@@ -266,7 +267,7 @@ def train_leopart(config: Config, backbone: ViT, split: Split, folder: Path) -> 
             group["weight_decay"] = group["decays"] * (low + (high - low) * progress(t))
         for network in (student, teacher):
             network.normalise_prototypes()
-        batch = {key: value.to(device) for key, value in batch.items()}
+        batch = {key: batch[key].to(device) for key in ("large", "small", "boxes")}
         with cast:
             return {"loss": crops_loss(student, teacher, queue, batch, settings)}
 

@@ -6,7 +6,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -131,6 +131,33 @@ class EMA:
             ours[k].copy_(theirs[k])
 
 
+class Unseen:
+    """Losses that nobody has looked at yet: a look waits for the GPU, so not every step has one."""
+
+    def __init__(self, name: str, path: Path):
+        self._name, self._path = name, path
+        self._recent: list[tuple[int, Tensor, Sequence[str]]] = []
+
+    def append(self, t: int, loss: Tensor, ids: Sequence[str]) -> None:
+        self._recent.append((t, loss, ids))
+
+    def refuse_non_finite(self) -> None:
+        """Forgets all losses so far; asked before anything is saved.
+
+        Raises:
+            UserError: one is not finite.
+        """
+        recent, self._recent = self._recent, []
+        losses = torch.stack([loss for _, loss, _ in recent]) if recent else torch.zeros(0)
+        for k in (~losses.isfinite()).nonzero().flatten().tolist()[:1]:
+            t, _, ids = recent[k]
+            shown = f" (images {', '.join(ids)})" if ids else ""
+            raise UserError(
+                f"{self._name}: the loss is not finite at iteration {t + 1}{shown}; {self._path} "
+                "keeps an earlier state. Lower the learning rate or set precision: fp32"
+            )
+
+
 def train(
     name: str,
     networks: Mapping[str, nn.Module],
@@ -155,7 +182,7 @@ def train(
         networks: everything with weights or buffers to save, by name.
         optimizer: its groups' learning rates are multiplied by `schedule`.
         schedule: step -> factor on the initial learning rates.
-        batches: first step -> batches from there on.
+        batches: first step -> batches from there on; their "id" names the images.
         step: (batch, t) -> losses and figures to log; the key "loss" is minimised. It may add to
             gradients itself, as `in_parts` does.
         iterations: steps in all.
@@ -166,7 +193,7 @@ def train(
             leave the networks as they are.
 
     Raises:
-        UserError: the loss is not finite; the last checkpoint is kept.
+        UserError: the loss is not finite; the last checkpoints are kept.
     """
     path, log_path = folder / "checkpoint.pth", folder / "log.jsonl"
     start, log = 0, []
@@ -177,6 +204,7 @@ def train(
             network.load_state_dict(state[key])
         optimizer.load_state_dict(state["optimizer"])
     sums: dict[str, Tensor] = state["sums"] if start else {}
+    unseen = Unseen(name, path)
     rates = [group.setdefault("initial_lr", group["lr"]) for group in optimizer.param_groups]
     every = max(1, iterations // 100)
     bar = tqdm(total=iterations, initial=start, desc=name, unit="it", mininterval=1)
@@ -198,13 +226,14 @@ def train(
         distributed.average_statistics(networks.values())
         if ema is not None:
             ema.update(networks["network"], t)
+        unseen.append(t, figures["loss"].detach(), batch.get("id", ()))
         for key, value in figures.items():  # sum and count: not every step has every figure
             counted = torch.stack([value.detach(), torch.ones_like(value)])
             earlier = sums.get(key)  # of a checkpoint: on the CPU
             sums[key] = counted if earlier is None else counted + earlier.to(counted.device)
         last = t + 1 == iterations
         if (t + 1) % every == 0 or last:
-            _refuse_non_finite(name, sums, t, path)
+            unseen.refuse_non_finite()
             entry = {key: float(total / count) for key, (total, count) in sums.items()}
             log.append({"iteration": t + 1, **{k: round(v, 6) for k, v in entry.items()}})
             tell(config, "progress", training=name, of=iterations, **log[-1])
@@ -216,7 +245,7 @@ def train(
                 board.pictures(t + 1, lambda batch=batch: pictures(batch))
         bar.update()
         if last or (t + 1) % config.checkpoint_every == 0:
-            _refuse_non_finite(name, sums, t, path)
+            unseen.refuse_non_finite()
             state = {key: network.state_dict() for key, network in networks.items()}
             state |= {
                 "optimizer": optimizer.state_dict(),
@@ -234,12 +263,3 @@ def train(
     if distributed.rank() == 0:
         log_path.write_text("".join(json.dumps(entry) + "\n" for entry in log))
     distributed.meet()
-
-
-def _refuse_non_finite(name: str, sums: Mapping[str, Tensor], t: int, path: Path) -> None:
-    """Stops before a broken state is saved; asked at log entries and checkpoints alone."""
-    if sums and not math.isfinite(float(sums["loss"][0])):
-        raise UserError(
-            f"{name}: the loss is not finite at iteration {t + 1}; {path} keeps an earlier state. "
-            "Lower the learning rate or set precision: fp32"
-        )

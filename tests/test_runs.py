@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 from core.config import Config
 from core.errors import UserError, refuse_together, run_script
@@ -85,7 +86,16 @@ def test_problems_are_counted_and_the_first_are_shown():
     [
         (UserError("the lamp is off"), "the lamp is off"),
         (OSError(28, "No space left on device", "/x/y"), "No space left"),
-        (KeyboardInterrupt(), "go on from here"),
+        (OSError(24, "Too many open files"), "ulimit -n"),
+        (RuntimeError("Too many open files. Communication with the workers is"), "ulimit -n"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error."), "/dev/shm"),
+        (RuntimeError("unable to open shared memory object </torch_1>"), "--shm-size"),
+        (ConnectionResetError(104, "Connection reset by peer"), "/dev/shm"),
+        (MemoryError(), "accumulate"),
+        (torch.OutOfMemoryError("CUDA out of memory."), "evaluation.window"),
+        (OSError("Caught OSError in a process.\nTraceback:\nOSError: I/O"), "error: OSError: I/O"),
+        (UserError("Caught in a process.\ncore.errors.UserError: dark"), "^error: dark$"),
+        (KeyboardInterrupt(), "goes on from here"),
     ],
 )
 def test_scripts_end_in_one_message(error, message):
@@ -93,4 +103,12 @@ def test_scripts_end_in_one_message(error, message):
         raise error
 
     with pytest.raises(SystemExit, match=message):
+        run_script(main)
+
+
+def test_errors_of_the_code_keep_their_traceback():
+    def main():
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
         run_script(main)

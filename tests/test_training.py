@@ -1,5 +1,6 @@
 import copy
 import json
+import math
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from core.errors import UserError
 from core.training import EMA, in_parts, make_optimizer, one_cycle, pick_device, poly, train
 
 
-def fit(folder, stop_at=None, iterations=10, scale=1.0):
+def fit(folder, stop_at=None, iterations=10, sick_at=None):
     """A tiny training with dropout; optionally dies after step `stop_at`."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.BatchNorm1d(8), nn.Linear(8, 1))
@@ -23,11 +24,12 @@ def fit(folder, stop_at=None, iterations=10, scale=1.0):
         for t in range(start, iterations):
             if t == stop_at:
                 raise KeyboardInterrupt
-            yield {"x": torch.randn(6, 4, generator=torch.Generator().manual_seed(t))}
+            images = torch.randn(6, 4, generator=torch.Generator().manual_seed(t))
+            yield {"x": images * (math.nan if t == sick_at else 1), "id": [f"image{t}"]}
 
     def step(batch, t):
         odd = {"odd": torch.tensor(float(t))} if t % 2 else {}
-        return {"loss": network(batch["x"]).square().mean() * scale, **odd}
+        return {"loss": network(batch["x"]).square().mean(), **odd}
 
     train(
         "test",
@@ -136,10 +138,17 @@ def test_figures_are_averaged_over_the_steps_that_have_them(tmp_path):
     assert [entry["odd"] for entry in json.loads(state["log"])] == list(range(1, 200, 2))
 
 
-def test_loss_that_is_not_finite_stops_with_a_message(tmp_path):
-    with pytest.raises(UserError, match="not finite at iteration 1"):
-        fit(tmp_path, scale=float("nan"))
-    assert not (tmp_path / "checkpoint.pth").exists()
+@pytest.mark.parametrize(("sick_at", "iterations"), [(0, 10), (4, 10), (11, 1000)])
+def test_loss_that_is_not_finite_stops_and_names_the_images(tmp_path, sick_at, iterations):
+    told = rf"not finite at iteration {sick_at + 1} \(images image{sick_at}\)"
+    with pytest.raises(UserError, match=told):
+        fit(tmp_path, sick_at=sick_at, iterations=iterations)
+    path = tmp_path / "checkpoint.pth"  # of every third step
+    assert path.exists() == (sick_at >= 3)
+    if path.exists():
+        state = checkpoint.load(path)
+        assert state["iteration"] == sick_at // 3 * 3
+        assert all(v.isfinite().all() for v in state["network"].values())
 
 
 def test_schedules_begin_and_end_where_they_should():

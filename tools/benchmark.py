@@ -6,6 +6,7 @@
     python tools/benchmark.py train               # a step of MARS against plain cross entropy
     python tools/benchmark.py evaluate            # images scored per second, PNG decoding included
     python tools/benchmark.py walk                # IRNet's random walk: steps against matrix power
+    python tools/benchmark.py growth              # time and memory by images, their size, classes
 
 `debias` and `crf` draw pictures, or read photographs with COCO's objects below --samples, and take
 turns between the presets or backends. Without --samples the agreement says little. `evaluate` draws
@@ -25,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from core.errors import run_script
 from tools.benchmarks.crf import benchmark_crf
 from tools.benchmarks.evaluation import benchmark_evaluate
+from tools.benchmarks.growth import benchmark_growth
 from tools.benchmarks.stage3 import benchmark_debias, benchmark_voc
 from tools.benchmarks.training import benchmark_train
 from tools.benchmarks.walk import benchmark_walk
@@ -34,7 +36,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("debias", "voc", "crf", "train", "evaluate", "walk"))
+    parser.add_argument(
+        "what", choices=("debias", "voc", "crf", "train", "evaluate", "walk", "growth")
+    )
     parser.add_argument("--masks", type=Path, help="evaluate: real masks, repeated to 1,449")
     parser.add_argument("--samples", type=Path, help="folder that holds coco_sample and voc_lists")
     parser.add_argument("--images", type=int, default=1000, help="voc: so many of its list")
@@ -51,8 +55,10 @@ def main() -> None:
         benchmark_train()
     elif options.what == "evaluate":
         benchmark_evaluate(options.masks, options.workers)
-    else:
+    elif options.what == "walk":
         benchmark_walk()
+    else:
+        benchmark_growth(options.workers)
 
 
 if __name__ == "__main__":
