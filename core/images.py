@@ -10,6 +10,7 @@ from core.errors import UserError
 
 LARGEST = 100_000_000  # pixels; decoded they take 0.3 GB, and a small file may claim any number
 Image.MAX_IMAGE_PIXELS = LARGEST
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # UserError says what matters
 
 
 def read_image(path: Path) -> np.ndarray:
