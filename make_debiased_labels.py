@@ -20,15 +20,7 @@ import numpy as np
 import torch
 
 from core import distributed
-from core.centroids import (
-    background_sum,
-    kept_counts,
-    mean_of_kept,
-    thresholds,
-    write_distances,
-    write_selection,
-    write_shard,
-)
+from core.centroids import select, write_shard
 from core.config import Config, make_parser, parse
 from core.crf import announced
 from core.debias import mark_biased
@@ -116,27 +108,13 @@ def run_over(
 
 def debias_centroids(config: Config, run: Run, split: Split) -> torch.Tensor:
     """Eq. 1-3 for every class: (C, D), a zero row for a class without centroids."""
-    path = run.debias / "centroids.npz"
+    path, settings = run.debias / "centroids.npz", config.debias
     if distributed.rank() == 0:
-        select_centroids(config, run, split, path)
+        nearest = settings.nearest if settings.distance == "nearest" else None
+        shards = pack_clusters(run, split)
+        select(shards, path, len(config.data.classes), settings.alpha, nearest)
     distributed.meet()
     return torch.from_numpy(read_arrays(path, ("centroids",), "remove it")["centroids"])
-
-
-def select_centroids(config: Config, run: Run, split: Split, path: Path) -> None:
-    """Writes the debiased centroids, and what they were selected from."""
-    shards, settings = pack_clusters(run, split), config.debias
-    background, found = background_sum(shards, len(config.data.classes))
-    if not found[0]:
-        raise UserError(
-            f"no label map in {run.wsss_labels} has background; Eq. 1 compares with backgrounds"
-        )
-    nearest = settings.nearest if settings.distance == "nearest" else None
-    distances = write_distances(shards, background, found[0], nearest)
-    kept = kept_counts(found, settings.alpha)
-    floor = thresholds(shards, distances, kept)
-    centroids = mean_of_kept(shards, distances, floor, kept)
-    write_selection(path, shards, distances, floor, centroids, found)
 
 
 def pack_clusters(run: Run, split: Split) -> list[Path]:

@@ -67,6 +67,35 @@ def write_shard(
         )
 
 
+def select(
+    shards: Sequence[Path], path: Path, classes: int, alpha: float, nearest: int | None = None
+) -> np.ndarray:
+    """Eq. 1-3 from beginning to end: the (C, D) float32 debiased centroids, also written to `path`.
+
+    Args:
+        shards: of `write_shard`, all of them.
+        path: see `write_selection`.
+        classes: C.
+        alpha: share of each class's centroids that is kept.
+        nearest: see `write_distances`.
+
+    Raises:
+        UserError: there is no background to compare with.
+    """
+    background, found = background_sum(shards, classes)
+    if not found[0]:
+        raise UserError(
+            "no label map of the training list has background, with which Eq. 1 compares; look at "
+            "the labels (wsss.labels_dir, or wsss/labels below run_dir)"
+        )
+    distances = write_distances(shards, background, found[0], nearest)
+    kept = kept_counts(found, alpha)
+    floor = thresholds(shards, distances, kept)
+    centroids = mean_of_kept(shards, distances, floor, kept)
+    write_selection(path, shards, distances, floor, centroids, found)
+    return centroids
+
+
 def background_sum(shards: Sequence[Path], classes: int) -> tuple[np.ndarray, np.ndarray]:
     """First pass: (D,) int64, sum of all background vectors / 2^-26; (1 + C,) int64 centroids."""
     total, found = 0, np.zeros(1 + classes, np.int64)

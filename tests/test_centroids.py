@@ -10,11 +10,8 @@ from conftest import run_python
 from core import centroids
 from core.centroids import (
     background_sum,
-    kept_counts,
-    mean_of_kept,
-    thresholds,
+    select,
     write_distances,
-    write_selection,
     write_shard,
 )
 from core.debias import background_distance, debiased_centroid
@@ -55,13 +52,8 @@ def sharded(folder, rows, parts, rng=None):
     return shards if rng is None else [shards[k] for k in rng.permutation(parts)]
 
 
-def select(shards, path, classes=5, alpha=0.4, nearest=None) -> dict[str, np.ndarray]:
-    background, found = background_sum(shards, classes)
-    distances = write_distances(shards, background, found[0], nearest)
-    kept = kept_counts(found, alpha)
-    floor = thresholds(shards, distances, kept)
-    means = mean_of_kept(shards, distances, floor, kept)
-    write_selection(path, shards, distances, floor, means, found)
+def selected(shards, path, classes=5, alpha=0.4, nearest=None) -> dict[str, np.ndarray]:
+    select(shards, path, classes, alpha, nearest)
     with np.load(path) as file:
         return {name: file[name] for name in file.files}
 
@@ -71,10 +63,10 @@ def select(shards, path, classes=5, alpha=0.4, nearest=None) -> dict[str, np.nda
 def test_any_division_and_order_gives_the_same_bytes(tmp_path, nearest, repeats):
     rows, rng = clusters(width=33, repeats=repeats), np.random.default_rng(1)
     whole = tmp_path / "whole.npz"
-    select(sharded(tmp_path / "one", rows, 1), whole, nearest=nearest)
+    selected(sharded(tmp_path / "one", rows, 1), whole, nearest=nearest)
     for k, parts in enumerate((2, 3, 8, 15, 38)):
         shards = sharded(tmp_path / str(k), rows, parts, rng)
-        select(shards, tmp_path / "ours.npz", nearest=nearest)
+        selected(shards, tmp_path / "ours.npz", nearest=nearest)
         assert (tmp_path / "ours.npz").read_bytes() == whole.read_bytes()
 
 
@@ -82,7 +74,7 @@ def test_any_division_and_order_gives_the_same_bytes(tmp_path, nearest, repeats)
 @pytest.mark.parametrize("alpha", [0.05, 0.4, 1])
 def test_equals_the_plain_formula(tmp_path, alpha, nearest):
     rows = clusters(images=90, width=16)
-    result = select(sharded(tmp_path, rows, 4), tmp_path / "c.npz", alpha=alpha, nearest=nearest)
+    result = selected(sharded(tmp_path, rows, 4), tmp_path / "c.npz", alpha=alpha, nearest=nearest)
     vectors = torch.from_numpy(rows["vectors"]).double()
     background = vectors[rows["labels"] == 0]
     for name in ("vectors", "labels", "images", "sizes"):
@@ -103,7 +95,7 @@ def test_among_equals_the_first_image_is_kept(tmp_path):
     same = np.array([[0.6, 0.8]] * 6 + [[1, 0]], np.float32)
     labels, images = np.array([1, 1, 1, 1, 1, 1, 0]), np.array([4, 4, 2, 2, 3, 3, 0])
     write_shard(tmp_path / "a.npz", same, labels, images, np.ones(7))
-    result = select([tmp_path / "a.npz"], tmp_path / "c.npz", classes=1, alpha=0.5)
+    result = selected([tmp_path / "a.npz"], tmp_path / "c.npz", classes=1, alpha=0.5)
     assert result["images"].tolist() == [0, 2, 2, 3, 3, 4, 4]
     assert result["selected"].tolist() == [False, True, True, True, False, False, False]
 
@@ -115,17 +107,17 @@ def test_one_centroid_and_an_empty_shard(tmp_path):
     write_shard(tmp_path / "b.npz", np.zeros((0, 2), np.float32), none, none, none)
     shards = [tmp_path / "b.npz", tmp_path / "a.npz"]
     for nearest in (None, 3):
-        result = select(shards, tmp_path / "c.npz", classes=2, alpha=0.01, nearest=nearest)
+        result = selected(shards, tmp_path / "c.npz", classes=2, alpha=0.01, nearest=nearest)
         assert result["distance"].tolist() == [0, 0.5]
         assert result["centroids"].tolist() == [[0, 0], [1, 0]]
 
 
 def test_every_centroid_is_listed_up_to_a_size(tmp_path, monkeypatch):
     shards = sharded(tmp_path, clusters(), 3)
-    whole = select(shards, tmp_path / "a.npz")
+    whole = selected(shards, tmp_path / "a.npz")
     assert {*whole} == {*ROWS, "centroids"}
     monkeypatch.setattr(centroids, "DETAILED", whole["vectors"].nbytes - 1)
-    short = select(shards, tmp_path / "b.npz")
+    short = selected(shards, tmp_path / "b.npz")
     assert {*short} == {"centroids"} and np.array_equal(short["centroids"], whole["centroids"])
 
 
@@ -135,9 +127,9 @@ def test_distances_are_taken_up_and_belong_to_their_backgrounds(tmp_path):
     background, found = background_sum(shards, 5)
     first = write_distances(shards[:1], background, found[0])  # killed after one
     before = first[0].stat().st_mtime_ns
-    select(shards, tmp_path / "ours.npz")
+    selected(shards, tmp_path / "ours.npz")
     assert first[0].stat().st_mtime_ns == before
-    select(sharded(tmp_path / "whole", rows, 1), tmp_path / "whole.npz")
+    selected(sharded(tmp_path / "whole", rows, 1), tmp_path / "whole.npz")
     assert (tmp_path / "ours.npz").read_bytes() == (tmp_path / "whole.npz").read_bytes()
     others = [write_distances(shards, background, found[0], k) for k in (1, 2)]
     others.append(write_distances(shards, background + 1, found[0]))

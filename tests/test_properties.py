@@ -12,14 +12,7 @@ from hypothesis.extra import numpy as arrays
 from torch.nn import functional as F
 
 from core import debias
-from core.centroids import (
-    background_sum,
-    kept_counts,
-    mean_of_kept,
-    thresholds,
-    write_distances,
-    write_shard,
-)
+from core.centroids import select, write_shard
 from core.crf import DenseCRF
 from core.datasets import Draws
 from core.labels import BACKGROUND, BIASED, IGNORE, read_label, to_disk, to_training, write_label
@@ -149,10 +142,7 @@ def stream(folder, owners, labels, vectors, cuts, alpha) -> np.ndarray:
         shards.append(folder / f"{first}_{end}.npz")
         sizes = np.ones(inside.sum(), int)
         write_shard(shards[-1], vectors[inside], labels[inside], owners[inside], sizes)
-    total, counted = background_sum(shards, CLASSES)
-    distances = write_distances(shards, total, counted[0], None)
-    kept = kept_counts(counted, alpha)
-    return mean_of_kept(shards, distances, thresholds(shards, distances, kept), kept)
+    return select(shards, folder / "selection.npz", CLASSES, alpha)
 
 
 @given(LABELS, SEEDS)
