@@ -454,6 +454,12 @@ CASES = [
     Case("folder of another experiment", USS, "uss.flip: True there, False now", made_before),
     Case("manifest broken", USS, "not valid JSON", broken_manifest),
     Case("file where a folder belongs", USS, "run", in_the_way),
+    Case(
+        "folder that cannot be written",
+        USS,
+        r"(not permitted|denied|No such file|Read-only) .*\(/sys/",
+        lambda b: b.settings.update(run_dir="/sys/mars"),
+    ),
     Case("full disk", USS, "Nothing finished was lost", lambda b: None, {"RLIMIT_FSIZE": 2000}),
     Case(
         "training that diverges",
