@@ -1,5 +1,6 @@
 """Photographs from files of any common kind."""
 
+import contextlib
 from pathlib import Path
 
 import cv2
@@ -7,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from core.errors import UserError
+from core.png import is_cut
 
 LARGEST = 100_000_000  # pixels; decoded they take 0.3 GB, and a small file may claim any number
 Image.MAX_IMAGE_PIXELS = LARGEST
@@ -29,8 +31,9 @@ def read_image(path: Path) -> np.ndarray:
         raise UserError(f"image {path} cannot be read ({error.strerror})") from None
     _refuse_huge(path)
     image = None
-    if content and not _is_cut_jpeg(content):
-        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB)
+    if content and not _is_cut_jpeg(content) and not is_cut(content):
+        with contextlib.suppress(cv2.error):  # such as sides beyond its limits
+            image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB)
     if image is None:
         raise UserError(
             f"image {path} cannot be decoded; it may be truncated; fetch it again or take its id "

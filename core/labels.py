@@ -11,7 +11,7 @@ from PIL import Image
 
 from core.errors import UserError
 from core.files import written_whole
-from core.png import decode
+from core.png import decode, is_cut
 
 BACKGROUND = 0  # classes are 1..C
 BIASED = -1  # in tensors, as in the paper
@@ -66,9 +66,12 @@ def read_label(
 
 def _read_values(path: Path) -> np.ndarray:
     try:
-        label = decode(path.read_bytes())
+        content = path.read_bytes()
+        label = decode(content)
         if label is not None:
             return label
+        if is_cut(content):
+            raise ValueError("it ends too early")
         with Image.open(path) as image:
             if image.mode not in ("P", "L"):
                 raise UserError(
@@ -78,9 +81,12 @@ def _read_values(path: Path) -> np.ndarray:
             return np.array(image)
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # noqa: BLE001 (Pillow fails in any way)
         raise UserError(
-            f"{path} cannot be read ({error}); it may be truncated, make or fetch it again"
+            f"{path} cannot be read ({error or type(error).__name__}); it may be truncated, make "
+            "or fetch it again"
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""A fast reader of plain label PNGs; whatever is unusual or broken is left to Pillow."""
+"""A fast reader of plain label PNGs, which leaves what is unusual to Pillow, and a check of any."""
 
 import struct
 import zlib
@@ -41,6 +41,22 @@ def decode(data: bytes) -> np.ndarray | None:
         return None
     rows = np.frombuffer(rows, np.uint8).reshape(height, 1 + width)
     return None if rows[:, 0].any() else rows[:, 1:].copy()
+
+
+def is_cut(data: bytes) -> bool:
+    """Whether a PNG ends before its last chunk does.
+
+    Decoders fill the rest, or take as much memory as the length of a chunk claims, up to 2 GiB.
+    """
+    if not data.startswith(_SIGNATURE):
+        return False
+    start, name = len(_SIGNATURE), b""
+    while name != b"IEND":
+        if start + 12 > len(data):
+            return True
+        length, name = struct.unpack_from(">I4s", data, start)
+        start += 12 + length
+    return start > len(data)
 
 
 def _chunks(data: bytes) -> dict[bytes, bytes] | None:

@@ -132,6 +132,15 @@ def test_small_file_of_a_huge_picture_is_refused_before_it_is_decoded(tmp_path, 
         read_image(tmp_path / "a.png")
 
 
+def test_sides_beyond_what_opencv_takes_are_refused(tmp_path):
+    header = struct.pack("<IiiHHIIiiII", 40, 2**21, 1, 1, 1, 0, 0, 0, 0, 0, 0)
+    (tmp_path / "a.bmp").write_bytes(
+        b"BM" + struct.pack("<IHHI", 70, 0, 0, 62) + header + bytes(99)
+    )
+    with pytest.raises(UserError, match="a.bmp cannot be decoded"):
+        read_image(tmp_path / "a.bmp")
+
+
 def test_one_pixel_is_a_picture(tmp_path):
     save(tmp_path / "a.png", np.full((1, 1, 3), 7, np.uint8))
     assert read_image(tmp_path / "a.png").tolist() == [[[7, 7, 7]]]

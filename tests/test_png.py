@@ -11,7 +11,7 @@ from PIL import Image
 
 from core.errors import UserError
 from core.labels import palette, read_label
-from core.png import decode
+from core.png import decode, is_cut
 
 
 def label_map() -> np.ndarray:
@@ -112,3 +112,12 @@ def test_file_with_a_flipped_bit_is_never_read():
         damaged = bytearray(data)
         damaged[place] ^= 1 << place % 8
         assert decode(bytes(damaged)) is None
+
+
+def test_files_that_end_too_early_are_told_apart():
+    whole = saved(indexed())
+    assert not is_cut(whole) and not is_cut(whole + b"rest") and not is_cut(b"\xff\xd8 a JPEG")
+    assert all(is_cut(whole[:end]) for end in range(8, len(whole)))
+    place = whole.index(b"IDAT") - 4
+    claim = (2**31 - 1).to_bytes(4, "big")
+    assert is_cut(whole[:place] + claim + whole[place + 4 :])
