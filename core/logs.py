@@ -10,7 +10,6 @@ from torch import Tensor
 
 from core import distributed
 from core.config import Config
-from core.errors import UserError
 
 MOST_PICTURES = 8  # of one batch
 
@@ -28,22 +27,14 @@ class Board:
         folder: of the training.
         config: says whether.
         start: first iteration; what a killed run wrote from there on is dropped.
-
-    Raises:
-        UserError: the package is missing.
     """
 
     def __init__(self, folder: Path, config: Config, start: int):
         self._writer = None
         if not config.tensorboard or distributed.rank():
             return
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise UserError(
-                "tensorboard: true needs the package of that name; run `pip install tensorboard`, "
-                "or leave it off (every training also writes log.jsonl)"
-            ) from None
+        from torch.utils.tensorboard import SummaryWriter  # a second, for those who want it
+
         self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
 
     def scalars(self, iteration: int, figures: Mapping[str, float]) -> None:
