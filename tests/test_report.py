@@ -1,6 +1,7 @@
 """The report on a made-up run folder: what it says, and what it leaves out."""
 
 import json
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,6 +18,7 @@ from core.runs import Run
 from core.splits import Split, read_split
 from tools import make_report
 from tools.report import charts, figures, pictures
+from tools.report.analyses import PNG, cell, read_analyses
 from tools.report.record import LABEL_ROWS, MODE_ROWS, Commands, read_record
 
 
@@ -208,3 +210,79 @@ def test_similarity_refuses_centroids_of_other_features(finished):
 )
 def test_durations_are_told_in_words(seconds, text):
     assert figures.duration(seconds) == text
+
+
+ANALYSIS = {"title": "T", "caption": "C", "columns": ["a", "b"], "rows": [["x", 1.5]]}
+ANALYSIS |= {"figure": None, "command": "python tools/some.py", "order": 1}
+
+
+def write_analysis(folder: Path, name: str = "one.json", **changes) -> Path:
+    """An analysis with some keys changed, or left out where the value is ...; returns its file."""
+    content = {k: v for k, v in {**ANALYSIS, **changes}.items() if v is not ...}
+    (folder / name).write_text(json.dumps(content))
+    return folder / name
+
+
+def test_analyses_come_by_order_then_by_name(tmp_path):
+    for name, order in {"a.json": 3, "b.json": -1, "c.json": 3}.items():
+        write_analysis(tmp_path, name, order=order, title=name)
+    assert [a.title for a in read_analyses(tmp_path)] == ["b.json", "a.json", "c.json"]
+    assert read_analyses(tmp_path / "none") == []
+
+
+@pytest.mark.parametrize(
+    "changes, problem",
+    [
+        ({"title": ...}, "title missing"),
+        ({"figure": ...}, "figure missing"),
+        ({"caption": None}, "caption is None, expected str"),
+        ({"order": True}, "order is True, expected int"),
+        ({"columns": ["a", 2]}, "columns holds"),
+        ({"rows": [["x", 1], ["y"]]}, "row 2 is no list of 2 values"),
+        ({"rows": [["x", None]]}, "row 1 holds"),
+        ({"figure": "../secret.png"}, "the name of a file beside it"),
+        ({"figure": "none.png"}, "none.png is missing"),
+        ({"figure": "one.json"}, "one.json is no PNG"),
+        ({"figure": "large.png"}, "large.png has 1.5 MB"),
+    ],
+)
+def test_malformed_analysis_is_refused_by_name_and_with_a_remedy(tmp_path, changes, problem):
+    (tmp_path / "large.png").write_bytes(PNG + bytes(1_500_000))
+    path = write_analysis(tmp_path, **changes)
+    with pytest.raises(UserError) as caught:
+        read_analyses(tmp_path)
+    told = str(caught.value)
+    assert problem in told and str(path) in told
+    assert "make it again" in told or "save it again" in told
+
+
+@pytest.mark.parametrize("text", ["[1]", "{", "null"])
+def test_analysis_that_is_no_object_is_refused(tmp_path, text):
+    (tmp_path / "one.json").write_text(text)
+    with pytest.raises(UserError, match=r"one\.json"):
+        read_analyses(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "value, text",
+    [("a", "a"), (12345, "12345"), (61.23456, "61.23"), (12345.6, "12346"), (math.nan, "–")],
+)
+def test_cells_of_an_analysis_are_short(value, text):
+    assert cell(value) == text
+
+
+def test_evaluation_with_a_name_of_its_own_is_shown(finished):
+    config, arguments, _ = finished
+    scores = read_record(Run(config).folder).scores
+    scores = {**scores, "mine": {**scores["mars"], "classes": ["background", *"abcdefgh"]}}
+    *_, others = figures.score_table(scores, config, Commands(config, arguments))
+    assert [row["title"] for row in others["rows"]] == ["mine"] and not others["rows"][0]["best"]
+    table = figures.class_table(scores)
+    assert table["rows"]["a"]["mine"] is not None and table["rows"]["a"]["mars"] is None
+    assert table["pair"] == ["mars", "wsss_best"]
+
+
+def test_single_evaluation_has_nothing_to_be_compared_with(finished):
+    scores = read_record(Run(finished[0]).folder).scores
+    table = figures.class_table({"ignore": scores["ignore"]})
+    assert table["pair"] is None and [r["shown"] for r in table["runs"]] == [True]
