@@ -77,10 +77,12 @@ def column(page, k: int) -> list[str]:
 
 
 def gains(scores: dict[str, dict], over: str, base: str) -> dict[str, float]:
-    """By class, in percentage points with one decimal, the greatest first."""
-    pairs = zip(*(scores[name]["per_class"]["iou"] for name in (over, base)), strict=True)
-    values = dict(zip(scores[over]["classes"], pairs, strict=True))
-    values = {name: round(100 * (a - b), 1) for name, (a, b) in values.items()}
+    """By class, the differences of the percentages as they are printed, the greatest first."""
+    columns = [
+        [float(f"{100 * v:.1f}") for v in scores[n]["per_class"]["iou"]] for n in (over, base)
+    ]
+    rows = zip(scores[over]["classes"], *columns, strict=True)
+    values = {name: round(a - b, 1) for name, a, b in rows}
     return dict(sorted(values.items(), key=lambda item: -item[1]))
 
 
@@ -202,7 +204,7 @@ def test_drag_and_slider_wipe_between_two_layers(page):
     page.mouse.move(box["x"] + box["width"] / 4, y, steps=4)
     page.mouse.up()
     assert page.locator("[name=wipe]").input_value() == "25"
-    assert not page.locator("#viewer").evaluate("v => v.matches(':modal')")
+    api.expect(page.locator("#viewer:modal")).not_to_be_attached()
     edge = page.locator(".stage .edge").bounding_box()
     assert edge["x"] - box["x"] == pytest.approx(box["width"] / 4, abs=3)
     page.keyboard.press(".")
@@ -235,8 +237,26 @@ def test_click_enlarges_and_escape_goes_back(page):
     page.keyboard.press("ArrowRight")
     assert page.locator("#viewer output").inner_text().startswith("2 of")
     page.keyboard.press("Escape")
-    page.wait_for_function("!document.querySelector('#viewer').matches(':modal')")
+    api.expect(page.locator("#viewer:modal")).not_to_be_attached()
     assert stage.bounding_box() == small and page.evaluate("scrollY") == place
+
+
+def test_finger_enlarges_and_wipes_on_a_phone(open_page):
+    page = open_page(viewport=PHONE, has_touch=True, is_mobile=True)
+    page.locator(".stage").tap()
+    api.expect(page.locator("#viewer:modal")).to_be_attached()
+    page.locator("[name=enlarge]").tap()
+    api.expect(page.locator("#viewer:modal")).not_to_be_attached()
+    page.locator(".stage").scroll_into_view_if_needed()
+    box = page.locator(".stage").bounding_box()
+    screen = page.context.new_cdp_session(page)
+    for kind, share in {"touchStart": 0.5, "touchMove": 0.25, "touchEnd": None}.items():
+        points = (
+            [] if share is None else [{"x": box["x"] + share * box["width"], "y": box["y"] + 9}]
+        )
+        screen.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+    api.expect(page.locator("[name=wipe]")).to_have_value("25")
+    api.expect(page.locator("#viewer:modal")).not_to_be_attached()
 
 
 def test_click_on_a_picture_of_a_strip_opens_it(page):
@@ -244,7 +264,7 @@ def test_click_on_a_picture_of_a_strip_opens_it(page):
     figure = page.locator(".gallery").nth(1).locator(".strip").nth(1).locator("figure").nth(1)
     image_id = figure.locator("xpath=ancestor::section").locator("small").inner_text()
     figure.locator(".pane").click()
-    assert page.locator("#viewer").evaluate("v => v.matches(':modal')")
+    api.expect(page.locator("#viewer:modal")).to_be_attached()
     assert shown(page) == image_id.split(",")[0]
     assert page.locator(".stage span.right").inner_text() == "Ground truth"
 

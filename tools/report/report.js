@@ -29,59 +29,58 @@ const keys = { d: toggleTheme }; // what each does; letters in lower case
 function startClasses(table) {
   const heads = findAll("thead th", table);
   const body = find("tbody", table);
+  const rows = [...body.rows];
   const pair = find("#pair");
-  const chart = find("#gains .bars");
   const order = { column: 1, descending: true };
 
-  // null where the class occurs nowhere
-  const value = (row, run) => {
-    const text = findAll("td", row).find((cell) => cell.dataset.run === run).dataset.value;
-    return text === "" ? null : 100 * text;
-  };
+  // As printed, so that a gain is the difference of what one reads; NaN: the class occurs nowhere.
+  const number = (cell) => parseFloat(cell.textContent.replace("−", "-"));
   const points = (gain) =>
-    gain === null ? "–" : (gain > 0 ? "+" : "") + gain.toFixed(1).replace("-", "−");
+    Number.isNaN(gain) ? "–" : (gain > 0 ? "+" : "") + gain.toFixed(1).replace("-", "−");
 
   function subtract() {
-    const [over, base] = ["over", "base"].map((name) => find(`[name=${name}]`, pair).value);
-    for (const row of findAll("tbody tr, tfoot tr", table)) {
-      const [a, b] = [value(row, over), value(row, base)];
-      const gain = a === null || b === null ? null : Math.round(10 * (a - b)) / 10;
-      const cell = find("td.gain", row);
-      cell.dataset.value = gain ?? "";
-      cell.textContent = points(gain);
+    const runs = ["over", "base"].map((name) => find(`[name=${name}]`, pair).value);
+    for (const row of [...rows, ...table.tFoot.rows]) {
+      const [over, base] = runs.map((run) =>
+        number([...row.cells].find((cell) => cell.dataset.run === run)));
+      find(".gain", row).textContent = points(over - base);
     }
-    const kinds = heads.filter((h) => [over, base].includes(h.dataset.run)).map((h) => h.dataset.kind);
+    const kinds = heads.filter((h) => runs.includes(h.dataset.run)).map((h) => h.dataset.kind);
     find("#lists").hidden = kinds.every((kind) => kind === kinds[0]);
   }
 
-  function sort() {
+  function compare(a, b) {
     const { column, descending } = order;
-    const key = (row) => row.cells[column].dataset.value;
-    const rows = [...body.rows].sort((a, b) => {
-      if (column === 0) return a.dataset.class.localeCompare(b.dataset.class);
-      if (key(a) === "" || key(b) === "") return (key(a) === "") - (key(b) === "");
-      return (key(a) - key(b)) * (descending ? -1 : 1);
-    });
-    body.append(...(column === 0 && descending ? rows.reverse() : rows));
+    const sign = descending ? -1 : 1;
+    if (column === 0) return sign * a.dataset.class.localeCompare(b.dataset.class);
+    const [x, y] = [a, b].map((row) => number(row.cells[column]));
+    if (Number.isNaN(x) || Number.isNaN(y)) return Number.isNaN(x) - Number.isNaN(y); // last
+    return sign * (x - y);
+  }
+
+  function sort() {
+    body.append(...rows.toSorted(compare));
     heads.forEach((head, k) => {
-      head.ariaSort = k !== column ? "none" : descending ? "descending" : "ascending";
+      head.ariaSort = k !== order.column ? "none" : order.descending ? "descending" : "ascending";
     });
   }
 
   // Bars to both sides of zero, in the order of the table.
   function draw() {
-    const gains = [...body.rows].map((row) => Number(find("td.gain", row).dataset.value));
+    const gains = rows.map((row) => number(find(".gain", row)) || 0);
     const low = Math.min(0, ...gains);
     const span = Math.max(0, ...gains) - low || 1;
-    chart.replaceChildren(...[...body.rows].map((row, k) => {
+    const chart = find("#gains .bars");
+    chart.style.setProperty("--zero", `${100 * -low / span}%`);
+    chart.replaceChildren(...[...body.rows].map((row) => {
+      const text = find(".gain", row).textContent;
+      const gain = gains[rows.indexOf(row)];
       const bar = make("i");
-      bar.style.left = `${100 * (Math.min(0, gains[k]) - low) / span}%`;
-      bar.style.width = `${100 * Math.abs(gains[k]) / span}%`;
-      const text = find("td.gain", row).textContent;
+      bar.style.left = `${100 * (Math.min(0, gain) - low) / span}%`;
+      bar.style.width = `${100 * Math.abs(gain) / span}%`;
       return make("p", { className: row.className },
         make("b", { textContent: row.dataset.class }), make("span", {}, bar), make("span", { textContent: text }));
     }));
-    chart.style.setProperty("--zero", `${100 * -low / span}%`);
   }
 
   function update() {
@@ -170,7 +169,7 @@ function startViewer(viewer) {
     viewer.open = false;
     viewer.showModal();
     control.next.focus(); // not the first select, which would take the arrow keys
-    control.enlarge.textContent = "Back to the page";
+    control.enlarge.textContent = "Back";
   }
 
   viewer.addEventListener("close", () => {
@@ -234,7 +233,7 @@ for (const table of findAll("#iou")) startClasses(table);
 for (const viewer of findAll("#viewer")) startViewer(viewer);
 
 document.addEventListener("keydown", (event) => {
-  const busy = event.target.closest("select, input[type=range], .scroll"); // these use the keys
+  const busy = event.target.matches("select, input[type=range], .scroll"); // these use the keys
   const act = keys[event.key.length === 1 ? event.key.toLowerCase() : event.key];
   if (!act || busy || event.ctrlKey || event.altKey || event.metaKey) return;
   event.preventDefault();
