@@ -1,0 +1,121 @@
+"""What a run has written so far, and the command towards what is missing."""
+
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from core.config import Config
+from core.errors import UserError
+from core.files import read_json
+from core.runs import Run
+from tools.report.analyses import Analysis, read_analyses
+
+LABEL_ROWS = {  # evaluation name: title, meaning
+    "labels_wsss": ("WSSS pseudo labels", "the classifier's maps at the configured threshold"),
+    "labels_wsss_best": ("WSSS labels, best threshold", "the same, best threshold in hindsight"),
+    "labels_debias": ("Debiased labels", "biased pixels count as background here"),
+}
+LABEL_MAKERS = {
+    "labels_wsss": "train_wsss.py",
+    "labels_wsss_best": "tools/sweep_threshold.py",
+    "labels_debias": "make_debiased_labels.py",
+}
+MODE_ROWS = {
+    "wsss": ("WSSS", "trained on the pseudo labels as they are"),
+    "wsss_best": ("WSSS, best threshold", "trained on the best labels that a threshold can give"),
+    "ignore": ("Ignore", "biased pixels are left out of the loss"),
+    "complement": ("Complement", "the teacher fills biased pixels"),
+    "mars": ("MARS", "filled, and weighted by the teacher's certainty"),
+    "supervised": ("Fully supervised", "trained on ground truth: the upper bound"),
+}
+COMPARED = ("wsss_best", "mars", "supervised")  # shown first, and missed where they are not there
+LOGS = {
+    "uss/self_supervised": "Stage 1: features",
+    "uss/stego": "Stage 1: STEGO head",
+    "wsss": "Stage 2: classifier",
+    **{f"segmentation/{mode}": f"Stage 4: {title}" for mode, (title, _) in MODE_ROWS.items()},
+}
+
+
+@dataclass
+class Record:
+    """Figures found in a run folder; whatever is absent is empty."""
+
+    scores: dict[str, dict] = field(default_factory=dict)  # by evaluation name
+    manifests: dict[str, dict] = field(default_factory=dict)  # by folder below the run
+    logs: dict[str, list[dict]] = field(default_factory=dict)  # by folder below the run
+    sweep: dict = field(default_factory=dict)
+    analysis: dict = field(default_factory=dict)
+    analyses: list[Analysis] = field(default_factory=list)
+
+
+def read_record(folder: Path) -> Record:
+    """Reads the run folder.
+
+    Raises:
+        UserError: a file is not what the stage or tool of its name writes.
+    """
+    record = Record()
+    own_names = sorted(p.parent.name for p in folder.glob("evaluation/*/scores.json"))
+    for name in dict.fromkeys((*LABEL_ROWS, *MODE_ROWS, *own_names)):
+        record.scores[name] = _read(folder / "evaluation" / name / "scores.json")
+    stages = ["uss", "wsss", "debias", "control/debias"]
+    stages += [f"{part}/{mode}" for part in ("segmentation", "evaluation") for mode in MODE_ROWS]
+    for stage in stages:
+        record.manifests[stage] = _read(folder / stage / "manifest.json")
+    for stage in LOGS:
+        record.logs[stage] = _read_log(folder / stage / "log.jsonl")
+    record.scores, record.manifests, record.logs = (
+        {k: v for k, v in found.items() if v}
+        for found in (record.scores, record.manifests, record.logs)
+    )
+    record.sweep = _read(folder / "wsss" / "threshold_sweep.json")
+    record.analysis = _read(folder / "analysis.json")
+    record.analyses = read_analyses(folder / "analysis")
+    return record
+
+
+def _read(path: Path) -> dict:
+    return read_json(path) if path.is_file() else {}
+
+
+def _read_log(path: Path) -> list[dict]:
+    if not path.is_file():
+        return []
+    try:
+        return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    except ValueError as error:
+        raise UserError(f"{path} is no training log ({error}); move it away") from None
+
+
+class Commands:
+    """The next command towards a missing part of this run."""
+
+    def __init__(self, config: Config, arguments: Sequence[str]):
+        self._run, self._arguments = Run(config), shlex.join(arguments)
+        self._labels = {
+            "labels_wsss": self._run.wsss_labels,
+            "labels_wsss_best": self._run.wsss / "labels_best",
+            "labels_debias": self._run.debias / "labels",
+        }
+
+    def __call__(self, script: str, *options: str) -> str:
+        return " ".join(filter(None, ("python", script, self._arguments, shlex.join(options))))
+
+    def score(self, name: str) -> str:
+        """Towards evaluation/<name>/scores.json: the labels, the training or the scoring itself."""
+        labels = "labels_wsss_best" if name == "wsss_best" else name
+        folder = self._labels.get(labels)
+        if folder is not None and not folder.is_dir():
+            return self(LABEL_MAKERS[labels])
+        if name in LABEL_ROWS:
+            options = ["--predictions", str(folder), "--split", "train", "--name", name]
+            return self("evaluate.py", *options)
+        options = ["--segmentation.mode", name]
+        if name == "wsss_best":
+            options = ["--segmentation.mode", "wsss", "--segmentation.name", name]
+            options += ["--segmentation.labels_dir", str(folder)]
+        trained = (self._run.segmentation(name) / "checkpoint.pth").is_file()
+        return self("evaluate.py" if trained else "train_segmentation.py", *options)
