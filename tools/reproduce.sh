@@ -10,13 +10,14 @@ Usage: bash tools/reproduce.sh demo|voc|coco [--seeds N ...] [--only NAME ...] [
   demo    Tables 4 to 6 and Figs. 8 to 10 on the built-in benchmark; about two hours a seed on
           two CPU cores, of which Tables 4 and 5 take most
   voc     the same and Table 3 on PASCAL VOC 2012, beside the paper's figures; days on a GPU
-  coco    Table 3 and Figs. 8 to 10 on MS COCO 2014; days on a GPU
+  coco    Table 3 and Figs. 8 and 9 on MS COCO 2014; days on a GPU
 
   --seeds N ...   one or more; several give mean and spread (default: 0)
   --only NAME ... table3 to table6, figure8, figure9, figure10; default: all
   --jobs N        commands side by side (default: demo one for each core, else 1)
   --quick         demo: smaller and faster, shows that everything runs, without Tables 4 and 5
-  other options   voc, coco: settings of all stages, such as --data.root FOLDER
+  other options   voc, coco: settings of all stages, such as --data.root FOLDER; with --uss.cache true
+                  Fig. 10 reads features from disk (4 GB for VOC) instead of computing them again
 
 Before anything is run, voc and coco look for all images, tags, masks and weight files.
 A run that was interrupted continues where it was.

@@ -13,7 +13,8 @@ from core.files import read_json, write_json, written_whole
 
 PAPER = Path(__file__).with_name("paper.json")
 NONE = "–"  # a figure that there is none of
-BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#8c8c8c"  # told apart by any eyes
+BLUE, ORANGE = "#0072b2", "#d55e00"  # told apart by any eyes
+GREY, LIGHT = "#8c8c8c", "#e8e8e8"
 STYLE = {
     "font.size": 8,
     "axes.titlesize": 9,

@@ -2,9 +2,8 @@
 
 import dataclasses
 
-import matplotlib.patheffects
 import numpy as np
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from sklearn.manifold import TSNE
 
 from core.config import Config
@@ -13,9 +12,20 @@ from core.labels import read_label
 from core.runs import Run
 from core.splits import ground_truth, read_split
 from tools.analyse_bias import BIASED, TARGET, overlaps, target_share
-from tools.analyses.results import BLUE, GREY, ORANGE, Analysis, paper, percent, styled
+from tools.analyses.results import (
+    BLUE,
+    GREY,
+    LIGHT,
+    ORANGE,
+    STYLE,
+    Analysis,
+    paper,
+    percent,
+    styled,
+)
 
 SHOWN = 4000  # centroids in the picture; t-SNE takes half a minute for so many
+PANELS, COLUMNS = 20, 4  # classes in the picture, those with most centroids
 CAPTION = (
     "Foreground centroids of all training images: targets (IoU of the cluster with its class in "
     f"ground truth above {TARGET}) and biased ones (below {BIASED}); others are not counted, as in "
@@ -104,38 +114,45 @@ def draw(
         shares: of each class, in 0..1; None where no centroid counts.
         beside: see `figure8`.
     """
-    figure = Figure(figsize=(7.2, 3.8))
-    left, right = figure.subplots(1, 2, width_ratios=(1.45, 1))
-    for kind, colour, of_kind in (("target", BLUE, target), ("biased", ORANGE, ~target)):
-        for chosen, strength, title in (
-            (~selected, 0.22, kind),
-            (selected, 1.0, f"{kind}, selected"),
-        ):
-            points = places[of_kind & chosen]
-            style = {"s": 7, "c": colour, "alpha": strength, "linewidths": 0}
-            left.scatter(*points.T, **style, label=f"{title} ({len(points)})", rasterized=True)
-    outline = [matplotlib.patheffects.withStroke(linewidth=2, foreground="white")]
-    for c, name in enumerate(shares, 1):
-        if (labels == c).any():
-            place = np.median(places[labels == c], axis=0)
-            left.text(*place, name, ha="center", va="center", path_effects=outline, weight="bold")
-    left.set(xticks=[], yticks=[], title="t-SNE of the foreground centroids")
-    for side in left.spines.values():
-        side.set_visible(False)
-    left.legend(loc="upper center", bbox_to_anchor=(0.5, 0), ncols=2, markerscale=2)
+    panels = np.argsort(-np.bincount(labels, minlength=len(shares) + 1)[1:], kind="stable")
+    panels = sorted(panels[:PANELS].tolist())
     known = {name: pair for name, pair in shares.items() if None not in pair}
-    for y, (every, chosen) in enumerate(known.values()):
-        right.plot([100 * every, 100 * chosen], [y, y], color=GREY, linewidth=1, zorder=1)
-    ends = 100 * np.array([*known.values()]).reshape(-1, 2)
-    rows = np.arange(len(known))
-    right.scatter(ends[:, 0], rows, s=22, color="white", edgecolors=BLUE, label="all", zorder=2)
-    right.scatter(ends[:, 1], rows, s=22, color=BLUE, label="selected", zorder=3)
+    height = max(1.1 * -(-len(panels) // COLUMNS), 0.17 * len(known)) + 0.9
+    figure = Figure(figsize=(7.6, height))
+    left, right = figure.subfigures(1, 2, width_ratios=(1.9, 1))
+    left.suptitle("t-SNE of the foreground centroids", size=STYLE["axes.titlesize"])
+    grid = left.subplots(-(-len(panels) // COLUMNS), COLUMNS, squeeze=False).flatten()
+    for axes in grid:
+        axes.set_axis_off()
+    for axes, c in zip(grid, panels, strict=False):
+        axes.set_title([*shares][c], size=STYLE["font.size"])
+        kinds = {"others' centroids": (labels != c + 1, LIGHT, 1.0)}
+        for kind, colour, of_kind in (("target", BLUE, target), ("biased", ORANGE, ~target)):
+            ours = of_kind & (labels == c + 1)
+            kinds[kind] = ours & ~selected, colour, 0.3
+            kinds[f"{kind}, selected"] = ours & selected, colour, 1.0
+        for kind, (chosen, colour, strength) in kinds.items():
+            style = {"s": 6, "color": colour, "alpha": strength, "linewidths": 0}
+            axes.scatter(*places[chosen].T, **style, label=kind, rasterized=True)
+    handles, names = grid[0].get_legend_handles_labels()
+    left.legend(handles, names, loc="outside lower center", ncols=3, markerscale=2)
+    _draw_shares(right, known, beside)
+    return figure
+
+
+def _draw_shares(
+    figure: SubFigure, shares: dict[str, tuple[float, float]], beside: str | None
+) -> None:
+    axes, rows = figure.subplots(), np.arange(len(shares))
+    every, chosen = 100 * np.array([*shares.values()]).reshape(-1, 2).T
+    axes.hlines(rows, every, chosen, color=GREY, linewidth=1)
+    axes.scatter(every, rows, s=20, color="white", edgecolors=BLUE, label="all", zorder=2)
+    axes.scatter(chosen, rows, s=20, color=BLUE, label="selected", zorder=3)
     if beside == "voc":
         least = paper()["figure8"]["least_targets_among_selected"]
-        right.axvline(least, color=GREY, linestyle=":", label=f"the paper: all over {least} %")
-    right.set(yticks=rows, yticklabels=[*known], xlabel="targets, %")
-    right.set(title="Share of targets by class", xlim=(None, 101))
-    right.invert_yaxis()
-    right.grid(axis="x")
-    right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2)
-    return figure
+        axes.axvline(least, color=GREY, linestyle=":", label=f"the paper: all over {least} %")
+    axes.set(yticks=rows, yticklabels=[*shares], xlabel="targets, %", xlim=(None, 101))
+    axes.set_title("Targets by class")
+    axes.invert_yaxis()
+    axes.grid(axis="x")
+    figure.legend(loc="outside lower center", ncols=2)
