@@ -280,6 +280,55 @@ def test_each_job_of_the_reproduction_comes_after_those_it_reads_from():
     assert config.wsss.labels_dir == "runs/voc_irn_seed3/wsss/labels"
 
 
+@pytest.fixture
+def calls(tmp_path, monkeypatch) -> list[tuple]:
+    """What the reproduction calls, nothing of which is run; all its jobs end with some scores."""
+    made = []
+
+    def fake(jobs, folder, settings, side_by_side):
+        for job in (job for job in jobs if job.command[0] == "evaluate.py"):
+            options = dict(a.removeprefix("--").split("=", 1) for a in job.command[1:])
+            mode, names = options["segmentation.mode"], [*published.MODES]
+            path = Path(options["run_dir"]) / "evaluation" / mode
+            write_scores(path, 0.5 + 0.1 * names.index(mode))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(reproduce.os, "chdir", lambda folder: None)
+    monkeypatch.setattr(reproduce, "check_data", lambda data, runs: None)
+    monkeypatch.setattr(reproduce, "run_jobs", fake)
+    monkeypatch.setattr(reproduce, "call", lambda *arguments: made.append(arguments))
+    return made
+
+
+def test_voc_is_reproduced_for_every_seed(calls, tmp_path, monkeypatch):
+    arguments = ["reproduce.py", "voc", "--seeds", "0", "5", "--data.root=here"]
+    monkeypatch.setattr(reproduce.sys, "argv", arguments)
+    reproduce.main()
+    names = [*reproduce.ANALYSES]
+    assert [call[1] for call in calls if call[0] == "tools/analyse.py"] == names * 2
+    assert [call[0] for call in calls[-2:]] == ["tools/make_report.py"] * 2
+    assert all("--data.root=here" in call for call in calls)
+    assert {"--list=train", "--paper=voc"} < {*calls[0]}
+    for folder in ("voc_rsepm", "voc_rsepm_seed5"):
+        tables = {p.stem: p for p in (tmp_path / "runs" / folder / "analysis").iterdir()}
+        assert sorted(tables) == ["table3", "table4", "table5"]
+        rows = json.loads(tables["table5"].read_text())["rows"]
+        assert [row[0] for row in rows] == ["IRNet", "SEAM", "AdvCAM", "RS+EPM"]
+        assert all(row[2] == "50.0 (50.0 .. 50.0)" for row in rows)
+        assert json.loads(tables["table4"].read_text())["rows"][1][-1] == 77.7
+
+
+def test_demo_is_reproduced_for_every_seed(calls, monkeypatch):
+    arguments = ["reproduce.py", "demo", "--seeds", "0", "5", "--only", "table5", "figure9"]
+    monkeypatch.setattr(reproduce.sys, "argv", arguments)
+    reproduce.main()
+    scripts = [call[:2] for call in calls]
+    assert scripts[:2] == [("tools/run_demo.py", "--seed=0"), ("tools/analyse.py", "figure9")]
+    assert scripts[4] == ("tools/compare.py", "methods")
+    assert calls[4][2:5] == ("--seeds", "0", "5") and "runs/demo_seed5/analysis" in calls[4]
+    assert calls[-1] == ("tools/summarise_runs.py", Path("runs/demo"), Path("runs/demo_seed5"))
+
+
 @pytest.mark.parametrize("data", ["voc", "coco"])
 def test_reproduction_first_looks_for_its_data(data, tmp_path):
     for root in (tmp_path, tmp_path / "none"):
