@@ -24,6 +24,7 @@ from tools.analyses.results import BLUE, GREY, ORANGE, Analysis, percent, styled
 
 CLUSTERING = ("k_fg", "k_bg")  # settings that K-means depends on
 CONFIGURED, BEFORE = "configured", "pseudo labels"
+SYMBOLS = {"K_bg": "$K_{bg}$", "alpha": r"$\alpha$", "gamma": r"$\gamma$"}
 CAPTION = (
     "One setting of stage 3 at a time, everything else as configured (marked): mIoU of the "
     "debiased labels on the training list, biased pixels as background, per cent. The dashed line "
@@ -56,30 +57,41 @@ def factors(settings: DebiasConfig, quick: bool = False) -> dict[str, list[Point
         quick: the ends of each range alone.
     """
     tenths = [k / 10 for k in range(1, 11)]
-    numbers = {
-        "K_bg": ("k_bg", [1, 2, 3, 4, 5], {}),
-        "alpha": ("alpha", tenths, {}),
+    published = {"K_bg": ("k_bg", [1, 2, 3, 4, 5], {}), "alpha": ("alpha", tenths, {})}
+    forms = {
         "threshold": ("threshold", tenths[2:7], {"unary": "logistic"}),
         "gamma": ("gamma", [0.5, 1.0, 2.0, 4.0], {"unary": "gamma"}),
     }
+    scales = ("raw", "max", "minmax")
+    found = {
+        **_numbers(settings, published),
+        "distance": _distances(settings),
+        **_numbers(settings, forms),
+        "scale": [Point("scale", name, (("scale", name),)) for name in scales],
+    }
+    if quick:
+        found = {
+            factor: [p for p in points if p in points[:: len(points) - 1] or p.configured(settings)]
+            for factor, points in found.items()
+            if factor in published
+        }
+    return found
+
+
+def _numbers(settings: DebiasConfig, factors: dict[str, tuple]) -> dict[str, list[Point]]:
     found = {}
-    for factor, (key, values, form) in numbers.items():
+    for factor, (key, values, form) in factors.items():
         used = all(getattr(settings, k) == v for k, v in form.items())
         values = sorted({*values} | ({getattr(settings, key)} if used else set()))
         found[factor] = [Point(factor, f"{v:g}", (*form.items(), (key, v))) for v in values]
+    return found
+
+
+def _distances(settings: DebiasConfig) -> list[Point]:
     near = sorted({1, 10, 50} | ({settings.nearest} if settings.distance == "nearest" else set()))
     forms = [("mean", (("distance", "mean"),))]
     forms += [(f"nearest {k}", (("distance", "nearest"), ("nearest", k))) for k in near]
-    found["distance"] = [Point("distance", name, changes) for name, changes in forms]
-    scales = ("raw", "max", "minmax")
-    found["scale"] = [Point("scale", name, (("scale", name),)) for name in scales]
-    if quick:
-        found = {
-            factor: [p for p in points if p in (points[0], points[-1]) or p.configured(settings)]
-            for factor, points in found.items()
-            if factor in ("K_bg", "alpha")
-        }
-    return found
+    return [Point("distance", name, changes) for name, changes in forms]
 
 
 def figure10(
@@ -156,7 +168,7 @@ def draw(rows: list[list[Any]]) -> Figure:
     columns = min(3, len(groups))
     height = -(-len(groups) // columns)
     figure = Figure(figsize=(2.4 * columns, 1.9 * height + 0.3))
-    panels = figure.subplots(height, columns, sharey=True, squeeze=False).flatten()
+    panels = figure.subplots(height, columns, sharey="row", squeeze=False).flatten()
     for axes, (factor, points) in zip(panels, groups.items(), strict=False):
         values, marks, miou = zip(*points, strict=True)
         places = np.arange(len(values))
@@ -166,7 +178,9 @@ def draw(rows: list[list[Any]]) -> Figure:
             if mark:
                 axes.plot(place, height_, "*", color=ORANGE, markersize=10, label=CONFIGURED)
         axes.axhline(rows[0][3], color=GREY, linestyle="--", linewidth=1, label=BEFORE)
-        axes.set(title=factor, xticks=places, xticklabels=values, xlim=(-0.5, len(places) - 0.5))
+        ticks = [value.replace(" ", "\n") for value in values]
+        axes.set(xticks=places, xticklabels=ticks, xlim=(-0.5, len(places) - 0.5))
+        axes.set_title(SYMBOLS.get(factor, factor))
         axes.grid(axis="y")
     for axes in panels[len(groups) :]:
         axes.remove()
