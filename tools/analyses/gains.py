@@ -9,7 +9,7 @@ from core.files import read_json
 from core.runs import Run
 from tools.analyses.results import BLUE, GREY, NONE, ORANGE, Analysis, paper, styled
 
-BASELINES = {"wsss": "without MARS", "wsss_best": "best threshold"}
+BASELINES = {"wsss": "plain training", "wsss_best": "best threshold"}
 CAPTION = (
     "IoU on the validation list, per cent, and what MARS gains over plain training: on the very "
     "labels that it starts from and, where that was trained, on labels whose threshold was chosen "
