@@ -93,7 +93,7 @@ def test_figure8_tells_objects_from_context(config):
     write_stage3(config)
     analysis, figure = selection.figure8(config, None, None)
     rows = table(analysis)
-    assert rows["mean, all classes"] == ["", "", 50.0, 100.0]
+    assert rows["mean, all classes"] == ["", "", 50.0, 100.0, "", ""]
     assert sum(rows[name][0] for name in CLASSES) == 32
     assert "16 of 16 training images have masks" in analysis.caption
     assert len(figure.axes) == 2 * 4 + 1

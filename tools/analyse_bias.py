@@ -83,8 +83,9 @@ def overlaps(
         mask: index of an image -> (H, W) ground truth, or None where there is none.
 
     Returns:
-        vectors (N, D), labels (N,), selected (N,) bool, and overlap (N,): the IoU of the cluster
-        and the mask of its class in 0..1, NaN without a mask.
+        vectors (N, D), labels (N,), selected (N,) bool; and, in 0..1, NaN without a mask, overlap
+        (N,), the IoU of the cluster and the mask of its class, and inside (N,), the share of the
+        cluster that lies on it.
 
     Raises:
         UserError: the centroids are missing.
@@ -95,7 +96,7 @@ def overlaps(
         "run make_debiased_labels.py; over 1 GiB of centroids it does not list them all: diagnose "
         "a run with a shorter data.train_list",
     )
-    overlap = np.full(len(found["labels"]), np.nan)
+    overlap, inside = np.full((2, len(found["labels"])), np.nan)
     for image, image_id in enumerate(split.ids):
         truth = mask(image)
         if truth is None:
@@ -105,8 +106,10 @@ def overlaps(
         clusters = cv2.resize(cells, truth.shape[::-1], interpolation=cv2.INTER_NEAREST)
         for k, row in enumerate(np.flatnonzero(found["images"] == image)):
             cluster, shown = clusters == k, truth == found["labels"][row]
-            overlap[row] = (cluster & shown).sum() / max(1, (cluster | shown).sum())
-    return {**found, "overlap": overlap}
+            shared = (cluster & shown).sum()
+            overlap[row] = shared / max(1, (cluster | shown).sum())
+            inside[row] = shared / max(1, cluster.sum())
+    return {**found, "overlap": overlap, "inside": inside}
 
 
 def target_share(overlap: np.ndarray) -> float | None:
