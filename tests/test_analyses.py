@@ -330,17 +330,30 @@ def test_demo_is_reproduced_for_every_seed(calls, monkeypatch):
 
 
 @pytest.mark.parametrize("data", ["voc", "coco"])
-def test_reproduction_first_looks_for_its_data(data, tmp_path):
+def test_reproduction_first_looks_for_its_data(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
     for root in (tmp_path, tmp_path / "none"):
-        done = run_python("tools/reproduce.py", data, f"--data.root={root}", "--only", "table3")
-        assert done.returncode == 1 and "Traceback" not in done.stderr
-        assert f"tools/prepare_{data}.py" in done.stderr and str(root) in done.stderr
+        arguments = ["reproduce.py", data, f"--data.root={root}", "--only", "table3"]
+        monkeypatch.setattr(reproduce.sys, "argv", arguments)
+        with pytest.raises(UserError) as told:
+            reproduce.main()
+        assert f"tools/prepare_{data}.py" in str(told.value) and str(root) in str(told.value)
     assert not list(tmp_path.iterdir())
 
 
-def test_reproduction_names_the_tables_that_there_are():
-    done = run_python("tools/reproduce.py", "coco", "--only", "table6")
-    assert done.returncode == 2 and "coco has no table6; there are table3, figure8" in done.stderr
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("coco", "--only", "table6"), "coco has no table6; there are table3, figure8"),
+        (("voc", "--quick"), "--quick is for demo alone"),
+        (("demo", "--data.root=x"), "demo knows no --data.root=x"),
+    ],
+)
+def test_reproduction_refuses_what_it_does_not_know(arguments, message, monkeypatch, capsys):
+    monkeypatch.setattr(reproduce.sys, "argv", ["reproduce.py", *arguments])
+    with pytest.raises(SystemExit):
+        reproduce.main()
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.slow
