@@ -157,7 +157,7 @@ def _draw_shares(
     axes.scatter(chosen, rows, s=20, color=BLUE, label="selected", zorder=3)
     if beside == "voc":
         least = paper()["figure8"]["least_targets_among_selected"]
-        axes.axvline(least, color=GREY, linestyle=":", label=f"the paper: all over {least} %")
+        axes.axvline(least, color=GREY, linestyle=":", label=f"paper: > {least}")
     axes.set(yticks=rows, yticklabels=[*shares], xlabel="targets, %", xlim=(None, 101))
     axes.set_title("Targets by class")
     axes.invert_yaxis()
