@@ -14,7 +14,7 @@ from core.files import write_json
 from core.labels import read_label
 from core.runs import Run
 from core.splits import read_split
-from tools import reproduce
+from tools import analyse, reproduce
 from tools.analyses import ablation, gains, published, selection, sensitivity
 from tools.analyses.results import Analysis, paper, publish
 
@@ -131,6 +131,18 @@ def test_figure9_shows_gains_over_either_baseline(config):
     assert rows["boat"] == ["yes", 50.0, 55.0, 90.0, 40.0, 35.0]
     assert rows["train"] == ["yes", 50.0, "–", 60.0, 10.0, "–"]
     assert rows["mean"][3] == pytest.approx((60 * 8 + 90) / 9, abs=0.05)
+
+
+def test_analysis_notes_the_command_that_makes_it_again(experiment, config, monkeypatch):
+    run = Run(config)
+    for name in ("wsss", "mars"):
+        write_scores(run.evaluation(name), 0.5)
+    monkeypatch.chdir(ROOT)
+    arguments = ["analyse.py", "figure9", "--config", str(experiment), "--seed=0"]
+    monkeypatch.setattr(analyse.sys, "argv", arguments)
+    analyse.main()
+    content = json.loads((run.folder / "analysis/figure9.json").read_text())
+    assert content["command"] == f"python tools/analyse.py figure9 --config {experiment} --seed=0"
 
 
 def test_figure9_without_a_baseline_names_what_to_run(config):
