@@ -22,8 +22,8 @@ MODES = {
 METRICS = ("miou", "fp", "fn")
 CAPTION = (
     "Segmenters trained alike, all but the last on the same pseudo labels, scored on training "
-    "images, as in the paper, and on the validation list; per cent. FP and FN are shares of the union, mean over the "
-    "classes. The row without complementing is not in the paper."
+    "images, as in the paper, and on the validation list; per cent. FP and FN are shares of the "
+    "union, mean over the classes. The row without complementing is not in the paper."
 )
 
 
