@@ -1,4 +1,4 @@
-"""Table 6: what filling biased pixels and weighing them by certainty bring, and Table 3's row."""
+"""Table 6: what filling biased pixels and weighting them by certainty bring."""
 
 import hashlib
 import json
