@@ -10,6 +10,7 @@ names the output of another stage 3, on the classifier's own features. Writes
 """
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -53,28 +54,14 @@ def main() -> None:
 
 def selection(config: Config, folder: Path, split: Split, masks: list[np.ndarray]) -> dict:
     """Share of target centroids among the selected ones and among all, by class."""
-    labels, images, selected = read_arrays(
-        folder / "centroids.npz",
-        ("labels", "images", "selected"),
-        "run make_debiased_labels.py; over 1 GiB of centroids it does not list them all: diagnose "
-        "a run with a shorter data.train_list",
-    ).values()
-    overlap = np.zeros(len(labels))
-    for image, image_id in enumerate(split.ids):
-        rows = np.flatnonzero(images == image)
-        with np.load(folder / "clusters" / f"{image_id}.npz") as file:
-            cells = file["cells"]
-        height, width = masks[image].shape
-        clusters = cv2.resize(cells, (width, height), interpolation=cv2.INTER_NEAREST)
-        for k, row in enumerate(rows):
-            cluster, mask = clusters == k, masks[image] == labels[row]
-            overlap[row] = (cluster & mask).sum() / max(1, (cluster | mask).sum())
+    found = overlaps(folder, split, masks.__getitem__)
+    labels, selected, overlap = (found[key] for key in ("labels", "selected", "overlap"))
     classes = {}
     for c, name in enumerate(config.data.classes, 1):
         ours = labels == c
         classes[name] = {
-            "target_share_selected": _target_share(overlap[ours & selected]),
-            "target_share_all": _target_share(overlap[ours]),
+            "target_share_selected": target_share(overlap[ours & selected]),
+            "target_share_all": target_share(overlap[ours]),
             "selected": int((ours & selected).sum()),
             "centroids": int(ours.sum()),
         }
@@ -85,7 +72,48 @@ def selection(config: Config, folder: Path, split: Split, masks: list[np.ndarray
     }
 
 
-def _target_share(overlap: np.ndarray) -> float | None:
+def overlaps(
+    folder: Path, split: Split, mask: Callable[[int], np.ndarray | None]
+) -> dict[str, np.ndarray]:
+    """Every centroid of a finished stage 3, and how far its cluster shows its class.
+
+    Args:
+        folder: of stage 3.
+        split: the training images.
+        mask: index of an image -> (H, W) ground truth, or None where there is none.
+
+    Returns:
+        vectors (N, D), labels (N,), selected (N,) bool; and, in 0..1, NaN without a mask, overlap
+        (N,), the IoU of the cluster and the mask of its class, and inside (N,), the share of the
+        cluster that lies on it.
+
+    Raises:
+        UserError: the centroids are missing.
+    """
+    found = read_arrays(
+        folder / "centroids.npz",
+        ("vectors", "labels", "images", "selected"),
+        "run make_debiased_labels.py; over 1 GiB of centroids it does not list them all: diagnose "
+        "a run with a shorter data.train_list",
+    )
+    overlap, inside = np.full((2, len(found["labels"])), np.nan)
+    for image, image_id in enumerate(split.ids):
+        truth = mask(image)
+        if truth is None:
+            continue
+        with np.load(folder / "clusters" / f"{image_id}.npz") as file:
+            cells = file["cells"]
+        clusters = cv2.resize(cells, truth.shape[::-1], interpolation=cv2.INTER_NEAREST)
+        for k, row in enumerate(np.flatnonzero(found["images"] == image)):
+            cluster, shown = clusters == k, truth == found["labels"][row]
+            shared = (cluster & shown).sum()
+            overlap[row] = shared / max(1, (cluster | shown).sum())
+            inside[row] = shared / max(1, cluster.sum())
+    return {**found, "overlap": overlap, "inside": inside}
+
+
+def target_share(overlap: np.ndarray) -> float | None:
+    """Targets of all targets and biased ones, 0..1; None without any."""
     target, biased = (overlap > TARGET).sum(), (overlap < BIASED).sum()
     return round(float(target / (target + biased)), 4) if target + biased else None
 

@@ -4,13 +4,15 @@
     python tools/compare.py features --seeds 20 21     # two of them, MARS with several features
 
 For each data-set seed and each method: pseudo labels, debiased labels, a segmenter trained on
-either, and one trained on ground truth. Prints a Markdown table. "Without" is plain training on the
-very labels that MARS starts from. What was finished is not run again.
+either, and one trained on ground truth. Prints a Markdown table and writes it to
+<run-dir>/analysis/table5.json or table4.json. "Without" is plain training on the very labels that
+MARS starts from. What was finished is not run again.
 """
 
 import argparse
 import hashlib
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -22,6 +24,7 @@ sys.path.insert(0, str(ROOT))
 from core.errors import run_script
 from core.files import read_json
 from core.jobs import Job, run_jobs
+from tools.analyses.results import Analysis, publish, spread
 
 METHODS = {
     "cam": "CAM",
@@ -39,6 +42,11 @@ FEATURES = {
 }
 LABELS = ("labels_wsss", "labels_debias")
 MODES = ("wsss", "mars")
+CAPTION = (
+    "mIoU on the built-in benchmark, per cent, mean over the data-set seeds (lowest .. highest): "
+    "of labels on the training list, of segmenters on the validation list. The settings of each "
+    "method were chosen on seed 0."
+)
 
 
 def main() -> None:
@@ -50,6 +58,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the data sets")
     parser.add_argument("--run-dir", type=Path, default=Path("runs/methods"))
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="side by side")
+    parser.add_argument(
+        "--output", type=Path, nargs="+", help="write the table to these folders instead"
+    )
     options = parser.parse_args()
     default = [*METHODS] if options.table == "methods" else ["cam", "rsepm"]
     methods, run_dir = options.methods or default, options.run_dir
@@ -61,9 +72,11 @@ def main() -> None:
         if options.table == "features":
             jobs += feature_jobs(methods, seed, run_dir)
         run_jobs(jobs, run_dir / f"seed{seed}", settings, max(1, options.jobs))
-    print(f"\nseeds {', '.join(map(str, options.seeds))}\n")
     make = method_table if options.table == "methods" else feature_table
-    print(make(run_dir, methods, options.seeds))
+    table = make(run_dir, methods, options.seeds)
+    command = f"python tools/compare.py {shlex.join(sys.argv[1:])}"
+    for folder in options.output or [run_dir / "analysis"]:
+        publish(folder, table, command)
 
 
 def overrides(names: list[str], seed: int, run_dir: Path, **further: object) -> list[str]:
@@ -163,47 +176,43 @@ def miou(run_dir: Path, seeds: list[int], folder: str, name: str) -> np.ndarray:
     return 100 * np.array([read_json(path / "scores.json")["miou"] for path in scores])
 
 
-def method_table(run_dir: Path, methods: list[str], seeds: list[int]) -> str:
+def method_table(run_dir: Path, methods: list[str], seeds: list[int]) -> Analysis:
     """Mean over the seeds (lowest .. highest), in per cent."""
     full = miou(run_dir, seeds, "cam", "supervised")
-    lines = [
-        "| labels of | pseudo labels | debiased, biased = background | without MARS | with MARS "
-        "| gain | gap closed |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    columns = ["labels of", "pseudo labels", "debiased, biased = background"]
+    columns += ["without MARS", "with MARS", "gain", "gap closed"]
+    rows = []
     for method in methods:
         labels, (base, mars) = (
             [miou(run_dir, seeds, method, name) for name in names] for names in (LABELS, MODES)
         )
         closed = 100 * (mars - base) / (full - base)
-        cells = [*labels, base, mars, mars - base, closed]
-        lines.append(f"| {METHODS[method]} | " + " | ".join(map(spread, cells)) + " % |")
-    lines.append(f"| ground truth | | | {spread(full)} | | | |")
-    return "\n".join(lines)
+        cells = map(spread, [*labels, base, mars, mars - base])
+        rows.append([METHODS[method], *cells, f"{spread(closed)} %"])
+    rows.append(["ground truth", "", "", spread(full), "", "", ""])
+    caption = f"{CAPTION} Seeds {', '.join(map(str, seeds))}."
+    return Analysis("table5", 50, "Table 5 in small: every method", caption, columns, rows)
 
 
-def feature_table(run_dir: Path, methods: list[str], seeds: list[int]) -> str:
+def feature_table(run_dir: Path, methods: list[str], seeds: list[int]) -> Analysis:
     """The same for the kinds of features."""
     full = miou(run_dir, seeds, "cam", "supervised")
-    lines = [
-        "| labels of | features | debiased, biased = background | mIoU | gain | gap closed |",
-        "|---|---|---|---|---|---|",
-    ]
+    columns = ["labels of", "features", "debiased, biased = background", "mIoU"]
+    columns += ["gain", "gap closed"]
+    rows = []
     for method in methods:
         base = miou(run_dir, seeds, method, "wsss")
         plain = miou(run_dir, seeds, method, "labels_wsss")
         name = METHODS[method]
-        lines.append(f"| {name} | none: without MARS | {spread(plain)} | {spread(base)} | | |")
+        rows.append([name, "none: without MARS", spread(plain), spread(base), "", ""])
         for kind, title in FEATURES.items():
             folder = method if kind == "demo" else f"{method}_{kind}"
             labels, mars = (miou(run_dir, seeds, folder, n) for n in ("labels_debias", "mars"))
-            cells = [labels, mars, mars - base, 100 * (mars - base) / (full - base)]
-            lines.append(f"| {name} | {title} | " + " | ".join(map(spread, cells)) + " % |")
-    return "\n".join(lines)
-
-
-def spread(values: np.ndarray) -> str:
-    return f"{values.mean():.1f} ({values.min():.1f} .. {values.max():.1f})"
+            closed = 100 * (mars - base) / (full - base)
+            cells = map(spread, [labels, mars, mars - base])
+            rows.append([name, title, *cells, f"{spread(closed)} %"])
+    caption = f"{CAPTION} Seeds {', '.join(map(str, seeds))}."
+    return Analysis("table4", 40, "Table 4 in small: features", caption, columns, rows)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from core.errors import run_script
 from core.files import read_json
+from tools.analyses.results import spread
 
 LABELS = {
     "labels_wsss": "pseudo labels",
@@ -81,10 +82,6 @@ def analysis(run: Path, path: tuple[str, ...]) -> float:
     for key in path:
         value = value[key]
     return value
-
-
-def spread(values: np.ndarray) -> str:
-    return f"{values.mean():.1f} ({values.min():.1f} .. {values.max():.1f})"
 
 
 if __name__ == "__main__":

@@ -29,9 +29,9 @@ cd "$root"
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
-# Compiled code is kept in .venv, for the next run and for the demo.
+# Compiled code and the list of fonts are kept in .venv, for the next run and for the demo.
 export PYTHONDONTWRITEBYTECODE='' PYTHONPYCACHEPREFIX=$root/.venv/pycache
-export NUMBA_CACHE_DIR=$root/.venv/numba-cache
+export NUMBA_CACHE_DIR=$root/.venv/numba-cache MPLCONFIGDIR=$root/.venv/matplotlib
 export COVERAGE_FILE=$scratch/coverage HYPOTHESIS_STORAGE_DIRECTORY=$scratch/hypothesis
 export OMP_NUM_THREADS=1 # the workers already fill the cores
 
