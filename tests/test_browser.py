@@ -143,6 +143,7 @@ def test_gain_is_that_of_the_chosen_evaluations(page, scores):
     choose(page, "base", "MARS")
     expected = gains(scores[1], "supervised", "mars")
     assert list(map(number, column(page, 1))) == list(expected.values())
+    assert "Fully supervised over MARS" in page.locator("#gains figcaption").inner_text()
     bars = page.locator("#gains .bars p")
     assert bars.locator("b").all_inner_texts() == list(expected)
     widths = bars.locator("i").evaluate_all("bars => bars.map(b => b.offsetWidth)")
