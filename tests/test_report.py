@@ -265,7 +265,14 @@ def test_analysis_that_is_no_object_is_refused(tmp_path, text):
 
 @pytest.mark.parametrize(
     "value, text",
-    [("a", "a"), (12345, "12345"), (61.23456, "61.23"), (12345.6, "12346"), (math.nan, "–")],
+    [
+        ("a", "a"),
+        (12345, "12345"),
+        (61.23456, "61.23"),
+        (39.0, "39.0"),
+        (12345.6, "12346"),
+        (math.nan, "–"),
+    ],
 )
 def test_cells_of_an_analysis_are_short(value, text):
     assert cell(value) == text
