@@ -1,0 +1,128 @@
+"""README and docs name what exists: files, links, headings, settings, options, configurations."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from core.config import Config
+
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *ROOT.glob("data/*/README.md")])
+SCRIPTS = [
+    path
+    for pattern in ("*.py", "tools/**/*.py", "tools/*.sh", "tests/faults/*.py")
+    for path in ROOT.glob(pattern)
+]
+FOREIGN = {"logdir", "nproc_per_node", "shm-size"}  # of tensorboard, torchrun and docker
+SUFFIXES = "py|sh|yaml|ipynb|toml|txt|safetensors"
+PLACES = "core|tools|configs|docs|notebooks|tests|data/demo"
+
+
+def fields(kind: type, prefix: str = "") -> set[str]:
+    """Every key of a dataclass, sections included, as `section.key`."""
+    keys = set()
+    for item in dataclasses.fields(kind):
+        keys.add(prefix + item.name)
+        if dataclasses.is_dataclass(item.type):
+            keys |= fields(item.type, f"{prefix}{item.name}.")
+    return keys
+
+
+KEYS = fields(Config)
+SECTIONS = {f.name for f in dataclasses.fields(Config) if dataclasses.is_dataclass(f.type)}
+
+
+def known(key: str) -> bool:
+    """Whether a key exists; an architecture's own arguments are free."""
+    return key in KEYS or ".arguments." in key
+
+
+def anchors(page: Path) -> set[str]:
+    """Headings as GitHub links to them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.M)
+    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
+
+
+def broken_links(page: Path) -> list[str]:
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)
+    broken = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"https?://", link):
+            continue
+        name, _, heading = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        if not target.exists() or (heading and heading not in anchors(target)):
+            broken.append(link)
+    return broken
+
+
+def unknown_settings(text: str) -> list[str]:
+    """Dotted settings, in backticks or as options, that core.config lacks."""
+    spans = re.findall(r"`([^`\n]+)`", text)
+    named = [m for s in spans for m in re.findall(r"^([a-z]\w*(?:\.\w+)+)\b(?!/)", s)]
+    options = re.findall(r"--([a-z]\w*(?:\.\w+)+)", text)
+    ours = {key for key in named if key.split(".")[0] in SECTIONS} | {*options}
+    ours = {key for key in ours if not key.endswith(tuple(f".{s}" for s in SUFFIXES.split("|")))}
+    return sorted(key for key in ours if not known(key))
+
+
+def missing_files(text: str) -> list[str]:
+    """Paths of the repository, and scripts that a command runs, that are not there."""
+    named = re.findall(rf"(?<![\w/.])((?:{PLACES})/[\w/.-]*\.(?:{SUFFIXES}))\b", text)
+    run = re.findall(r"(?:python|bash) ((?:tools/)?\w+\.(?:py|sh))\b", text)
+    return sorted({path for path in [*named, *run] if not (ROOT / path).exists()})
+
+
+def unknown_options(text: str) -> list[str]:
+    """Options that no script, test or key knows."""
+    written = {*re.findall(r"(?<![\w-])--([a-z][\w-]+)(?![\w.-])", text)}
+    sources = "\n".join(path.read_text() for path in SCRIPTS)
+    ours = {*re.findall(r"--([a-z][\w-]+)", sources), "config", "help"} | FOREIGN
+    return sorted(o for o in written if o not in ours and o not in KEYS)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_page_names_what_exists(page):
+    text = page.read_text()
+    assert not broken_links(page)
+    assert not unknown_settings(text)
+    assert not missing_files(text)
+    assert not unknown_options(text)
+
+
+def test_what_does_not_exist_is_found(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# A (b), c\n[x](nothing.md) [y](page.md#a-b-c) [z](page.md#d)\n")
+    assert broken_links(page) == ["nothing.md", "page.md#d"]
+    text = "`wsss.treshold` `wsss.threshold: 0.3` `wsss/labels` --debias.alfa 1 --debias.alpha 1"
+    assert unknown_settings(text) == ["debias.alfa", "wsss.treshold"]
+    text = "`tools/none.py`, python train_none.py, `tools/run_all.sh`, `core/debias.py`"
+    assert missing_files(text) == ["tools/none.py", "train_none.py"]
+    assert unknown_options("--allow-missing --alow-missing") == ["alow-missing"]
+
+
+def test_every_configuration_has_a_card():
+    cards = (ROOT / "docs/configs.md").read_text()
+    every = {f"configs/{path.name}" for path in (ROOT / "configs").glob("*.yaml")}
+    assert every == {*re.findall(r"configs/\w+\.yaml", cards)}
+
+
+def test_every_stage_has_a_section():
+    text = (ROOT / "docs/stages.md").read_text()
+    stages = [path.name for path in ROOT.glob("*.py")]
+    assert len(stages) == 5
+    assert all(re.search(rf"^## \d\. .*`{name}`$", text, re.M) for name in stages)
+
+
+def test_every_page_is_listed():
+    listed = {*re.findall(r"\]\((\w+\.md)\)", (ROOT / "docs/README.md").read_text())}
+    assert listed == {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
+
+
+def test_pictures_are_small_and_used():
+    text = "".join(page.read_text() for page in PAGES)
+    pictures = [*(ROOT / "docs").glob("*.png")]
+    assert sum(path.stat().st_size for path in pictures) < 700_000
+    assert all(f"{path.name})" in text for path in pictures)
