@@ -24,11 +24,13 @@ from core.inference import multi_scale
 from core.labels import write_label
 from core.models.backbones import to_device
 from core.models.published import load_published
+from core.pictures import heat, label_colours, principal_components
 from core.pseudo_labels import load_cam
 from core.runs import Run
 from core.splits import Split
 from core.threads import in_threads
 from core.training import autocast, make_optimizer, pick_device, seed_everything, train
+from core.transforms import denormalise
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,18 @@ def train_pairs(config: Config, run: Run, split: Split, method: Spreading) -> nn
         label = F.interpolate(label, predictions.shape[-2:], mode="nearest-exact")[:, 0].long()
         return {"loss": affinity_loss(method.affinity(predictions), label, settings.radius)}
 
+    def pictures(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        with cast:
+            predictions = network.eval()(batch["image"].to(device)).float()
+        network.train()
+        size = batch["image"].shape[-2:]
+        if predictions.shape[1] == 1:  # a boundary
+            drawn = heat(predictions[:, 0].sigmoid(), size)
+        else:
+            drawn = torch.stack(principal_components(predictions))
+        seed = label_colours(batch["label"])
+        return {"image": denormalise(batch["image"]), "seed": seed, "prediction": drawn}
+
     batches = batches_from(dataset, settings.batch_size, iterations, config)
     train(
         "pairs",
@@ -114,6 +128,7 @@ def train_pairs(config: Config, run: Run, split: Split, method: Spreading) -> nn
         iterations,
         run.wsss / "pairs",
         config,
+        pictures=pictures,
     )
     return network.eval()
 
