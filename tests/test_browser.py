@@ -12,10 +12,11 @@ from core.runs import Run
 from tools.make_report import write_report
 
 api = pytest.importorskip("playwright.sync_api", reason="needs playwright: requirements-dev.txt")
-pytestmark = pytest.mark.xdist_group("browser")  # one browser and one page serve all tests
+pytestmark = pytest.mark.xdist_group("browser")  # one browser and one report serve all
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 HOSTILE = """<img src=x onerror="alert(1)">'&"""  # a class and an evaluation are called so
+PATIENCE = 20_000  # milliseconds; a busy machine is slow
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 
 
@@ -24,6 +25,7 @@ def browser():
     path = next(filter(None, map(shutil.which, BROWSERS)), None)
     if path is None:
         pytest.skip(f"needs one of {', '.join(BROWSERS)} in the PATH")
+    api.expect.set_options(timeout=PATIENCE)
     with api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path)
         yield browser
@@ -50,7 +52,7 @@ def open_page(browser, scores):
     def opened(**options):
         contexts.append(browser.new_context(**{"viewport": DESKTOP, **options}))
         page = contexts[-1].new_page()
-        page.set_default_timeout(5000)
+        page.set_default_timeout(PATIENCE)
         page.on("console", lambda message: problems.append(message.text))
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("dialog", lambda dialog: (problems.append(dialog.message), dialog.dismiss()))
@@ -141,6 +143,7 @@ def test_gain_is_that_of_the_chosen_evaluations(page, scores):
     choose(page, "base", "MARS")
     expected = gains(scores[1], "supervised", "mars")
     assert list(map(number, column(page, 1))) == list(expected.values())
+    assert "Fully supervised over MARS" in page.locator("#gains figcaption").inner_text()
     bars = page.locator("#gains .bars p")
     assert bars.locator("b").all_inner_texts() == list(expected)
     widths = bars.locator("i").evaluate_all("bars => bars.map(b => b.offsetWidth)")

@@ -265,7 +265,14 @@ def test_analysis_that_is_no_object_is_refused(tmp_path, text):
 
 @pytest.mark.parametrize(
     "value, text",
-    [("a", "a"), (12345, "12345"), (61.23456, "61.23"), (12345.6, "12346"), (math.nan, "–")],
+    [
+        ("a", "a"),
+        (12345, "12345"),
+        (61.23456, "61.23"),
+        (39.0, "39.0"),
+        (12345.6, "12346"),
+        (math.nan, "–"),
+    ],
 )
 def test_cells_of_an_analysis_are_short(value, text):
     assert cell(value) == text
@@ -279,10 +286,25 @@ def test_evaluation_with_a_name_of_its_own_is_shown(finished):
     assert [row["title"] for row in others["rows"]] == ["mine"] and not others["rows"][0]["best"]
     table = figures.class_table(scores)
     assert table["rows"]["a"]["mine"] is not None and table["rows"]["a"]["mars"] is None
-    assert table["pair"] == ["mars", "wsss_best"]
+    assert table["pair"] == ("mars", "wsss_best")
 
 
 def test_single_evaluation_has_nothing_to_be_compared_with(finished):
     scores = read_record(Run(finished[0]).folder).scores
     table = figures.class_table({"ignore": scores["ignore"]})
     assert table["pair"] is None and [r["shown"] for r in table["runs"]] == [True]
+
+
+@pytest.mark.parametrize(
+    "names, pair",
+    [
+        (("ignore", "wsss", "mars", "labels_debias"), ("mars", "wsss")),
+        (("labels_wsss", "labels_debias", "mars"), ("labels_debias", "labels_wsss")),
+        (("labels_wsss", "ignore", "complement"), ("labels_wsss", "ignore")),
+    ],
+)
+def test_first_difference_is_the_one_that_tells_most(finished, names, pair):
+    scores = read_record(Run(finished[0]).folder).scores
+    table = figures.class_table({name: scores[name] for name in names})
+    assert table["pair"] == pair
+    assert {r["name"] for r in table["runs"] if r["shown"]} == {*pair, "mars"} & {*names}

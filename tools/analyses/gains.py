@@ -95,5 +95,5 @@ def draw(gains: dict[str, dict[str, float]], biased: tuple[str, ...]) -> Figure:
     axes.set(title="What MARS gains in each class")
     axes.grid(axis="x")
     if biased or others:
-        axes.legend(loc="lower right")
+        figure.legend(loc="outside lower center", ncols=2)
     return figure

@@ -94,4 +94,4 @@ def cell(value: str | int | float) -> str:
         return str(value)
     if not math.isfinite(value):
         return "–"
-    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return f"{value:.0f}" if abs(value) >= 1000 else str(float(f"{value:.4g}"))

@@ -7,6 +7,12 @@ from typing import Any
 from core.config import Config
 from tools.report.record import COMPARED, LABEL_ROWS, MODE_ROWS, Commands
 
+PAIRS = (  # evaluations whose difference tells most, and whose lists are the same
+    ("mars", "wsss_best"),
+    ("mars", "wsss"),
+    ("labels_debias", "labels_wsss_best"),
+    ("labels_debias", "labels_wsss"),
+)
 COLUMNS = {"miou": max, "fp": min, "fn": min, "biased": max, "others": max}  # which value is best
 
 
@@ -126,7 +132,10 @@ def class_table(scores: Mapping[str, dict]) -> dict[str, Any]:
         name: dict(zip(score["classes"], score["per_class"]["iou"], strict=True))
         for name, score in scores.items()
     }
-    shown = set(COMPARED) & scores.keys() or scores.keys()
+    names = [name for titles in kinds_of(scores).values() for name in titles if name in scores]
+    pairs = (*PAIRS, tuple(names[:2]))
+    pair = next((p for p in pairs if len(p) == 2 and scores.keys() >= {*p}), None)
+    shown = {*COMPARED, *(pair or names)}
     runs = [
         {"name": name, "title": title, "kind": kind, "shown": name in shown}
         for kind, titles in kinds_of(scores).items()
@@ -134,12 +143,10 @@ def class_table(scores: Mapping[str, dict]) -> dict[str, Any]:
         if name in scores
     ]
     classes = dict.fromkeys(c for values in iou.values() for c in values)
-    wanted = dict.fromkeys(("mars", "wsss_best", "wsss", *(r["name"] for r in runs)))
-    pair = [name for name in wanted if name in scores][:2]
     return {
         "runs": runs,
         "rows": {c: {name: values.get(c) for name, values in iou.items()} for c in classes},
-        "pair": pair if len(pair) == 2 else None,
+        "pair": pair,
     }
 
 

@@ -39,7 +39,10 @@ function startClasses(table) {
     Number.isNaN(gain) ? "–" : (gain > 0 ? "+" : "") + gain.toFixed(1).replace("-", "−");
 
   function subtract() {
-    const runs = ["over", "base"].map((name) => find(`[name=${name}]`, pair).value);
+    const options = findAll("select", pair).map((select) => select.selectedOptions[0]);
+    const runs = options.map((option) => option.value);
+    const titles = options.map((option) => option.text).join(" over ");
+    find("#gains figcaption").textContent = `Gain in IoU, percentage points: ${titles}`;
     for (const row of [...rows, ...table.tFoot.rows]) {
       const [over, base] = runs.map((run) =>
         number([...row.cells].find((cell) => cell.dataset.run === run)));
@@ -79,7 +82,9 @@ function startClasses(table) {
       bar.style.left = `${100 * (Math.min(0, gain) - low) / span}%`;
       bar.style.width = `${100 * Math.abs(gain) / span}%`;
       return make("p", { className: row.className },
-        make("b", { textContent: row.dataset.class }), make("span", {}, bar), make("span", { textContent: text }));
+        make("b", { textContent: row.dataset.class }),
+        make("span", {}, bar),
+        make("span", { textContent: text }));
     }));
   }
 
@@ -141,7 +146,10 @@ function startViewer(viewer) {
       const from = find("img", figure);
       const picture = find(`img.${side}`, stage);
       picture.hidden = !from; // the image alone
-      if (from) Object.assign(picture, { src: from.src, alt: from.alt, className: `${side} ${from.className}` });
+      if (from) {
+        const className = `${side} ${from.className}`;
+        Object.assign(picture, { src: from.src, alt: from.alt, className });
+      }
       find(`span.${side}`, stage).textContent = find("figcaption", figure).textContent;
     }
     find("h4", viewer).replaceChildren(...find("h4", strip).cloneNode(true).childNodes);
@@ -180,7 +188,9 @@ function startViewer(viewer) {
 
   control.gallery.addEventListener("change", enter);
   control.class.addEventListener("change", () => show(strips()[0]));
-  for (const side of [control.left, control.right]) side.addEventListener("change", () => show(shown));
+  for (const side of [control.left, control.right]) {
+    side.addEventListener("change", () => show(shown));
+  }
   control.previous.addEventListener("click", () => step(-1));
   control.next.addEventListener("click", () => step(1));
   control.enlarge.addEventListener("click", enlarge);
