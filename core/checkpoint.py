@@ -276,6 +276,7 @@ def restore(network: nn.Module, path: Path, key: str, section: str) -> nn.Module
     except (KeyError, RuntimeError) as error:
         raise UserError(
             f"{path} does not fit the {section} section of this configuration "
-            f"({str(error).splitlines()[0]})"
+            f"({str(error).splitlines()[0].rstrip(':')}); give the --config and options of the run "
+            "that it is of"
         ) from None
     return network.eval()

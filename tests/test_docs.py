@@ -116,9 +116,10 @@ def test_every_stage_has_a_section():
     assert all(re.search(rf"^## \d\. .*`{name}`$", text, re.M) for name in stages)
 
 
-def test_every_page_is_listed():
-    listed = {*re.findall(r"\]\((\w+\.md)\)", (ROOT / "docs/README.md").read_text())}
-    assert listed == {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
+def test_every_page_and_notebook_is_linked_from_the_readme():
+    linked = {*re.findall(r"\]\(([^)#\s]+)", (ROOT / "README.md").read_text())}
+    every = [*ROOT.glob("docs/*.md"), *ROOT.glob("notebooks/*.ipynb")]
+    assert not {str(path.relative_to(ROOT)) for path in every} - linked
 
 
 def test_pictures_are_small_and_used():

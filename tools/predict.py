@@ -24,7 +24,7 @@ from core.errors import UserError, run_script
 from core.files import written_whole
 from core.labels import palette, read_label
 from core.runs import Run, Stage
-from core.segmenter import predict, trained_weights
+from core.segmenter import load_segmenter, predict, trained_weights
 from core.splits import Split
 from core.tags import find_images, image_id
 
@@ -46,6 +46,7 @@ def main() -> None:
     twice = next((name for name in names if paths[image_id(name)] != images / name), None)
     if twice:
         raise UserError(f"{twice} and {paths[image_id(twice)]} would share a result; rename one")
+    load_segmenter(config, weights)  # before --output is bound to a configuration that does not fit
     # Refuses a folder that holds the results of another network or other settings.
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     inputs = {"weights": [digest], "classes": config.data.classes}
