@@ -29,6 +29,8 @@ from core.files import read_json, write_json
 from core.logs import tell
 from core.training import pick_device
 
+FOR_SCORES = {"data.masks", "data.val_list", "data.biased_classes"}
+"""Settings that change scores alone: what a stage reads of them is among its inputs."""
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "numba", "opencv-python-headless", "pillow")
 
 
@@ -120,7 +122,8 @@ class Stage:
             {**m["settings"], **{f"input: {k}": v for k, v in m["inputs"].items()}}
             for m in (earlier, self.manifest)
         )
-        differ = sorted(k for k in {*old, *new} if _plain(old.get(k)) != _plain(new.get(k)))
+        differ = {k for k in {*old, *new} if _plain(old.get(k)) != _plain(new.get(k))}
+        differ = sorted(differ - FOR_SCORES)
         if differ:
             lines = "\n".join(
                 f"  {k}: {old.get(k)!r} there, {new.get(k)!r} now" for k in differ[:8]

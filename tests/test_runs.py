@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from core.config import Config
+from core.config import Config, DataConfig
 from core.errors import UserError, refuse_together, run_script
 from core.files import read_json, write_json, written_whole
 from core.runs import Stage
@@ -38,6 +38,12 @@ def test_other_settings_or_inputs_are_refused_and_nothing_is_lost(tmp_path, chan
     with pytest.raises(UserError, match="other settings or inputs"):
         stage(tmp_path, **change)
     assert (tmp_path / "manifest.json").read_bytes() == before
+
+
+def test_masks_may_come_later(tmp_path):
+    stage(tmp_path).finish({})
+    data = DataConfig(masks="masks", val_list="mine", biased_classes=("boat",))
+    assert stage(tmp_path, config=Config(data=data)).finished
 
 
 def test_label_maps_of_another_content_are_noticed(tmp_path):

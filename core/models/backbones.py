@@ -79,7 +79,10 @@ class WideResNet(nn.Module):
 
     def __init__(self, config: BackboneConfig):
         super().__init__()
-        self.net = WideResNet38(**config.arguments)
+        try:
+            self.net = WideResNet38(**config.arguments)
+        except TypeError as error:
+            raise UserError(f"backbone {config.name!r}: {error}") from None
         self.net.conv1a.requires_grad_(False)
         self.low_dim, *_, self.dim = self.net.dims
         if config.weights == "timm":
