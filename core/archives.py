@@ -19,7 +19,8 @@ from core.files import written_whole
 
 DAMAGED = (
     *(tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError),
-    *(EOFError, RuntimeError),  # the latter: encrypted, or packed in an unusual way
+    *(EOFError, UnicodeDecodeError, OverflowError),  # of names, and of lengths
+    RuntimeError,  # encrypted, or packed in an unusual way
 )
 """What reading a damaged archive raises."""
 

@@ -12,7 +12,7 @@ import sys
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, get_args
 
 import jsonargparse
 
@@ -795,6 +795,16 @@ def make_parser(prog: str, description: str) -> jsonargparse.ArgumentParser:
     return parser
 
 
+def _refuse_empty(parsed: Any, kind: type, prefix: str = "") -> None:
+    """Refuses null where a key has no such value; jsonargparse lets it pass for lists."""
+    for item in dataclasses.fields(kind):
+        key = prefix + item.name
+        if dataclasses.is_dataclass(item.type):
+            _refuse_empty(parsed, item.type, f"{key}.")
+        elif parsed.get(key, ()) is None and type(None) not in get_args(item.type):
+            raise UserError(f"{key} is empty; give it a value or take its line out")
+
+
 def parse(parser: jsonargparse.ArgumentParser, args: list[str] | None = None) -> tuple[Config, Any]:
     """Parses the command line; returns the configuration and the other arguments.
 
@@ -805,7 +815,9 @@ def parse(parser: jsonargparse.ArgumentParser, args: list[str] | None = None) ->
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", category=DeprecationWarning)
         try:
-            namespace = parser.instantiate(parser.parse_args(args))
+            parsed = parser.parse_args(args)
+            _refuse_empty(parsed, Config)
+            namespace = parser.instantiate(parsed)
         except UnicodeDecodeError as error:
             raise UserError(f"a configuration file is not UTF-8 ({error}); save it so") from None
     values = vars(namespace)

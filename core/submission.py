@@ -85,8 +85,8 @@ def _check_png(data: bytes, size: tuple[int, int] | None, num_classes: int) -> s
             if image.format != "PNG" or image.mode != "P":
                 return f"is {image.format} of mode {image.mode}, not an indexed PNG"
             label = np.array(image)
-    except (OSError, SyntaxError, ValueError) as error:
-        return f"cannot be decoded ({error})"
+    except Exception as error:  # noqa: BLE001 (Pillow fails in any way)
+        return f"cannot be decoded ({error or type(error).__name__})"
     if size is not None and label.shape != size:
         return f"is {label.shape[1]}x{label.shape[0]}, its image {size[1]}x{size[0]}"
     if label.max() > num_classes:

@@ -69,6 +69,16 @@ def test_value_outside_its_range_is_refused(argument):
         parsed(argument)
 
 
+@pytest.mark.parametrize("key", ["wsss.scales", "debias.alpha", "data.root"])
+def test_empty_value_is_refused(tmp_path, key):
+    section, name = key.split(".")
+    (tmp_path / "a.yaml").write_text(f"{section}:\n  {name}:\n")
+    with pytest.raises(UserError, match=f"{key} is empty"):
+        parsed(f"--config={tmp_path / 'a.yaml'}")
+    (tmp_path / "a.yaml").write_text("wsss:\n  weights:\n")  # may be null
+    assert parsed(f"--config={tmp_path / 'a.yaml'}").wsss.weights is None
+
+
 def test_imports_go_one_way():
     """Core imports no script and no tool, and its leaves import next to nothing."""
     for path in (ROOT / "core").rglob("*.py"):

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT, tiny_config
+from torch import nn
 
 from core import checkpoint, distributed
 
@@ -130,3 +131,43 @@ def test_shares_are_runs_that_cover_the_list(tmp_path, monkeypatch):
 def test_one_process_averages_nothing():
     value = torch.tensor(3.0)
     assert distributed.mean(value) is value and distributed.world() == 1
+
+
+@pytest.fixture
+def twin(monkeypatch):
+    """As if another process held the very same tensors."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(distributed, "all_reduce", lambda x: 2 * x)
+    maximum = distributed.dist.ReduceOp.MAX
+    monkeypatch.setattr(
+        distributed.dist, "all_reduce", lambda x, op=None: x if op == maximum else x.mul_(2)
+    )
+
+
+def test_shared_normalisation_is_that_of_the_whole_batch(twin):
+    images = torch.randn(3, 5, 4, 6) * 3 + 1
+    ours, theirs = nn.Sequential(nn.BatchNorm2d(5)), nn.BatchNorm2d(5)
+    with torch.no_grad():
+        for norm in (ours[0], theirs):
+            norm.weight.copy_(torch.arange(1.0, 6))
+            norm.bias.copy_(torch.arange(5.0))
+    distributed.share_normalisation(ours)
+    wanted = theirs(torch.cat([images, images]))[:3]
+    assert torch.allclose(ours(images), wanted, atol=1e-5)
+    for key, value in theirs.state_dict().items():
+        assert torch.allclose(ours[0].state_dict()[key], value, atol=1e-5), key
+    assert ours(images.bfloat16()).dtype == torch.bfloat16
+    assert torch.allclose(ours.eval()(images), theirs.eval()(images), atol=1e-5)
+
+
+def test_averages_over_twins_change_nothing(twin):
+    used, unused = nn.Parameter(torch.ones(2, 3)), nn.Parameter(torch.ones(4))
+    used.grad = torch.randn(2, 3)
+    before = used.grad.clone()
+    distributed.average_gradients(torch.optim.SGD([used, unused]))
+    assert torch.equal(used.grad, before) and unused.grad is None
+    norm = nn.BatchNorm1d(3)
+    norm.running_mean += 2
+    distributed.average_statistics([norm])
+    assert norm.running_mean.tolist() == [2, 2, 2] and norm.num_batches_tracked == 0
+    assert distributed.mean(torch.tensor(3)) == 3

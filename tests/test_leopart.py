@@ -84,6 +84,7 @@ def test_crops_overlap_enough_and_are_a_function_of_the_seed(tiny_data):
             common = boxes[k, 2:].minimum(boxes[v, 2:]) - boxes[k, :2].maximum(boxes[v, :2])
             assert common.min() > 0 and common.prod() > (0.02 if v == 1 else 0.01)
         again = crops[3, seed]
+        assert item.pop("id") == again.pop("id") == split.ids[3]
         assert all(torch.equal(item[key], again[key]) for key in item)
 
 
