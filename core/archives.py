@@ -19,7 +19,7 @@ from core.files import written_whole
 
 DAMAGED = (
     *(tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError),
-    *(EOFError, UnicodeDecodeError, OverflowError),  # of names, and of lengths
+    *(EOFError, UnicodeDecodeError, OverflowError, MemoryError),  # of names, of claimed lengths
     RuntimeError,  # encrypted, or packed in an unusual way
 )
 """What reading a damaged archive raises."""
