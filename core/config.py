@@ -2,7 +2,8 @@
 
 All five scripts read the same file. Every key below can be overridden as `--section.key value`;
 a key that does not exist is refused, naming the nearest one. Sources: "Sec." and "Eq." are the MARS
-paper's (ICCV 2023); "default" marks a choice of ours where the paper is silent.
+paper's (ICCV 2023); "default" marks a choice of ours where the paper is silent. A new key's default
+does what the code did without it: results of older code count as made with it (core/runs.py).
 """
 
 import dataclasses

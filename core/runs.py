@@ -122,6 +122,11 @@ class Stage:
             {**m["settings"], **{f"input: {k}": v for k, v in m["inputs"].items()}}
             for m in (earlier, self.manifest)
         )
+        # Settings that are newer than the folder: their defaults are what was done without them.
+        old = {
+            **{k: v for k, v in _flatten(dataclasses.asdict(Config())).items() if k in new},
+            **old,
+        }
         differ = {k for k in {*old, *new} if _plain(old.get(k)) != _plain(new.get(k))}
         differ = sorted(differ - FOR_SCORES)
         if differ:

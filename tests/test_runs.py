@@ -40,6 +40,16 @@ def test_other_settings_or_inputs_are_refused_and_nothing_is_lost(tmp_path, chan
     assert (tmp_path / "manifest.json").read_bytes() == before
 
 
+def test_setting_newer_than_the_folder_counts_as_its_default(tmp_path):
+    stage(tmp_path).finish({})
+    manifest = read_json(tmp_path / "manifest.json")
+    del manifest["settings"]["data.on_bad_image"]
+    write_json(tmp_path / "manifest.json", manifest)
+    with pytest.raises(UserError, match="data.on_bad_image: 'stop' there, 'skip' now"):
+        stage(tmp_path, config=Config(data=DataConfig(on_bad_image="skip")))
+    assert stage(tmp_path).finished
+
+
 def test_masks_may_come_later(tmp_path):
     stage(tmp_path).finish({})
     data = DataConfig(masks="masks", val_list="mine", biased_classes=("boat",))
