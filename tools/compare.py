@@ -22,8 +22,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from core.errors import run_script
-from core.files import read_json
 from core.jobs import Job, run_jobs
+from tools.analyses import published
 from tools.analyses.results import Analysis, publish, spread
 
 METHODS = {
@@ -43,9 +43,9 @@ FEATURES = {
 LABELS = ("labels_wsss", "labels_debias")
 MODES = ("wsss", "mars")
 CAPTION = (
-    "mIoU on the built-in benchmark, per cent, mean over the data-set seeds (lowest .. highest): "
-    "of labels on the training list, of segmenters on the validation list. The settings of each "
-    "method were chosen on seed 0."
+    "mIoU on the built-in benchmark, per cent; of several data-set seeds the mean "
+    "(lowest .. highest). Of labels on the training list, of segmenters on the validation list. "
+    "The settings of each method were chosen on seed 0."
 )
 
 
@@ -172,23 +172,21 @@ def feature_jobs(methods: list[str], seed: int, run_dir: Path) -> list[Job]:
 
 def miou(run_dir: Path, seeds: list[int], folder: str, name: str) -> np.ndarray:
     """One score in per cent for each seed."""
-    scores = (run_dir / f"seed{s}" / folder / "evaluation" / name for s in seeds)
-    return 100 * np.array([read_json(path / "scores.json")["miou"] for path in scores])
+    return published.miou([run_dir / f"seed{seed}" / folder for seed in seeds], name)
 
 
 def method_table(run_dir: Path, methods: list[str], seeds: list[int]) -> Analysis:
     """Mean over the seeds (lowest .. highest), in per cent."""
     full = miou(run_dir, seeds, "cam", "supervised")
     columns = ["labels of", "pseudo labels", "debiased, biased = background"]
-    columns += ["without MARS", "with MARS", "gain", "gap closed"]
+    columns += ["without MARS", "with MARS", "gain", "gap closed, %"]
     rows = []
     for method in methods:
         labels, (base, mars) = (
             [miou(run_dir, seeds, method, name) for name in names] for names in (LABELS, MODES)
         )
-        closed = 100 * (mars - base) / (full - base)
         cells = map(spread, [*labels, base, mars, mars - base])
-        rows.append([METHODS[method], *cells, f"{spread(closed)} %"])
+        rows.append([METHODS[method], *cells, published.closed_gap(base, mars, full)])
     rows.append(["ground truth", "", "", spread(full), "", "", ""])
     caption = f"{CAPTION} Seeds {', '.join(map(str, seeds))}."
     return Analysis("table5", 50, "Table 5 in small: every method", caption, columns, rows)
@@ -198,7 +196,7 @@ def feature_table(run_dir: Path, methods: list[str], seeds: list[int]) -> Analys
     """The same for the kinds of features."""
     full = miou(run_dir, seeds, "cam", "supervised")
     columns = ["labels of", "features", "debiased, biased = background", "mIoU"]
-    columns += ["gain", "gap closed"]
+    columns += ["gain", "gap closed, %"]
     rows = []
     for method in methods:
         base = miou(run_dir, seeds, method, "wsss")
@@ -208,9 +206,8 @@ def feature_table(run_dir: Path, methods: list[str], seeds: list[int]) -> Analys
         for kind, title in FEATURES.items():
             folder = method if kind == "demo" else f"{method}_{kind}"
             labels, mars = (miou(run_dir, seeds, folder, n) for n in ("labels_debias", "mars"))
-            closed = 100 * (mars - base) / (full - base)
             cells = map(spread, [labels, mars, mars - base])
-            rows.append([name, title, *cells, f"{spread(closed)} %"])
+            rows.append([name, title, *cells, published.closed_gap(base, mars, full)])
     caption = f"{CAPTION} Seeds {', '.join(map(str, seeds))}."
     return Analysis("table4", 40, "Table 4 in small: features", caption, columns, rows)
 

@@ -32,7 +32,7 @@ def table3(data: str, labels: str, runs: Runs) -> Analysis:
     published = paper()["table3"][data]
     ours = [miou(runs, mode) for mode in MODES]
     rows = [
-        ["ours", labels, *map(shown, ours)],
+        ["ours", labels, *map(spread, ours)],
         ["the paper", published["labels"], *(published[mode] for mode in MODES)],
     ]
     caption = f"{SCORED}Segmenter: DeepLab v3+, ResNet-101. {PUBLISHED}"
@@ -49,7 +49,7 @@ def table4(runs: Mapping[str, Mapping[str, Runs]]) -> Analysis:
         ours = {"none": miou(found["stego"], "wsss")}
         ours |= {kind: miou(found[kind], "mars") for kind in ("leopart", "stego")}
         theirs = [published[method][kind] for kind in FEATURES]
-        rows.append([METHODS[method][0], *(shown(ours[kind]) for kind in FEATURES), *theirs])
+        rows.append([METHODS[method][0], *(spread(ours[kind]) for kind in FEATURES), *theirs])
     columns = ["labels of", *FEATURES.values()]
     columns += [f"the paper, {name}" for name in FEATURES.values()]
     caption = SCORED + "MARS with two kinds of features, and without. " + PUBLISHED + RECONSTRUCTED
@@ -63,7 +63,7 @@ def table5(runs: Mapping[str, Runs]) -> Analysis:
         base, mars, full = (miou(found, mode) for mode in MODES)
         theirs = [published[method][mode] for mode in MODES]
         closed = [closed_gap(base, mars, full), closed_gap(*map(np.atleast_1d, theirs))]
-        ours = map(shown, (base, mars, full))
+        ours = map(spread, (base, mars, full))
         rows.append([*METHODS[method], *ours, closed[0], *theirs, closed[1]])
     titles = [*MODES.values(), "gap closed, %"]
     columns = ["labels of", "segmenter", *titles, *(f"the paper, {name}" for name in titles)]
@@ -81,9 +81,4 @@ def closed_gap(base: np.ndarray, mars: np.ndarray, full: np.ndarray) -> float | 
     """Which part of the way from `base` to full supervision MARS goes, per cent."""
     if (full <= base).any():
         return NONE
-    return shown(100 * (mars - base) / (full - base))
-
-
-def shown(values: np.ndarray) -> float | str:
-    """One figure, or the mean of several seeds (lowest .. highest)."""
-    return round(float(values[0]), 1) if len(values) == 1 else spread(values)
+    return spread(100 * (mars - base) / (full - base))

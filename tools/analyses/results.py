@@ -83,8 +83,10 @@ def percent(value: float | None) -> float | str:
     return NONE if value is None else round(100 * float(value), 1)
 
 
-def spread(values: np.ndarray) -> str:
-    """Mean over several runs (lowest .. highest)."""
+def spread(values: np.ndarray) -> float | str:
+    """The mean of several runs (lowest .. highest), or the one figure of a single run."""
+    if len(values) == 1:
+        return round(float(values[0]), 1)
     return f"{values.mean():.1f} ({values.min():.1f} .. {values.max():.1f})"
 
 
