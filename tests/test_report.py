@@ -134,7 +134,7 @@ def test_best_value_is_never_that_of_full_supervision(finished):
     config, arguments, _ = finished
     record = read_record(Run(config).folder)
     commands = Commands(config, arguments)
-    labels, predictions, _ = figures.score_table(record.scores, config, commands)
+    labels, predictions, *_ = figures.score_table(record.scores, config, commands)
     best = {row["name"] for row in predictions["rows"] if "miou" in row["best"]}
     weak = {n: record.scores[n]["miou"] for n in MODE_ROWS if n != "supervised"}
     assert best == {max(weak, key=weak.get)}
@@ -147,7 +147,7 @@ def test_score_on_part_of_the_images_is_never_best(finished):
     scores = read_record(Run(config).folder).scores
     part = {**scores["mars"], "miou": 0.99, "images": {"scored": 5, "of": 6}}
     commands = Commands(config, arguments)
-    _, predictions, _ = figures.score_table({**scores, "mars": part}, config, commands)
+    _, predictions, *_ = figures.score_table({**scores, "mars": part}, config, commands)
     row = next(row for row in predictions["rows"] if row["name"] == "mars")
     assert "miou" not in row["best"]
     assert not figures.headline({**scores, "mars": part}, config)["comparable"]
@@ -204,6 +204,16 @@ def test_similarity_refuses_centroids_of_other_features(finished):
         path.write_bytes(kept)
 
 
+def test_scores_of_training_images_are_a_group_of_their_own(finished):
+    config, _, _ = finished
+    scores = read_record(Run(config).folder).scores
+    scores = {"mars": scores["mars"], "mars_train": scores["mars"], "mine": scores["wsss"]}
+    groups = figures.score_table(scores, config, Commands(config, []))
+    titles = [[row["title"] for row in group["rows"]] for group in groups]
+    assert titles == [[], ["MARS"], ["MARS, training images"], ["mine"]]
+    assert [bool(group["missing"]) for group in groups] == [True, True, False, False]
+
+
 @pytest.mark.parametrize(
     "seconds, text",
     [(3.14, "3.1 s"), (125, "2 min 05 s"), (3599.9, "1 h 00 min"), (7260, "2 h 01 min")],
@@ -221,6 +231,14 @@ def write_analysis(folder: Path, name: str = "one.json", **changes) -> Path:
     content = {k: v for k, v in {**ANALYSIS, **changes}.items() if v is not ...}
     (folder / name).write_text(json.dumps(content))
     return folder / name
+
+
+def test_columns_of_words_are_told_from_columns_of_figures(tmp_path):
+    rows = [["CAM", "none", "", "−1.0 (−2 .. 0)"], ["IRNet", "STEGO", 2, "60.1"]]
+    write_analysis(tmp_path, columns=["a", "b", "c", "d"], rows=rows)
+    assert read_analyses(tmp_path)[0].words == [True, True, False, False]
+    write_analysis(tmp_path, rows=[])
+    assert read_analyses(tmp_path)[0].words == [True, True]
 
 
 def test_analyses_come_by_order_then_by_name(tmp_path):

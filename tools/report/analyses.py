@@ -30,6 +30,16 @@ class Analysis:
     command: str
     order: int
 
+    @property
+    def words(self) -> list[bool]:
+        """Of each column, whether it holds words and no figures."""
+        cells = zip(*self.rows, strict=True) if self.rows else [() for _ in self.columns]
+        return [not any(map(_is_figure, column)) for column in cells]
+
+
+def _is_figure(value: str | int | float) -> bool:
+    return not isinstance(value, str) or value.lstrip("+-−")[:1].isdigit()
+
 
 def read_analyses(folder: Path) -> list[Analysis]:
     """All analyses of a folder, in the order of the page; none where there is no folder.

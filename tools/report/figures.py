@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from core.config import Config
-from tools.report.record import COMPARED, LABEL_ROWS, MODE_ROWS, Commands
+from tools.report.record import COMPARED, LABEL_ROWS, MODE_ROWS, TRAINING_ROWS, Commands
 
 PAIRS = (  # evaluations whose difference tells most, and whose lists are the same
     ("mars", "wsss_best"),
@@ -80,17 +80,26 @@ def headline(scores: Mapping[str, dict], config: Config) -> dict | None:
 
 
 def kinds_of(scores: Mapping[str, dict]) -> dict[str, dict[str, tuple[str, str]]]:
-    """Names of evaluations, with title and meaning: two kinds that we know, and all others."""
-    known = LABEL_ROWS | MODE_ROWS
+    """Names of evaluations, with title and meaning: the kinds that we know, and all others."""
+    kinds = {
+        "Label maps": LABEL_ROWS,
+        "Predictions": MODE_ROWS,
+        "Predictions of training images, as in the paper's Table 6": TRAINING_ROWS,
+    }
+    known = {name for rows in kinds.values() for name in rows}
     others = {name: (name, "named by its user") for name in scores if name not in known}
-    return {"Label maps": LABEL_ROWS, "Predictions": MODE_ROWS, "Other evaluations": others}
+    return kinds | {"Other evaluations": others}
 
 
 def score_table(scores: Mapping[str, dict], config: Config, commands: Commands) -> list[dict]:
     """One row for each evaluation, and the commands towards those that are missing."""
     groups = []
-    lists = (config.data.train_list or "train", config.data.val_list or "val", None)  # of each kind
-    for ids, (kind, titles) in zip(lists, kinds_of(scores).items(), strict=True):
+    lists = {
+        "Label maps": config.data.train_list or "train",
+        "Predictions": config.data.val_list or "val",
+    }
+    for kind, titles in kinds_of(scores).items():
+        ids = lists.get(kind)  # None: of any list
         rows = [
             {
                 "name": name,
@@ -110,7 +119,7 @@ def score_table(scores: Mapping[str, dict], config: Config, commands: Commands) 
             best = choose_best((r["values"][key] for r in known), default=None)
             for row in known if len(known) > 1 else ():
                 row["best"] |= {key} if row["values"][key] == best else set()
-        wanted = titles.keys() - ({"wsss"} if "wsss_best" in scores else set())
+        wanted = titles.keys() - ({"wsss"} if "wsss_best" in scores else set()) if ids else set()
         missing = [(titles[n][0], commands.score(n)) for n in titles if n in wanted - scores.keys()]
         groups.append({"kind": kind, "list": ids, "rows": rows, "missing": missing})
     return groups

@@ -30,6 +30,9 @@ MODE_ROWS = {
     "mars": ("MARS", "filled, and weighted by the teacher's certainty"),
     "supervised": ("Fully supervised", "trained on ground truth: the upper bound"),
 }
+TRAINING_ROWS = {
+    f"{mode}_train": (f"{title}, training images", why) for mode, (title, why) in MODE_ROWS.items()
+}
 COMPARED = ("wsss_best", "mars", "supervised")  # shown first, and missed where they are not there
 LOGS = {
     "uss/self_supervised": "Stage 1: features",
