@@ -1,8 +1,9 @@
 """Stage 3: find the debiased centroid of each class and mark biased pixels (Eq. 1-5).
 
     python make_debiased_labels.py --config configs/demo.yaml
-    python make_debiased_labels.py --config configs/demo.yaml \
-        --wsss.labels_dir THEIR_LABELS --uss.features_dir THEIR_FEATURES --debias.output_dir OURS
+    python make_debiased_labels.py --config configs/folder.yaml --data.root PHOTOGRAPHS \
+        --data.tags tags.csv --run_dir runs/mine \
+        --wsss.labels_dir LABELS --uss.features_dir FEATURES --debias.output_dir DEBIASED
 
 Reads the training images and tags, any folder of pseudo labels and any features. Writes below
 <run_dir>/debias/ (or debias.output_dir):
