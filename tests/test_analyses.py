@@ -193,6 +193,37 @@ def test_figure10_runs_stage_3_once_for_each_point(config, monkeypatch):
     assert len(figure.axes) == 2
 
 
+def test_figure10_trains_a_segmenter_for_each_point_of_the_wanted_settings(config, monkeypatch):
+    run, commands = Run(config), {}
+    write_json(run.debias / "manifest.json", {"inputs": {}})
+
+    def fake(jobs, folder, settings, side_by_side):
+        for job in jobs:
+            assert commands.keys() >= {*job.after}
+            commands[job.name] = job.command
+            if job.command[0] == "evaluate.py":
+                options = dict(a.removeprefix("--").split("=", 1) for a in job.command[1:])
+                place = Path(options.get("run_dir", run.folder)) / "evaluation"
+                write_scores(place / options["segmentation.mode"], 0.3 + 0.01 * len(commands))
+
+    monkeypatch.setattr(sensitivity, "run_jobs", fake)
+    analysis, figure = sensitivity.figure10(config, ["--config=x"], None, 1, True, ["alpha"])
+    assert analysis.name == "figure10_segmenters" and len(figure.axes) == 1
+    values = [(factor, value, mark) for factor, value, mark, *_ in analysis.rows]
+    assert values[0] == ("(none)", "pseudo labels", "")
+    assert values[1:] == [
+        ("alpha", v, "configured" if v == "0.4" else "") for v in ("0.1", "0.4", "1")
+    ]
+    assert len({row[3] for row in analysis.rows}) == 4
+    point = run.folder / "analysis/figure10/alpha_1.0"
+    assert f"--segmentation.labels_dir={point / 'labels'}" in commands["alpha_1.0: train"]
+    assert f"--run_dir={point / 'segmenter'}" in commands["alpha_1.0: score of the segmenter"]
+    assert "--segmentation.mode=wsss" in commands["pseudo labels: train"]
+    assert not any(a.startswith("--run_dir") for a in commands["configured: train"])
+    with pytest.raises(UserError, match="does not vary alfa; it varies K_bg, alpha"):
+        sensitivity.figure10(config, [], None, 1, True, ["alfa"])
+
+
 def test_point_with_clusters_taken_over_ends_with_the_same_labels(experiment, config, tmp_path):
     """On features that are noise, for nothing is to be learnt here."""
     ids, generator = read_split(config.data, "train").ids, np.random.default_rng(2)

@@ -3,12 +3,14 @@
     python tools/analyse.py figure8 --config configs/demo.yaml     # which centroids are selected
     python tools/analyse.py figure9 --config configs/demo.yaml     # gains by class
     python tools/analyse.py figure10 --config configs/demo.yaml    # sensitivity of stage 3
+    python tools/analyse.py figure10 --config configs/demo.yaml --segmenters K_bg alpha
     python tools/analyse.py table6 --config configs/demo.yaml      # ablation of stage 4
 
 Takes any key of the configuration, as the stages do. Writes <run_dir>/analysis/<name>.json, .png
 and .pdf, and prints a Markdown table. figure8 and figure9 read what the stages have written;
-figure10 makes labels and table6 trains segmenters, where that is not done yet. All of them read
-masks, for scoring alone. tools/compare.py makes Tables 4 and 5, tools/reproduce.sh all of it.
+figure10 makes labels, table6 and figure10 with --segmenters train networks, where that is not done
+yet. All of them read masks, for scoring alone. tools/compare.py makes Tables 4 and 5,
+tools/reproduce.sh all of it.
 """
 
 import argparse
@@ -42,6 +44,14 @@ def main() -> None:
     parser.add_argument("--paper", choices=["voc"], help="show the paper's figures beside ours")
     parser.add_argument("--supervised-masks", help="table6: masks of the supervised training")
     parser.add_argument("--quick", action="store_true", help="figure10: few points")
+    parser.add_argument(
+        "--segmenters",
+        nargs="+",
+        default=(),
+        metavar="SETTING",
+        help="figure10: train a segmenter for each value of these (K_bg, alpha, distance, "
+        "threshold, gamma, scale), as the paper does, into figure10_segmenters",
+    )
     parser.add_argument("--jobs", type=int, default=1, help="figure10, table6: side by side")
     options, arguments = parser.parse_known_args()
     os.chdir(ROOT)  # where the jobs run, and relative folders start
@@ -52,7 +62,7 @@ def main() -> None:
     elif options.what == "figure9":
         made = figure9(config, options.paper)
     elif options.what == "figure10":
-        made = figure10(config, arguments, options.list, jobs, options.quick)
+        made = figure10(config, arguments, options.list, jobs, options.quick, options.segmenters)
     else:
         masks = options.supervised_masks
         made = (table6(config, arguments, options.list, jobs, options.paper, masks),)

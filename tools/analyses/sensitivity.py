@@ -1,7 +1,8 @@
-"""Fig. 10: how far the labels depend on the settings of stage 3, one at a time.
+"""Fig. 10: how far labels, or segmenters trained on them, depend on the settings of stage 3.
 
-Each point is a stage 3 of its own in <run_dir>/analysis/figure10/<point>/, scored there. Points
-that differ in nothing that K-means sees take its clusters over from the configured stage 3.
+Each point is a stage 3 of its own in <run_dir>/analysis/figure10/<point>/, scored there, and where
+asked a segmenter in <point>/segmenter/. One setting differs at a time. Points that differ in
+nothing that K-means sees take its clusters over from the configured stage 3.
 """
 
 import hashlib
@@ -17,6 +18,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from core.config import Config, DebiasConfig
+from core.errors import UserError
 from core.files import read_json
 from core.jobs import Job, run_jobs
 from core.runs import Run
@@ -26,10 +28,17 @@ CLUSTERING = ("k_fg", "k_bg")  # settings that K-means depends on
 CONFIGURED, BEFORE = "configured", "pseudo labels"
 SYMBOLS = {"K_bg": "$K_{bg}$", "alpha": r"$\alpha$", "gamma": r"$\gamma$"}
 CAPTION = (
-    "One setting of stage 3 at a time, everything else as configured (marked): mIoU of the "
-    "debiased labels on the training list, biased pixels as background, per cent. The dashed line "
-    "is the pseudo labels before debiasing. Threshold and gamma set the form of the unary, too. "
-    "The paper's Fig. 10 shows trained segmenters on VOC's validation list instead."
+    "One setting of stage 3 at a time, everything else as configured (marked): {}. "
+    "Threshold and gamma set the form of the unary, too."
+)
+OF_LABELS = (
+    "mIoU of the debiased labels on the training list, biased pixels as background, per cent. The "
+    "dashed line is the pseudo labels before debiasing. The paper's Fig. 10 shows trained "
+    "segmenters (--segmenters) on VOC's validation list instead"
+)
+OF_SEGMENTERS = (
+    "mIoU of segmenters trained with MARS on the debiased labels, on the validation list, per "
+    "cent. The dashed line is plain training on the pseudo labels"
 )
 
 
@@ -95,7 +104,12 @@ def _distances(settings: DebiasConfig) -> list[Point]:
 
 
 def figure10(
-    config: Config, arguments: Sequence[str], listed: str | None, side_by_side: int, quick: bool
+    config: Config,
+    arguments: Sequence[str],
+    listed: str | None,
+    side_by_side: int,
+    quick: bool,
+    trained: Sequence[str] = (),
 ) -> tuple[Analysis, Figure]:
     """The table of Fig. 10 and its picture; makes and scores the points that are not there yet.
 
@@ -105,14 +119,20 @@ def figure10(
         listed: list of the training images that have masks; None: all.
         side_by_side: points at a time.
         quick: few points.
+        trained: factors for whose points segmenters are trained and shown, as the paper does;
+        none: labels are shown, of all factors.
 
     Raises:
-        UserError: stage 3 is not finished, or a point failed.
+        UserError: stage 3 is not finished, a point failed, or there is no such factor.
     """
     run = Run(config)
     folder = run.folder / "analysis" / "figure10"
     base = read_json(run.debias / "manifest.json")
     points = factors(config.debias, quick)
+    unknown = sorted({*trained} - points.keys())
+    if unknown:
+        raise UserError(f"Fig. 10 does not vary {unknown[0]}; it varies {', '.join(points)}")
+    points = {factor: points[factor] for factor in points if factor in trained or not trained}
     varied = [p for group in points.values() for p in group if not p.configured(config.debias)]
     jobs = []
     scored = {CONFIGURED: run.debias / "labels", BEFORE: run.wsss_labels}
@@ -123,15 +143,20 @@ def figure10(
         command = ["make_debiased_labels.py", *arguments, *changes]
         jobs.append(Job(f"{point.folder}: labels", command))
         scored[point.folder] = folder / point.folder / "labels"
+    places = {}
     for name, labels in scored.items():
-        place = folder / name.replace(" ", "_") / "scores.json"
+        if trained:
+            places[name], added = segmenter_jobs(run, folder, name, labels, arguments)
+            jobs += added
+            continue
+        places[name] = folder / name.replace(" ", "_")
         command = ["evaluate.py", *arguments, f"--predictions={labels}", "--split=train"]
         command += [f"--data.train_list={listed}"] if listed else []
-        after = () if name in (CONFIGURED, BEFORE) else (f"{name}: labels",)
-        jobs.append(Job(f"{name}: score", [*command, f"--output={place}"], after))
+        command.append(f"--output={places[name] / 'scores.json'}")
+        jobs.append(Job(f"{name}: score", command, labels_first(name)))
     state = json.dumps([asdict(config), base["inputs"]], sort_keys=True)
     run_jobs(jobs, folder, hashlib.sha256(state.encode()).hexdigest(), side_by_side)
-    scores = {name: read_json(folder / name.replace(" ", "_") / "scores.json") for name in scored}
+    scores = {name: read_json(place / "scores.json") for name, place in places.items()}
     keys = ("miou", "fp", "fn")
     rows = [["(none)", BEFORE, "", *(percent(scores[BEFORE][key]) for key in keys)]]
     for point in (p for group in points.values() for p in group):
@@ -140,8 +165,35 @@ def figure10(
         mark = CONFIGURED if chosen else ""
         rows.append([point.factor, point.value, mark, *(percent(score[key]) for key in keys)])
     columns = ["setting", "value", "", "mIoU", "FP", "FN"]
-    title = "Fig. 10: sensitivity of stage 3"
-    return Analysis("figure10", 100, title, CAPTION, columns, rows), draw(rows)
+    if trained:
+        name, title, axis = "figure10_segmenters", "Fig. 10: segmenters", "mIoU, validation, %"
+    else:
+        name, title, axis = "figure10", "Fig. 10: sensitivity of stage 3", "mIoU of the labels, %"
+    caption = CAPTION.format(OF_SEGMENTERS if trained else OF_LABELS)
+    return Analysis(name, 100, title, caption, columns, rows), draw(rows, axis)
+
+
+def labels_first(name: str) -> tuple[str, ...]:
+    """The job that makes the labels of a point; those of the run are there."""
+    return () if name in (CONFIGURED, BEFORE) else (f"{name}: labels",)
+
+
+def segmenter_jobs(
+    run: Run, folder: Path, name: str, labels: Path, arguments: Sequence[str]
+) -> tuple[Path, list[Job]]:
+    """Training on the labels of one point and its score; where the score goes.
+
+    MARS on the configured labels and plain training on the pseudo labels are those of the run.
+    """
+    mode = "wsss" if name == BEFORE else "mars"
+    settings = [*arguments, f"--segmentation.mode={mode}"]
+    place = run.folder
+    if name not in (CONFIGURED, BEFORE):
+        place = folder / name / "segmenter"
+        settings += [f"--run_dir={place}", f"--segmentation.labels_dir={labels}"]
+    train = Job(f"{name}: train", ["train_segmentation.py", *settings], labels_first(name))
+    score = Job(f"{name}: score of the segmenter", ["evaluate.py", *settings], (train.name,))
+    return place / "evaluation" / mode, [train, score]
 
 
 def take_clusters_over(source: Path, target: Path, point: Point) -> None:
@@ -160,8 +212,13 @@ def take_clusters_over(source: Path, target: Path, point: Point) -> None:
 
 
 @styled
-def draw(rows: list[list[Any]]) -> Figure:
-    """A panel for each factor, from the rows of the table, the pseudo labels' first."""
+def draw(rows: list[list[Any]], axis: str) -> Figure:
+    """A panel for each factor, from the rows of the table, the pseudo labels' first.
+
+    Args:
+        rows: setting, value, mark and mIoU of each point, perhaps more.
+        axis: what the mIoU is of.
+    """
     groups: dict[str, list[tuple[str, str, float]]] = {}
     for factor, value, mark, miou, *_ in rows[1:]:
         groups.setdefault(factor, []).append((value, mark, miou))
@@ -185,7 +242,7 @@ def draw(rows: list[list[Any]]) -> Figure:
     for axes in panels[len(groups) :]:
         axes.remove()
     for axes in panels[::columns]:
-        axes.set_ylabel("mIoU of the labels, %")
+        axes.set_ylabel(axis)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     return figure
