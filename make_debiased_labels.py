@@ -30,7 +30,7 @@ from core.errors import UserError, run_script
 from core.features import FeatureSource, feature_files, feature_source
 from core.files import read_arrays, written_whole
 from core.labels import BIASED_ON_DISK, read_label, to_disk, write_label
-from core.runs import Run, Stage
+from core.runs import Run, Stage, check_upstream
 from core.splits import Split, label_files, read_split
 from core.threads import in_threads
 from core.training import autocast, pick_device
@@ -51,6 +51,10 @@ def main() -> None:
     stage = Stage(run.debias, "stage 3, debiasing", config, identity, inputs, split.skipped)
     if stage.already_done():
         return
+    if not config.wsss.labels_dir:
+        check_upstream(run.wsss, "wsss", config)
+    if not config.uss.features_dir:
+        check_upstream(run.uss, "uss", config)
     features = feature_source(config, split, device, autocast(config, device))
     cluster_images(config, run, split, labels, features)
     stage.save()
@@ -155,9 +159,11 @@ def write_debiased_labels(
         index, feat = item
         image = split.read_image(index)
         label = torch.from_numpy(read_label(labels[index], size - 1, image.shape[:2]))
-        score = similarity(feat, centroids, split.tags[index], image.shape[:2], config.debias)
-        mask = refine(score, image, label, config.debias, crf)
-        write_label(folder / f"{split.ids[index]}.png", to_disk(mark_biased(label, mask).numpy()))
+        tags = split.tags[index]
+        if tags.any():  # else there is no centroid that it could resemble
+            score = similarity(feat, centroids, tags, image.shape[:2], config.debias)
+            label = mark_biased(label, refine(score, image, label, config.debias, crf))
+        write_label(folder / f"{split.ids[index]}.png", to_disk(label.numpy()))
 
     run_over(split, work, features, todo, config.workers, "debiasing")
 

@@ -23,7 +23,7 @@ from core.errors import run_script
 from core.models.backbones import to_device
 from core.models.deeplab import segmenter
 from core.pictures import label_colours
-from core.runs import Run, Stage
+from core.runs import Run, Stage, check_upstream
 from core.splits import Split, ground_truth, label_files, read_split
 from core.teacher import TeacherFill
 from core.training import (
@@ -43,8 +43,9 @@ def main() -> None:
     run, split = Run(config), read_split(config.data, "train")
     labels = training_labels(config, run, split)
     upstream = {"supervised": (), "wsss": ("wsss",)}
-    identity = upstream.get(config.segmentation.mode, ("wsss", "uss", "debias"))
-    identity, inputs = ("seed", "data", "segmentation", *identity), {"labels": labels}
+    upstream = upstream.get(config.segmentation.mode, ("wsss", "uss", "debias"))
+    identity = ("seed", "accumulate", "sync_norm", "data", "segmentation", *upstream)
+    inputs = {"labels": labels}
     folder = run.segmentation()
     stage = Stage(
         folder, f"stage 4, segmentation ({folder.name})", config, identity, inputs, split.skipped
@@ -67,7 +68,10 @@ def training_labels(config: Config, run: Run, split: Split) -> tuple[Path, ...]:
     if folder:
         return label_files(Path(folder), split, "check segmentation.labels_dir")
     if mode == "wsss":
+        if not config.wsss.labels_dir:
+            check_upstream(run.wsss, "wsss", config)
         return label_files(run.wsss_labels, split, "run train_wsss.py first")
+    check_upstream(run.debias, "debias", config)
     return label_files(run.debias / "labels", split, "run make_debiased_labels.py first")
 
 

@@ -72,7 +72,12 @@ def main() -> None:
     run, split = Run(config), read_split(config.data, "train")
     inputs = {"ids": split.ids, "weights": released_files(config.wsss)}
     stage = Stage(
-        run.wsss, "stage 2, WSSS", config, ("seed", "data", "wsss"), inputs, split.skipped
+        run.wsss,
+        "stage 2, WSSS",
+        config,
+        ("seed", "accumulate", "sync_norm", "data", "wsss"),
+        inputs,
+        split.skipped,
     )
     if stage.already_done():
         return

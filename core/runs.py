@@ -122,17 +122,11 @@ class Stage:
             {**m["settings"], **{f"input: {k}": v for k, v in m["inputs"].items()}}
             for m in (earlier, self.manifest)
         )
-        # Settings that are newer than the folder: their defaults are what was done without them.
-        old = {
-            **{k: v for k, v in _flatten(dataclasses.asdict(Config())).items() if k in new},
-            **old,
-        }
-        differ = {k for k in {*old, *new} if _plain(old.get(k)) != _plain(new.get(k))}
-        differ = sorted(differ - FOR_SCORES)
-        if differ:
-            lines = "\n".join(
-                f"  {k}: {old.get(k)!r} there, {new.get(k)!r} now" for k in differ[:8]
-            )
+        begun = any(not p.name.startswith((".lock", "manifest")) for p in self.folder.iterdir())
+        if not (begun or earlier["finished"]):
+            return  # it stopped before there was anything, such as at its first batch
+        lines = _differences(old, new)
+        if lines:
             raise UserError(
                 f"{self.folder} was made with other settings or inputs:\n{lines}\n"
                 "Remedy: choose another run_dir, set these back, or remove the folder yourself"
@@ -178,6 +172,41 @@ class Stage:
             print(f"{self.name}: finished earlier, in {self.folder}")
             self._tell()
         return self.finished
+
+
+def check_upstream(folder: Path, section: str, config: Config) -> None:
+    """Compares what an earlier stage was made with, where it has a manifest, with what is set now.
+
+    Args:
+        folder: of the earlier stage.
+        section: of the configuration, the earlier stage's own.
+        config: the whole configuration.
+
+    Raises:
+        UserError: they differ, so that the results would not be of these settings.
+    """
+    if not (folder / "manifest.json").exists():
+        return
+    there = read_json(folder / "manifest.json")["settings"]
+    now = _flatten({section: dataclasses.asdict(config)[section]})
+    old = {k: v for k, v in there.items() if k.startswith(f"{section}.")}
+    lines = _differences(old, now)
+    if lines:
+        raise UserError(
+            f"{folder}, which this stage reads, was made with other settings:\n{lines}\n"
+            "Remedy: set these back, or make it again in another run_dir"
+        )
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """The first settings that differ, a line each; empty where none does."""
+    # Settings that are newer than the folder: their defaults are what was done without them.
+    defaults = {k: v for k, v in _flatten(dataclasses.asdict(Config())).items() if k in new}
+    old = {**defaults, **old}
+    differ = {k for k in {*old, *new} if _plain(old.get(k)) != _plain(new.get(k))}
+    return "\n".join(
+        f"  {k}: {old.get(k)!r} there, {new.get(k)!r} now" for k in sorted(differ - FOR_SCORES)[:8]
+    )
 
 
 def _lock(folder: Path):

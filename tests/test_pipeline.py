@@ -1,6 +1,7 @@
 """All stages on a tiny data set, run as a user runs them."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from conftest import CLASSES, ROOT, run_python
@@ -196,6 +198,38 @@ def test_anybodys_labels_and_features_can_enter(finished, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert len(list((output / "labels").glob("*.png"))) == 16
+
+
+def test_labels_of_an_image_without_tags_stay_as_they_are(finished, tiny_data, tmp_path):
+    root = tmp_path / "data"
+    shutil.copytree(tiny_data, root)
+    listed = (root / "ImageSets/Segmentation/train.txt").read_text().split()
+    labels = {i: read_label(finished / f"wsss/labels/{i}.png") for i in listed}
+    chosen = max(listed, key=lambda i: (labels[i] > 0).sum())
+    path = root / "Annotations" / f"{chosen}.xml"
+    path.write_text(re.sub(r"<object>.*</object>", "", path.read_text(), flags=re.DOTALL))
+    done = run_stage(
+        "make_debiased_labels.py",
+        finished.parent / "tiny.yaml",
+        f"--data.root={root}",
+        f"--debias.output_dir={tmp_path / 'ours'}",
+    )
+    assert done.returncode == 0, done.stderr
+    after = read_label(tmp_path / f"ours/labels/{chosen}.png")
+    assert (after > 0).any() and np.array_equal(after, labels[chosen])
+
+
+def test_stage_3_refuses_labels_of_other_settings_than_it_is_given(finished, tmp_path):
+    output = tmp_path / "ours"
+    done = run_stage(
+        "make_debiased_labels.py",
+        finished.parent / "tiny.yaml",
+        "--wsss.threshold=0.61",
+        f"--debias.output_dir={output}",
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "wsss, which this stage reads, was made with other settings" in done.stderr
+    assert "wsss.threshold" in done.stderr and not (output / "labels").exists()
 
 
 @pytest.mark.parametrize("mode", ["wsss", "ignore", "complement", "supervised"])

@@ -4,7 +4,7 @@ import torch
 from core.config import Config, DataConfig
 from core.errors import UserError, refuse_together, run_script
 from core.files import read_json, write_json, written_whole
-from core.runs import Stage
+from core.runs import Stage, check_upstream
 
 
 def stage(folder, config=None, ids=("a", "b")):
@@ -48,6 +48,26 @@ def test_setting_newer_than_the_folder_counts_as_its_default(tmp_path):
     with pytest.raises(UserError, match="data.on_bad_image: 'stop' there, 'skip' now"):
         stage(tmp_path, config=Config(data=DataConfig(on_bad_image="skip")))
     assert stage(tmp_path).finished
+
+
+def test_stage_that_stopped_before_it_wrote_anything_takes_other_settings(tmp_path):
+    stage(tmp_path)
+    assert not stage(tmp_path, config=Config(seed=1)).finished
+    (tmp_path / "checkpoint.pth").touch()
+    with pytest.raises(UserError, match="seed: 1 there, 0 now"):
+        stage(tmp_path)
+
+
+def test_stage_refuses_what_an_earlier_one_made_with_other_settings(tmp_path):
+    config = Config(run_dir=str(tmp_path))
+    check_upstream(tmp_path, "data", config)  # nobody has said how the folder was made
+    stage(tmp_path, config).finish({})
+    check_upstream(tmp_path, "data", config)
+    config.seed, config.data.masks = 4, "masks"  # not of this section; for scores alone
+    check_upstream(tmp_path, "data", config)
+    config.data.train_list = "other"
+    with pytest.raises(UserError, match="data.train_list: None there, 'other' now"):
+        check_upstream(tmp_path, "data", config)
 
 
 def test_masks_may_come_later(tmp_path):
