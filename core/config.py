@@ -124,6 +124,11 @@ class CrfConfig:
     """Lattice points per pixel, 1 to 6; 3 or 4 are faster and close. numba only."""
 
     def __post_init__(self):
+        _check(self.iterations >= 0, f"crf.iterations must be at least 0, got {self.iterations}")
+        for key in ("sxy_gaussian", "sxy_bilateral", "srgb_bilateral"):
+            _check(getattr(self, key) > 0, f"crf.{key} must be positive, got {getattr(self, key)}")
+        for key in ("weight_gaussian", "weight_bilateral"):
+            _check(getattr(self, key) >= 0, f"crf.{key} must not be negative")
         _check(0 < self.relaxation < 2, f"crf.relaxation must be in (0, 2), got {self.relaxation}")
         _check(1 <= self.vertices <= 6, f"crf.vertices must be 1 to 6, got {self.vertices}")
 
@@ -145,10 +150,20 @@ class AugmentConfig:
     jitter: tuple[float, float, float, float] = (0.3, 0.3, 0.3, 0.1)
     """Strength of brightness, contrast, saturation and hue jitter."""
 
+    def __post_init__(self):
+        low, high = self.scale
+        _check(0 < low <= high, f"augment.scale needs 0 < low <= high, got {low} and {high}")
+        _check(self.crop >= 1, f"augment.crop must be at least 1 pixel, got {self.crop}")
+        _check(
+            min(self.jitter) >= 0 and self.jitter[3] <= 0.5,
+            "augment.jitter must not be negative, and its hue at most 0.5",
+        )
+
 
 @dataclass
 class SelfSupervisedConfig:
-    """Self-supervised training of the backbone from scratch, for images far from ImageNet."""
+    """Self-supervised training of the backbone from scratch, for images far from ImageNet; on the
+    centre square of each, whose side is 4/3 of `teacher_size`."""
 
     iterations: int = 0
     """Steps; 0 leaves the backbone as its weight file has it."""
@@ -210,7 +225,9 @@ class LeopartConfig:
     """Stochastic depth of the student."""
 
     def __post_init__(self):
+        _check(self.epochs >= 1, f"uss.leopart.epochs must be at least 1, got {self.epochs}")
         _check(self.batch_size >= 1, "uss.leopart.batch_size must be at least 1")
+        _check(0 <= self.drop_path < 1, "uss.leopart.drop_path must lie in [0, 1)")
         _check(0 < self.ema < 1, f"uss.leopart.ema must lie in (0, 1), got {self.ema}")
         _check(0 < self.mass <= 1, f"uss.leopart.mass must lie in (0, 1], got {self.mass}")
         _check(self.queue >= 1, "uss.leopart.queue must be at least 1")
@@ -307,6 +324,11 @@ class UssConfig:
     def __post_init__(self):
         _check(min(self.scales, default=0) > 0, "uss.scales needs positive numbers")
         _check(self.batch_size >= 1, f"uss.batch_size must be at least 1, got {self.batch_size}")
+        _check(self.iterations >= 1, f"uss.iterations must be at least 1, got {self.iterations}")
+        _check(
+            self.method != "leopart" or "resnet" not in self.backbone.name,
+            "uss.method leopart needs a vision transformer; change uss.backbone or uss.method",
+        )
         _check(self.samples > 0, f"uss.samples must be positive, got {self.samples}")
         _check(self.probe_clusters >= 0, "uss.probe_clusters must not be negative")
         _check(
@@ -432,6 +454,7 @@ class PairConfig:
     """A released checkpoint of this network (IRNet's or PSA's), used instead of training one."""
 
     def __post_init__(self):
+        _check(self.epochs >= 1, f"the epochs of pairs must be at least 1, got {self.epochs}")
         _check(self.radius >= 2, "the radius of pairs must be at least 2")
         _check(self.batch_size >= 1, "the batch size of pairs must be at least 1")
 
@@ -564,6 +587,7 @@ class WsssConfig:
         share = self.object_share
         _check(share is None or 0 < share < 1, f"wsss.object_share must lie in (0, 1), got {share}")
         _check(0 <= self.fixed_layers <= 4, "wsss.fixed_layers must lie in 0..4")
+        _check(self.epochs >= 1, f"wsss.epochs must be at least 1, got {self.epochs}")
         _check(self.batch_size >= 1, f"wsss.batch_size must be at least 1, got {self.batch_size}")
         _check(min(self.scales, default=0) > 0, "wsss.scales needs one or more positive numbers")
         if self.method == "rsepm" and not self.weights:
@@ -655,6 +679,8 @@ class SegmentationConfig:
     """Average the loss over background and over class pixels apart, and add the two (AdvCAM)."""
     dropout: float = 0.1
     """Dropout before the last layer."""
+    head_dropout: tuple[float, float] = (0.0, 0.0)
+    """Further dropout in v3+'s head, behind the ASPP and behind the decoder's first convolution."""
     norm: Literal["train", "frozen"] = "train"
     """Backbone normalisation: batch statistics, or those of the weight file."""
     epochs: int = 100
@@ -681,6 +707,12 @@ class SegmentationConfig:
     """Views for training."""
 
     def __post_init__(self):
+        _check(self.epochs >= 1, f"segmentation.epochs must be at least 1, got {self.epochs}")
+        _check(
+            0 <= min(self.dropout, *self.head_dropout)
+            and max(self.dropout, *self.head_dropout) < 1,
+            "segmentation.dropout and head_dropout must lie in [0, 1)",
+        )
         _check(self.batch_size >= 1, "segmentation.batch_size must be at least 1")
         _check(len(self.rates) > 0, "segmentation.rates needs at least one dilation")
         _check(0 < self.ema < 1, f"segmentation.ema must lie in (0, 1), got {self.ema}")

@@ -16,6 +16,8 @@ from core.labels import read_label, to_training
 from core.splits import Split
 from core.transforms import TrainingView, normalise
 
+from torchvision.transforms import v2  # isort: skip (after core.vision)
+
 
 class LabelledImages(Dataset):
     """Augmented images with tags and, where given, label maps; items are drawn by (index, seed).
@@ -49,15 +51,17 @@ class LabelledImages(Dataset):
 
 
 class RawImages(Dataset):
-    """Images as they are, all of one size, for views that are made in batches."""
+    """Centre squares of one size, for views that are made in batches."""
 
-    def __init__(self, split: Split):
-        self.split = split
+    def __init__(self, split: Split, side: int):
+        self.split, self.side = split, side
 
     def __getitem__(self, draw: tuple[int, int]) -> dict[str, Tensor | str]:
-        """{"image": (3, H, W) uint8, "id"}."""
+        """{"image": (3, side, side) uint8, "id"}."""
         image = torch.from_numpy(self.split.read_image(draw[0])).permute(2, 0, 1)
-        return {"image": image, "id": self.split.ids[draw[0]]}
+        square = v2.functional.center_crop(image, [min(image.shape[-2:])])
+        square = v2.functional.resize(square, [self.side, self.side], antialias=True)
+        return {"image": square, "id": self.split.ids[draw[0]]}
 
 
 class Draws:

@@ -15,6 +15,7 @@ weight, are folded into the weights of both ends once, so that an iteration pays
 import numpy as np
 
 from core.compiled import compiled
+from core.errors import UserError
 
 DIM = 5  # features: x, y and three colours; a constant, so that the short loops below are unrolled
 CORNERS = DIM + 1  # of a simplex
@@ -90,14 +91,14 @@ class LatticeFilter:
             Those with the largest weights are kept and renormalised; all 6 are the true filter.
 
     Raises:
-        ValueError: some feature exceeds about 500, the range of the lattice.
+        UserError: some feature exceeds about 500, the range of the lattice.
     """
 
     def __init__(self, features: np.ndarray, weight: float, vertices: int = CORNERS):
         extent = np.abs(features).max(1)
         # 12: rounding to a lattice point moves a coordinate by up to 6, and a blur step by 5.
         if not (np.abs(_ELEVATION) @ extent).max() + 2 * CORNERS < RADIX / 2:
-            raise ValueError(
+            raise UserError(
                 f"the image spans {extent.max():.0f} widths of the bilateral kernel, more than its "
                 "lattice has room for; raise srgb_bilateral or sxy_bilateral"
             )

@@ -53,12 +53,13 @@ class PrototypeNetwork(nn.Module):
     def similarity(self, feat: Tensor) -> Tensor:
         """(B, D, h, w) features -> (B, K, h, w) cosine similarities."""
         cells = F.normalize(self.project(feat).float(), dim=1)
-        return torch.einsum("bdhw,kd->bkhw", cells, F.normalize(self.prototypes, dim=1))
+        with torch.autocast(cells.device.type, enabled=False):  # a small temperature divides them
+            return torch.einsum("bdhw,kd->bkhw", cells, F.normalize(self.prototypes, dim=1))
 
 
 @torch.no_grad()
 def sinkhorn(similarity: Tensor, temperature: float, iterations: int = 3) -> Tensor:
-    """Soft assignments that use all prototypes about equally.
+    """Soft assignments that use all prototypes about equally; sums need single precision.
 
     (N, K) similarities -> (N, K) non-negative, rows of sum 1 and columns of sum about N / K.
     """
@@ -200,7 +201,8 @@ def self_supervised_losses(
     entropy = -(target * F.log_softmax(logits, 2)).sum(2)
     pure = ((pasted < 0.1) | (pasted > 0.6)).flatten(1).float()
     distillation = (entropy * pure).sum() / pure.sum()
-    contrast = figure_ground_loss(feat, pasted)
+    with torch.autocast(images.device.type, enabled=False):
+        contrast = figure_ground_loss(feat, pasted)
     return {
         "loss": distillation + contrast,
         "distillation": distillation,
@@ -216,7 +218,7 @@ def train_backbone(config: Config, backbone: nn.Module, split: Split, folder: Pa
     optimizer = torch.optim.AdamW(
         student.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
     )
-    cast, dataset = autocast(config, device), RawImages(split)
+    cast, dataset = autocast(config, device), RawImages(split, settings.teacher_size * 4 // 3)
 
     batches = batches_from(dataset, settings.batch_size, settings.iterations, config)
 

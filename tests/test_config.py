@@ -62,11 +62,20 @@ def test_value_of_the_wrong_type_is_one_message():
         *("--debias.alpha=0", "--debias.alpha=1.5", "--debias.k_fg=0", "--wsss.threshold=1"),
         *("--segmentation.ema=1", "--data.biased_classes=[unicorn]"),
         *("--uss.scales=[0]", "--segmentation.warmup=1", "--debias.threshold=0"),
+        *("--debias.crf.iterations=-1", "--segmentation.crf.srgb_bilateral=0"),
+        *("--segmentation.augment.scale=[2, 1]", "--wsss.augment.crop=0", "--wsss.epochs=0"),
+        *("--segmentation.augment.jitter=[0, 0, 0, 1]", "--segmentation.head_dropout=[0, 1]"),
+        *("--segmentation.epochs=0", "--wsss.irn.epochs=0", "--uss.leopart.drop_path=1"),
     ],
 )
 def test_value_outside_its_range_is_refused(argument):
     with pytest.raises(UserError, match=argument.split("=")[0].lstrip("-").split(".")[-1]):
         parsed(argument)
+
+
+def test_leopart_asks_for_a_transformer():
+    with pytest.raises(UserError, match="needs a vision transformer"):
+        parsed("--uss.method=leopart", "--uss.backbone.name=resnet50.tv_in1k")
 
 
 @pytest.mark.parametrize("key", ["wsss.scales", "debias.alpha", "data.root"])

@@ -280,7 +280,7 @@ def test_setting_out_of_range_is_refused_by_name(settings):
 
 
 def test_kernel_too_narrow_for_the_lattice_is_refused():
-    with pytest.raises(ValueError, match="raise srgb_bilateral"):
+    with pytest.raises(UserError, match="raise srgb_bilateral"):
         DenseCRF("numba", srgb_bilateral=0.01)(*scene(8, 9, 2))
 
 

@@ -10,6 +10,7 @@ from core.config import BackboneConfig, IrnConfig, PsaConfig, UssConfig, WsssCon
 from core.errors import UserError
 from core.features import SemanticFeatures
 from core.irn import irn_spreading
+from core.models.backbones import norms
 from core.models.cam import CamClassifier
 from core.models.published import load_published
 from core.models.rsepm import RsEpmClassifier
@@ -101,6 +102,14 @@ def one_by_one(heads: dict) -> dict:
 
 def wide_names() -> dict:
     return names_of(WideResNet38)
+
+
+def test_every_normalisation_of_the_wide_network_sees_a_batch_once():
+    network = WideResNet38(width=1 / 32).train()
+    taps = network(torch.randn(2, 3, 32, 32))
+    assert [t.shape[1] for t in taps] == network.dims
+    assert [t.shape[-1] for t in taps] == [8, 4, 4, 4]
+    assert {int(m.num_batches_tracked) for m in norms(network)} == {1}
 
 
 CASES = {

@@ -1,6 +1,23 @@
+import numpy as np
 import torch
+from PIL import Image
 
+from core.datasets import RawImages
 from core.self_supervision import random_crops, random_mask, sinkhorn
+from core.splits import Split
+
+
+def test_photographs_of_any_size_become_squares_of_one(tmp_path):
+    paths = [tmp_path / f"{k}.png" for k in range(3)]
+    for path, size in zip(paths, ((40, 64), (64, 40), (48, 48)), strict=True):
+        image = np.zeros((*size, 3), np.uint8)
+        image[size[0] // 2 - 12 : size[0] // 2 + 12, size[1] // 2 - 12 : size[1] // 2 + 12] = 255
+        Image.fromarray(image).save(path)
+    split = Split(("a", "b", "c"), tuple(paths), np.ones((3, 1), bool))
+    images = [RawImages(split, 48)[k, 0]["image"] for k in range(3)]
+    assert {(i.shape, i.dtype) for i in images} == {(torch.Size([3, 48, 48]), torch.uint8)}
+    assert all(i[:, 24, 24].tolist() == [255] * 3 and not i[:, 0].any() for i in images)
+    assert torch.equal(images[2].permute(1, 2, 0), torch.from_numpy(split.read_image(2)))
 
 
 def test_sinkhorn_uses_every_prototype_alike():

@@ -201,10 +201,10 @@ class DecodedASPP(nn.Module):
         super().__init__()
         width = config.aspp_dim
         # The mean of a batch of one image has no statistics: it is not normalised.
-        self.aspp = ASPP(dim, width, config.rates, dropout=0.0, mean_norm=False)
-        self.decoder = Decoder(
-            low_dim, config.low_dim, width, outputs, dropouts=(0.0, config.dropout), last=1
-        )
+        behind_aspp, behind_first = config.head_dropout
+        self.aspp = ASPP(dim, width, config.rates, behind_aspp, mean_norm=False)
+        dropouts = (behind_first, config.dropout)
+        self.decoder = Decoder(low_dim, config.low_dim, width, outputs, dropouts, last=1)
 
     def forward(self, low: Tensor, high: Tensor) -> Tensor:
         return self.decoder(low, self.aspp(high))

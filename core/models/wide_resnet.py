@@ -21,11 +21,12 @@ class _Block(nn.Module):
         if not self.same:
             self.conv_branch1 = nn.Conv2d(inputs, out, 1, stride, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The result, and what the convolutions begin with."""
         active = self.bn_branch2a(x).relu()
         shortcut = x if self.same else self.conv_branch1(active)
         mid = self.bn_branch2b1(self.conv_branch2a(active)).relu()
-        return shortcut + self.conv_branch2b1(mid)
+        return shortcut + self.conv_branch2b1(mid), active
 
 
 class _Bottleneck(nn.Module):
@@ -43,11 +44,12 @@ class _Bottleneck(nn.Module):
         self.conv_branch2b2 = nn.Conv2d(out // 2, out, 1, bias=False)
         self.conv_branch1 = nn.Conv2d(inputs, out, 1, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The result, and what the convolutions begin with."""
         active = self.bn_branch2a(x).relu()
         mid = self.dropout_2b1(self.bn_branch2b1(self.conv_branch2a(active)).relu())
         mid = self.dropout_2b2(self.bn_branch2b2(self.conv_branch2b1(mid)).relu())
-        return self.conv_branch1(active) + self.conv_branch2b2(mid)
+        return self.conv_branch1(active) + self.conv_branch2b2(mid), active
 
 
 def _conv3(inputs: int, outputs: int, stride: int, dilation: int) -> nn.Conv2d:
@@ -83,9 +85,9 @@ class WideResNet38(nn.Module):
         for name, block in self.named_children():
             if name in ("conv1a", "bn7"):
                 continue
+            x, active = block(x)
             if name in ("b4", "b5", "b6"):
-                taps.append(block.bn_branch2a(x).relu())
-            x = block(x)
+                taps.append(active)
         return [*taps, torch.relu(self.bn7(x))]
 
 
