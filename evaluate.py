@@ -155,8 +155,10 @@ def submit(config: Config, options) -> None:
     split = read_split(config.data, options.split, tagged=False)
     stage, predictions = predict_list(config, split, options.name or competition)
     archive = stage.folder / f"{competition}.tar.gz"
-    write_submission(archive, competition, predictions)
-    check_submission(archive, competition, split.ids, num_classes=len(config.data.classes))
+    if distributed.rank() == 0:
+        write_submission(archive, competition, predictions)
+        check_submission(archive, competition, split.ids, num_classes=len(config.data.classes))
+    distributed.meet()
     if not stage.finished:
         stage.finish({})
     print(f"{len(predictions)} predictions in {archive}")

@@ -149,12 +149,15 @@ def find_neighbours(
 def train_head(config: Config, network: SemanticFeatures, split: Split, run: Run) -> None:
     """STEGO: distils the frozen features' correspondences into the code head."""
     settings, device = config.uss, pick_device(config)
+    if settings.batch_size < 2 * distributed.world():
+        raise UserError("uss.batch_size must be at least 2 for each process: pairs of images")
     squares = SquareImages(split, settings.resolution, 5 if settings.five_crops else 1)
     folder, cast = run.uss / "stego", autocast(config, device)
     neighbours = nearest_neighbours(config, network, squares, folder / "neighbours.npy")
     networks = {"head": network.head.train()}
     groups = [{"params": list(network.head.parameters()), "lr": settings.lr}]
     if settings.probe_clusters:
+        seed_everything(config.seed)  # whether or not the neighbours were found just now
         probe = ClusterProbe(settings.probe_clusters, settings.code_dim).to(device)
         networks["probe"] = probe
         groups.append({"params": list(probe.parameters()), "lr": 5e-3})  # STEGO's

@@ -27,12 +27,13 @@ def world() -> int:
 
 
 def start() -> None:
-    """Joins the processes; those but the first fall silent."""
+    """Joins the processes."""
     if world() == 1 or dist.is_initialized():
         return
+    backend = "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
+        backend = "cpu:gloo,cuda:nccl"  # `device: cpu` is possible on such a machine, too
     dist.init_process_group(backend, timeout=timedelta(days=7))  # one may refine labels for long
 
 
@@ -83,10 +84,24 @@ def average_gradients(optimizer: torch.optim.Optimizer) -> None:
 
 @torch.no_grad()
 def average_statistics(networks: Iterable[nn.Module]) -> None:
-    """Replaces each buffer of real numbers, such as a running mean, by its mean."""
+    """Replaces the running means and variances of batch normalisation by their means."""
     if world() > 1:
-        buffers = [b for network in networks for b in network.buffers()]
-        _average([b for b in buffers if b.is_floating_point()])
+        layers = [m for network in networks for m in network.modules()]
+        layers = [m for m in layers if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        _average([b for m in layers for b in (m.running_mean, m.running_var)])
+
+
+@torch.no_grad()
+def gather(rows: Tensor) -> Tensor:
+    """(N, D) of each process -> (world N', D) on all of them, N' the least N."""
+    if world() == 1:
+        return rows
+    count = torch.tensor(len(rows), device=rows.device)
+    dist.all_reduce(count, dist.ReduceOp.MIN)
+    rows = rows[: int(count)].contiguous()
+    parts = [torch.empty_like(rows) for _ in range(world())]
+    dist.all_gather(parts, rows)
+    return torch.cat(parts)
 
 
 class SharedBatchNorm2d(nn.BatchNorm2d):

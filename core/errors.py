@@ -37,14 +37,14 @@ def refuse_together(problems: Sequence[str], remedy: str) -> None:
 def run_script(main: Callable[[], None]) -> None:
     """Runs a script's `main`; what a user can cause ends in one message, not a traceback.
 
-    Below torchrun, joins the processes before; those but the first print errors alone.
+    Below torchrun, joins the processes before; those but the first print errors alone (their
+    progress bars are switched off in core/__init__.py).
     """
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if several:
         from core import distributed  # imports torch, which some tools do without
 
         if distributed.rank():
-            os.environ["TQDM_DISABLE"] = "1"
             sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 (until the end)
         distributed.start()
     try:

@@ -15,15 +15,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
+from core import distributed
 from core.config import Config, LeopartConfig
 from core.datasets import batches_from
 from core.models.backbones import ViT
 from core.pictures import principal_components
 from core.self_supervision import sinkhorn
 from core.splits import Split
-from core.training import EMA, autocast, pick_device, train
+from core.training import EMA, autocast, pick_device, seed_everything, train
 from core.transforms import MEAN, STD, denormalise, drawn_from
 
+from timm.layers import DropPath  # isort: skip
 from torchvision.transforms import v2  # isort: skip
 
 TEACHER_TEMPERATURE, STUDENT_TEMPERATURE = 0.05, 0.1
@@ -111,8 +113,10 @@ class LeopartNetwork(nn.Module):
         return F.normalize(self.projection_head(tokens).float(), dim=-1).permute(0, 3, 1, 2)
 
     def scores(self, embeddings: Tensor) -> Tensor:
-        """(B, width, h, w) -> (B, prototypes, h, w) cosines."""
-        return torch.einsum("bdhw,kd->bkhw", embeddings, self.prototypes.weight.float())
+        """(B, width, h, w) -> (B, prototypes, h, w) cosines, in single precision: they are divided
+        by a small temperature."""
+        with torch.autocast(embeddings.device.type, enabled=False):
+            return torch.einsum("bdhw,kd->bkhw", embeddings.float(), self.prototypes.weight.float())
 
     def with_attention(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings, and (B, h, w) the class token's attention in the last block, mean of its
@@ -144,9 +148,12 @@ class Queue(nn.Module):
         return bool(self.rows[crop, -1].any())
 
     def push(self, crop: int, embeddings: Tensor, most: int) -> None:
-        """Puts at most `most` of (N, width) embeddings, chosen at random, before the others."""
-        chosen = embeddings[torch.randperm(len(embeddings))[: min(most, self.rows.shape[1])]]
-        kept = self.rows.shape[1] - len(chosen)
+        """Puts at most `most` of (N, width) embeddings, chosen at random, before the others; those
+        of all processes, whose queues stay alike."""
+        length = self.rows.shape[1]
+        chosen = embeddings[torch.randperm(len(embeddings))[: min(most, length)]]
+        chosen = distributed.gather(chosen)[:length]
+        kept = length - len(chosen)
         self.rows[crop] = torch.cat([chosen, self.rows[crop, :kept]])
 
 
@@ -247,9 +254,11 @@ def part_loss(
 def train_leopart(config: Config, backbone: ViT, split: Split, folder: Path) -> None:
     """Trains `backbone` in place on images alone; it ends with the teacher's weights."""
     settings, device = config.uss.leopart, pick_device(config)
+    seed_everything(config.seed)  # the heads, whatever was drawn before
     student = LeopartNetwork(backbone, settings).to(device).train()
     student.normalise_prototypes()
     teacher = EMA(student, settings.ema).network
+    add_drop_path(student.backbone, settings.drop_path)
     queue = Queue(settings.queue, settings.width).to(device)
     groups = parameter_groups(student, settings)
     iterations = max(1, settings.epochs * len(split) // settings.batch_size)
@@ -274,8 +283,8 @@ def train_leopart(config: Config, backbone: ViT, split: Split, folder: Path) -> 
     def pictures(batch: dict[str, Tensor]) -> dict[str, Tensor]:
         images = batch["large"][:, 0].to(device)
         with cast:
-            parts = principal_components(teacher.backbone(images))
-        return {"image": denormalise(images), "features": torch.stack(parts)}
+            feat = teacher.backbone(images)
+        return {"image": denormalise(images), "features": torch.stack(principal_components(feat))}
 
     train(
         "Leopart",
@@ -292,6 +301,14 @@ def train_leopart(config: Config, backbone: ViT, split: Split, folder: Path) -> 
     follow(teacher, student, 1 - (1 - settings.ema) * (1 - progress(iterations - 1)))
     backbone.load_state_dict(teacher.backbone.state_dict())
     backbone.eval()
+
+
+def add_drop_path(backbone: ViT, rate: float) -> None:
+    """Stochastic depth in training, rising from none in the first block to `rate` in the last."""
+    blocks = backbone.net.blocks
+    for k, block in enumerate(blocks):
+        share = rate * k / max(1, len(blocks) - 1)
+        block.drop_path1, block.drop_path2 = DropPath(share), DropPath(share)
 
 
 def parameter_groups(student: LeopartNetwork, config: LeopartConfig) -> list[dict]:
@@ -335,7 +352,8 @@ def crops_loss(
             cells = similarity.permute(0, 2, 3, 1).flatten(0, 2)  # (B h w, K)
             count = len(cells)
             if queue.full(i):
-                earlier = queue.rows[i] @ student.prototypes.weight.float().T
+                with torch.autocast(cells.device.type, enabled=False):
+                    earlier = queue.rows[i] @ student.prototypes.weight.float().T
                 cells = torch.cat([cells, earlier])
             shares = sinkhorn(cells, TEACHER_TEMPERATURE)[:count]
             grid = (len(large), *similarity.shape[-2:])

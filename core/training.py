@@ -31,12 +31,17 @@ def pick_device(config: Config) -> torch.device:
         raise UserError(f"device {name!r} is unknown; use auto, cpu, cuda or cuda:N") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device {name!r} was asked for, but this PyTorch sees no GPU; use auto")
+    if device.index is not None and distributed.world() > 1:
+        raise UserError(f"several processes cannot share {name}; leave device at auto")
     return device
 
 
 def autocast(config: Config, device: torch.device) -> torch.autocast:
     """bf16 autocast where the configuration asks for it, or where `auto` finds it worth while."""
-    fast = device.type == "cuda" or _cpu_multiplies_bf16()
+    if device.type == "cuda":  # older GPUs only emulate it
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = _cpu_multiplies_bf16()
     enabled = config.precision == "bf16" or (config.precision == "auto" and fast)
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
@@ -131,6 +136,9 @@ class EMA:
             ours[k].copy_(theirs[k])
 
 
+STEADY = "Set precision: fp32 to go on from there, or a lower learning rate and another run_dir"
+
+
 class Unseen:
     """Losses that nobody has looked at yet: a look waits for the GPU, so not every step has one."""
 
@@ -154,8 +162,24 @@ class Unseen:
             shown = f" (images {', '.join(ids)})" if ids else ""
             raise UserError(
                 f"{self._name}: the loss is not finite at iteration {t + 1}{shown}; {self._path} "
-                "keeps an earlier state. Lower the learning rate or set precision: fp32"
+                f"keeps an earlier state. {STEADY}"
             )
+
+
+def refuse_non_finite_weights(
+    name: str, networks: Mapping[str, nn.Module], t: int, path: Path
+) -> None:
+    """A gradient may fail where the loss does not, and in another process's part of the batch.
+
+    Raises:
+        UserError: a weight is not finite.
+    """
+    weights = [p.detach() for network in networks.values() for p in network.parameters()]
+    if not torch.stack([w.isfinite().all() for w in weights]).all():
+        raise UserError(
+            f"{name}: the weights are not finite after iteration {t + 1}; {path} keeps an earlier "
+            f"state. {STEADY}"
+        )
 
 
 def train(
@@ -193,7 +217,7 @@ def train(
             leave the networks as they are.
 
     Raises:
-        UserError: the loss is not finite; the last checkpoints are kept.
+        UserError: the loss or a weight is not finite; the last checkpoints are kept.
     """
     path, log_path = folder / "checkpoint.pth", folder / "log.jsonl"
     start, log = 0, []
@@ -217,7 +241,9 @@ def train(
         waited += time.monotonic() - asked
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * schedule(t)
-        torch.manual_seed((config.seed + 1) * 1_000_003 + t)  # dropout, as if never interrupted
+        # Dropout and the like: as if never interrupted, and different in each process.
+        draw = (config.seed + 1) * 1_000_003 + t
+        torch.manual_seed(draw * distributed.world() + distributed.rank())
         optimizer.zero_grad(set_to_none=True)
         figures = step(batch, t)
         figures["loss"].backward()
@@ -246,6 +272,7 @@ def train(
         bar.update()
         if last or (t + 1) % config.checkpoint_every == 0:
             unseen.refuse_non_finite()
+            refuse_non_finite_weights(name, networks, t, path)
             state = {key: network.state_dict() for key, network in networks.items()}
             state |= {
                 "optimizer": optimizer.state_dict(),

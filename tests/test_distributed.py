@@ -14,6 +14,7 @@ from conftest import ROOT, tiny_config
 from torch import nn
 
 from core import checkpoint, distributed
+from core.leopart import Queue
 
 STAGES = ("train_uss.py", "train_wsss.py", "make_debiased_labels.py", "train_segmentation.py")
 
@@ -158,6 +159,35 @@ def test_shared_normalisation_is_that_of_the_whole_batch(twin):
         assert torch.allclose(ours[0].state_dict()[key], value, atol=1e-5), key
     assert torch.allclose(ours.eval()(images), theirs.eval()(images), atol=1e-5)
     assert ours.train()(images.bfloat16()).dtype == torch.bfloat16
+
+
+def gathered_in(rank: int, file: str, results) -> None:
+    """One of two processes, which have embeddings of their own, and not as many."""
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2")
+    distributed.dist.init_process_group("gloo", f"file://{file}", rank=rank, world_size=2)
+    queue = Queue(6, 3)
+    for t in range(3):
+        torch.manual_seed(10 * t + rank)
+        own = torch.nn.functional.normalize(torch.randn(2 + rank, 3), dim=1)
+        queue.push(0, own, most=2)
+        distributed.average_statistics([queue, nn.BatchNorm1d(3)])
+    results[rank] = queue.rows[0].tolist()
+    distributed.stop()
+
+
+def test_queue_of_embeddings_is_that_of_all_processes(tmp_path):
+    context = torch.multiprocessing.get_context("spawn")
+    with context.Manager() as manager:
+        results = manager.dict()
+        arguments = ((rank, str(tmp_path / "meeting"), results) for rank in range(2))
+        processes = [context.Process(target=gathered_in, args=a) for a in arguments]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+        assert results[0] == results[1]
+        rows = torch.tensor(results[0])
+    assert torch.allclose(rows.norm(dim=1), torch.ones(6)) and len(rows.unique(dim=0)) == 6
 
 
 def test_averages_over_twins_change_nothing(twin):

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from core.leopart import (
     LeopartNetwork,
     MultiCrops,
     Queue,
+    add_drop_path,
     crops_loss,
     foreground,
     overlap,
@@ -155,6 +158,19 @@ def test_student_learns_and_teacher_does_not(half):
     loss.backward()
     grads = [p.grad for p in student.prototypes.parameters()]
     assert all(g is not None and g.abs().sum() > 0 for g in grads)
+
+
+def test_student_leaves_blocks_out_and_the_teacher_does_not():
+    backbone = ViT(dataclasses.replace(TINY, arguments=TINY.arguments | {"depth": 3})).train()
+    images, rates = torch.randn(64, 3, 32, 32), []
+    whole = backbone(images)
+    add_drop_path(backbone, 0.5)
+    for block in backbone.net.blocks:
+        assert block.drop_path1.drop_prob == block.drop_path2.drop_prob
+        rates.append(block.drop_path1.drop_prob)
+    assert rates == [0, 0.25, 0.5]
+    assert not torch.allclose(backbone(images), whole, atol=1e-3)
+    assert torch.equal(backbone.eval()(images), whole)
 
 
 def test_only_matrices_decay():

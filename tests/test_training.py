@@ -1,3 +1,4 @@
+import contextlib
 import copy
 import json
 import math
@@ -6,14 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from core import checkpoint
+from core import checkpoint, distributed
 from core.config import Config
 from core.datasets import Draws
 from core.errors import UserError
 from core.training import EMA, in_parts, make_optimizer, one_cycle, pick_device, poly, train
 
 
-def fit(folder, stop_at=None, iterations=10, sick_at=None):
+def fit(folder, stop_at=None, iterations=10, sick_at=None, weak_at=None):
     """A tiny training with dropout; optionally dies after step `stop_at`."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.BatchNorm1d(8), nn.Linear(8, 1))
@@ -29,7 +30,10 @@ def fit(folder, stop_at=None, iterations=10, sick_at=None):
 
     def step(batch, t):
         odd = {"odd": torch.tensor(float(t))} if t % 2 else {}
-        return {"loss": network(batch["x"]).square().mean(), **odd}
+        loss = network(batch["x"]).square().mean()
+        if t == weak_at:  # its root has no gradient at 0
+            loss = loss + network[0].weight.sum().mul(0).sqrt()
+        return {"loss": loss, **odd}
 
     train(
         "test",
@@ -149,6 +153,30 @@ def test_loss_that_is_not_finite_stops_and_names_the_images(tmp_path, sick_at, i
         state = checkpoint.load(path)
         assert state["iteration"] == sick_at // 3 * 3
         assert all(v.isfinite().all() for v in state["network"].values())
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path):
+    with pytest.raises(UserError, match="weights are not finite after iteration 6"):
+        fit(tmp_path, weak_at=5)  # a checkpoint's step: no loss has shown it yet
+    state = checkpoint.load(tmp_path / "checkpoint.pth")
+    assert state["iteration"] == 3
+    assert all(v.isfinite().all() for v in state["network"].values())
+
+
+def test_processes_draw_their_own_dropout(tmp_path, monkeypatch):
+    """And a single one what it drew before there were several."""
+    seeds = []
+    monkeypatch.setattr(torch, "manual_seed", seeds.append)
+    for name in ("meet", "average_gradients", "average_statistics"):
+        monkeypatch.setattr(distributed, name, lambda *_: None)
+    seed = Config().seed
+    for world, rank in ((1, 0), (2, 0), (2, 1)):
+        monkeypatch.setenv("WORLD_SIZE", str(world))
+        monkeypatch.setenv("RANK", str(rank))
+        with contextlib.suppress(UserError):  # but the first process writes no checkpoint
+            fit(tmp_path / f"{world}{rank}", iterations=3)
+        drawn, seeds[:] = seeds[1:], []
+        assert drawn == [((seed + 1) * 1_000_003 + t) * world + rank for t in range(3)]
 
 
 def test_schedules_begin_and_end_where_they_should():

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from core import distributed
 from core.config import make_parser, parse
 from core.errors import UserError, run_script
 from core.files import written_whole
@@ -54,13 +55,12 @@ def main() -> None:
     tags = np.zeros((len(paths), len(config.data.classes)), bool)
     split = Split(tuple(paths), tuple(paths.values()), tags)
     predict(config, weights, split, output / "labels")
-    for k in tqdm(range(len(split)), "overlays", unit="image"):
-        path = output / "overlays" / f"{split.ids[k]}.jpg"
-        if not path.exists():
-            label = read_label(output / "labels" / f"{split.ids[k]}.png")
-            picture = overlay(split.read_image(k), label, config.data.classes)
-            with written_whole(path) as aside:
-                Image.fromarray(picture).save(aside, "JPEG", quality=92)
+    overlays = [output / "overlays" / f"{i}.jpg" for i in split.ids]
+    for k in tqdm(distributed.missing(overlays), "overlays", unit="image"):
+        label = read_label(output / "labels" / f"{split.ids[k]}.png")
+        picture = overlay(split.read_image(k), label, config.data.classes)
+        with written_whole(overlays[k]) as aside:
+            Image.fromarray(picture).save(aside, "JPEG", quality=92)
     stage.save()
     print(f"{len(split)} label maps and overlays in {output}")
 
