@@ -48,7 +48,7 @@ def test_analysis_is_written_as_data_and_as_pictures_of_the_same_bytes(tmp_path,
     made = Analysis("figure8", 80, "A title", "What it means.", ["class", "n", "%"], rows)
     for folder in ("a", "b"):
         figure = selection.draw(points, labels, chosen, chosen[::-1], shares, "voc")
-        publish(tmp_path / folder, made, "python tools/analyse.py figure8", figure)
+        publish([tmp_path / folder], made, "python tools/analyse.py figure8", figure)
     names = sorted(path.name for path in (tmp_path / "a").iterdir())
     assert names == ["figure8.json", "figure8.pdf", "figure8.png"]
     for path in (tmp_path / "a").iterdir():
@@ -61,7 +61,7 @@ def test_analysis_is_written_as_data_and_as_pictures_of_the_same_bytes(tmp_path,
 
 
 def test_table_without_a_picture_says_so(tmp_path):
-    publish(tmp_path, Analysis("table6", 60, "T", "C", ["a"], [["b"]]), "command")
+    publish([tmp_path], Analysis("table6", 60, "T", "C", ["a"], [["b"]]), "command")
     assert json.loads((tmp_path / "table6.json").read_text())["figure"] is None
     assert [p.name for p in tmp_path.iterdir()] == ["table6.json"]
 

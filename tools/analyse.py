@@ -67,7 +67,7 @@ def main() -> None:
         masks = options.supervised_masks
         made = (table6(config, arguments, options.list, jobs, options.paper, masks),)
     command = f"python tools/analyse.py {shlex.join(sys.argv[1:])}"
-    publish(Run(config).folder / "analysis", made[0], command, *made[1:])
+    publish([Run(config).folder / "analysis"], made[0], command, *made[1:])
 
 
 if __name__ == "__main__":

@@ -75,8 +75,7 @@ def main() -> None:
     make = method_table if options.table == "methods" else feature_table
     table = make(run_dir, methods, options.seeds)
     command = f"python tools/compare.py {shlex.join(sys.argv[1:])}"
-    for folder in options.output or [run_dir / "analysis"]:
-        publish(folder, table, command)
+    publish(options.output or [run_dir / "analysis"], table, command)
 
 
 def overrides(names: list[str], seed: int, run_dir: Path, **further: object) -> list[str]:

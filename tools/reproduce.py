@@ -263,9 +263,8 @@ def analyse(run: Experiment, wanted: Sequence[str], jobs: int, options: Sequence
 def finish(runs: Sequence[Experiment], tables: Sequence[published.Analysis]) -> None:
     """Writes the tables over all seeds into each run, and the reports."""
     command = f"bash tools/reproduce.sh {' '.join(sys.argv[1:])}"
-    for run in runs:
-        for table in tables:
-            publish(run.run_dir / "analysis", table, command)
+    for table in tables:
+        publish([run.run_dir / "analysis" for run in runs], table, command)
     report(runs)
 
 

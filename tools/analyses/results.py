@@ -1,6 +1,6 @@
 """What every analysis writes: JSON for the report, PNG and PDF, Markdown on the screen."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,20 +40,17 @@ class Analysis:
     rows: Sequence[Sequence[str | int | float]]
 
 
-def publish(folder: Path, analysis: Analysis, command: str, figure: Figure | None = None) -> None:
+def publish(
+    folders: Iterable[Path], analysis: Analysis, command: str, figure: Figure | None = None
+) -> None:
     """Writes <name>.json and, of a figure, <name>.png and <name>.pdf; prints a Markdown table.
 
     Args:
-        folder: usually <run_dir>/analysis.
+        folders: usually <run_dir>/analysis of one run or several.
         analysis: what was found.
         command: with which it can be made again.
         figure: drawn under `STYLE`.
     """
-    if figure is not None:
-        # Without dates and versions the same figure is the same bytes.
-        for suffix, undated in ((".png", {"Software": None}), (".pdf", {"CreationDate": None})):
-            with written_whole(folder / f"{analysis.name}{suffix}") as aside:
-                figure.savefig(aside, format=suffix[1:], dpi=200, metadata=undated)
     content = {
         "title": analysis.title,
         "caption": analysis.caption,
@@ -63,7 +60,13 @@ def publish(folder: Path, analysis: Analysis, command: str, figure: Figure | Non
         "command": command,
         "order": analysis.order,
     }
-    write_json(folder / f"{analysis.name}.json", content)
+    # Without dates and versions the same figure is the same bytes.
+    pictures = {".png": {"Software": None}, ".pdf": {"CreationDate": None}} if figure else {}
+    for folder in folders:
+        for suffix, undated in pictures.items():
+            with written_whole(folder / f"{analysis.name}{suffix}") as aside:
+                figure.savefig(aside, format=suffix[1:], dpi=200, metadata=undated)
+        write_json(folder / f"{analysis.name}.json", content)
     table = markdown(analysis.columns, analysis.rows)
     print(f"\n{analysis.title}\n\n{table}\n\n{analysis.caption}")
 
