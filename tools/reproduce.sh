@@ -7,8 +7,8 @@ for arg in "$@"; do
     cat <<'HELP'
 Usage: bash tools/reproduce.sh demo|voc|coco [--seeds N ...] [--only NAME ...] [--jobs N] [--quick]
 
-  demo    Tables 4 to 6 and Figs. 8 to 10 on the built-in benchmark; one to two hours a seed on
-          two CPU cores (estimated), of which Tables 4 and 5 take most
+  demo    Tables 4 to 6 and Figs. 8 to 10 on the built-in benchmark; about an hour a seed on two
+          CPU cores, of which Tables 4 and 5 take three quarters
   voc     the same and Table 3 on PASCAL VOC 2012, beside the paper's figures; days on a GPU
   coco    Table 3 and Figs. 8 and 9 on MS COCO 2014; days on a GPU
 

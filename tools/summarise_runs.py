@@ -27,7 +27,7 @@ MODES = {
     "wsss_best": "WSSS, best threshold",
     "ignore": "biased pixels ignored",
     "complement": "complemented",
-    "mars": "complemented + WCE (MARS)",
+    "mars": "complemented, weighted by certainty (MARS)",
     "supervised": "fully supervised",
 }
 
