@@ -11,18 +11,19 @@ error unless --allow-missing is given, and then the score says how many images i
 predictions, biased (254) and ignored (255) pixels count as background.
 """
 
-import hashlib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from core import distributed
+from core import checkpoint, distributed
 from core.config import Config, make_parser, parse
 from core.errors import UserError, run_script
-from core.files import write_json
-from core.runs import Run, Stage
+from core.files import read_json, write_json
+from core.identity import prediction_identity, segmentation_identity, stamp, summary
+from core.runs import Run, Stage, check_classes, stale
 from core.scoring import score_files
-from core.segmenter import predict, trained_weights
+from core.segmenter import load_segmenter, predict, trained_weights
 from core.splits import Split, ground_truth, list_name, masks_folder, read_split
 from core.submission import COMPETITIONS, check_submission, write_submission
 
@@ -80,28 +81,27 @@ def score_folders(config: Config, options) -> dict:
 
 def score_labels(config: Config, options) -> dict:
     """Scores a folder of label maps against the masks of one list of the data set."""
+    folder = Path(options.predictions)
+    check_classes(folder, config.data.classes)
     split = read_split(config.data, options.split, tagged=False)
-    predictions = [Path(options.predictions) / f"{i}.png" for i in split.ids]
-    masks = ground_truth(config.data, split)
-    result = score_files(
-        predictions, masks, config.data.classes, options.allow_missing, config.workers
-    )
-    result["images"]["skipped"] = split.skipped
-    folder = Path(options.predictions).resolve()
-    name = options.name or f"{folder.parent.name}_{folder.name}"
-    save(Path(options.output or Run(config).evaluation(name) / "scores.json"), result)
+    predictions = [folder / f"{i}.png" for i in split.ids]
+    result = score_list(config, options, split, predictions)
+    name = options.name or f"{folder.resolve().parent.name}_{folder.resolve().name}"
+    path = Path(options.output or Run(config).evaluation(name) / "scores.json")
+    if not options.output:
+        refuse_others_scores(path, result)
+    save(path, result)
     return result
 
 
 def score_checkpoint(config: Config, options) -> dict:
     """Predicts one list with the EMA of the configured training, then scores the predictions."""
     split = read_split(config.data, options.split, tagged=False)
-    masks = ground_truth(config.data, split)
-    stage, predictions = predict_list(config, split, options.name)
-    result = score_files(
-        predictions, masks, config.data.classes, options.allow_missing, config.workers
-    )
-    result["images"]["skipped"] = split.skipped
+    ground_truth(config.data, split)  # a missing mask is told before hours of prediction
+    stage, predictions = predict_list(config, split, options)
+    result = score_list(config, options, split, predictions)
+    result["made_from"] = stage.made_from
+    result["stale"] = warn_if_stale(config)
     save(stage.folder / "scores.json", result)
     if options.output:
         save(Path(options.output), result)
@@ -110,37 +110,105 @@ def score_checkpoint(config: Config, options) -> dict:
     return result
 
 
-def predict_list(config: Config, split: Split, name: str | None) -> tuple[Stage, list[Path]]:
+def score_list(config: Config, options, split: Split, predictions: Sequence[Path]) -> dict:
+    """Scores with the name and the digests of what they were computed on."""
+    masks = ground_truth(config.data, split)
+    result = score_files(
+        predictions, masks, config.data.classes, options.allow_missing, config.workers
+    )
+    result["images"]["skipped"] = split.skipped
+    inputs = {"masks": masks, "predictions": predictions}
+    items = {key: dict(zip(split.ids, paths, strict=True)) for key, paths in inputs.items()}
+    digests = summary(stamp(items, {}, config.workers))
+    result["data"] = {
+        "root": str(Path(config.data.root).resolve()),
+        "split": options.split,
+        "list": list_name(config.data, options.split),
+        "masks": digests["masks"],
+        "biased_classes": config.data.biased_classes,
+    }
+    folder = str(Path(*predictions[0].parts[: -len(Path(split.ids[0]).parts)]).resolve())
+    result["predictions"] = {"folder": folder, **digests["predictions"]}
+    return result
+
+
+def refuse_others_scores(path: Path, result: dict) -> None:
+    """Keeps scores of one folder of label maps from replacing another's.
+
+    Raises:
+        UserError: `path` holds scores of a trained network, of other predictions, or of another
+            list.
+    """
+    reason = None
+    if path.with_name("manifest.json").exists():
+        reason = "is the evaluation of a trained network"
+    elif path.is_file():
+        earlier = read_json(path)
+        there, here = (s.get("predictions", {}) for s in (earlier, result))
+        lists = [s.get("data", {}).get("list") for s in (earlier, result)]
+        if there.get("folder") != here["folder"] and there.get("sha256") != here["sha256"]:
+            reason = f"holds the scores of {there.get('folder', 'other label maps')}"
+        elif lists[0] != lists[1]:
+            reason = f"holds scores on the list {lists[0]}, these are on {lists[1]}"
+    if reason:
+        raise UserError(f"{path.parent} {reason}; give these scores a --name of their own")
+
+
+def predict_list(config: Config, split: Split, options) -> tuple[Stage, list[Path]]:
     """Label maps of a list, in <run_dir>/evaluation/<name>/predictions."""
     run = Run(config)
     weights = trained_weights(run)
-    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-    name = name or run.segmentation().name
-    identity, inputs = ("data", "segmentation", "evaluation"), {}
-    inputs |= {"ids": split.ids, "weights": [digest]}
+    checkpoint.refuse_other(weights, checkpoint.load(weights), "segmentation", config, named=True)
+    name = options.name or options.submission or run.segmentation().name
+    if not (options.name or options.submission or options.split == "val"):
+        name = f"{name}_{options.split}"
     stage = Stage(
         run.evaluation(name),
         f"stage 5, evaluation ({name})",
         config,
-        identity,
-        inputs,
+        prediction_identity(config, split, weights, config.data.classes),
         split.skipped,
     )
     folder = stage.folder / "predictions"
     if not stage.already_done():
-        predict(config, weights, split, folder)
+        stage.sign(folder)
+        predict(config, load_segmenter(weights, config)[0], split, folder)
     return stage, [folder / f"{i}.png" for i in split.ids]
+
+
+def warn_if_stale(config: Config) -> list[str]:
+    """Says where the training data, as far as it is at hand, is not what the network was made from.
+
+    The scores are true of the network all the same.
+    """
+    run = Run(config)
+    try:
+        split = read_split(config.data, "train")
+    except UserError:
+        return []  # the network may have been trained elsewhere
+    labels = [run.training_labels / f"{i}.png" for i in split.ids]
+    lines = stale(run.segmentation(), segmentation_identity(config, split, labels), config, True)
+    if lines:
+        shown = "\n".join(f"  {line}" for line in lines)
+        print(
+            f"warning: the network in {run.segmentation()} is stale; what it was trained on has "
+            f"changed since:\n{shown}\nTo train it again, choose another run_dir, or remove the "
+            "folder yourself and run train_segmentation.py",
+            file=sys.stderr,
+        )
+    return lines
 
 
 def segment(config: Config, options) -> None:
     """Predicts the training images of a data set that has no masks."""
     split = read_split(config.data, "train", tagged=False)
-    stage, predictions = predict_list(config, split, options.name)
+    options.split, options.name = "train", options.name or Run(config).segmentation().name
+    stage, predictions = predict_list(config, split, options)
     if not stage.finished:
         stage.finish({})
     print(
-        f"{len(predictions)} predictions of the training images in {predictions[0].parent}; not "
-        "scored, because data.masks is not set"
+        f"{len(predictions)} predictions of the training images in "
+        f"{stage.folder / 'predictions'}; not scored, because data.masks is not set"
     )
 
 
@@ -153,7 +221,7 @@ def submit(config: Config, options) -> None:
             f"{competition} is for the list {wanted}, not {name}; give --data.val_list {wanted}"
         )
     split = read_split(config.data, options.split, tagged=False)
-    stage, predictions = predict_list(config, split, options.name or competition)
+    stage, predictions = predict_list(config, split, options)
     archive = stage.folder / f"{competition}.tar.gz"
     if distributed.rank() == 0:
         write_submission(archive, competition, predictions)

@@ -13,6 +13,7 @@ Reads the training images and tags, any folder of pseudo labels and any features
     labels/<id>.png     pseudo labels in which biased pixels are 254
 """
 
+import json
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +31,7 @@ from core.errors import UserError, run_script
 from core.features import FeatureSource, feature_files, feature_source
 from core.files import read_arrays, written_whole
 from core.labels import BIASED_ON_DISK, read_label, to_disk, write_label
-from core.runs import Run, Stage, check_upstream
+from core.runs import Run, Stage, check_classes, check_upstream_of
 from core.splits import Split, label_files, read_split
 from core.threads import in_threads
 from core.training import autocast, pick_device
@@ -44,21 +45,23 @@ def main() -> None:
     labels = label_files(
         run.wsss_labels, split, "run train_wsss.py, or set wsss.labels_dir to your labels"
     )
-    device = pick_device(config)
-    identity, inputs = ("seed", "data", "uss", "wsss", "debias"), {"labels": labels}
     if config.uss.features_dir:
-        inputs["features"] = feature_files(Path(config.uss.features_dir), split)
-    stage = Stage(run.debias, "stage 3, debiasing", config, identity, inputs, split.skipped)
+        feature_files(Path(config.uss.features_dir), split)
+    elif not (run.uss / "checkpoint.pth").is_file():
+        raise UserError(f"{run.uss} holds no features; run train_uss.py, or set uss.features_dir")
+    check_upstream_of(config, split, "wsss", "uss")
+    check_classes(run.wsss_labels, config.data.classes)
+    stage = Stage(
+        run.debias, "stage 3, debiasing", config, run.debias_identity(split), split.skipped
+    )
     if stage.already_done():
         return
-    if not config.wsss.labels_dir:
-        check_upstream(run.wsss, "wsss", config)
-    if not config.uss.features_dir:
-        check_upstream(run.uss, "uss", config)
+    stage.sign(run.debias / "labels")
+    device = pick_device(config)
     features = feature_source(config, split, device, autocast(config, device))
     cluster_images(config, run, split, labels, features)
     stage.save()
-    centroids = debias_centroids(config, run, split)
+    centroids = debias_centroids(config, run, split, json.dumps(stage.made_from))
     removed = write_debiased_labels(config, run, split, labels, features, centroids)
     stage.finish({"removed": removed})
     shares = ", ".join(f"{c} {v:.0%}" for c, v in zip(config.data.classes, removed, strict=True))
@@ -111,13 +114,13 @@ def run_over(
     distributed.meet()
 
 
-def debias_centroids(config: Config, run: Run, split: Split) -> torch.Tensor:
+def debias_centroids(config: Config, run: Run, split: Split, made_from: str) -> torch.Tensor:
     """Eq. 1-3 for every class: (C, D), a zero row for a class without centroids."""
     path, settings = run.debias / "centroids.npz", config.debias
     if distributed.rank() == 0:
         nearest = settings.nearest if settings.distance == "nearest" else None
         shards = pack_clusters(run, split)
-        select(shards, path, len(config.data.classes), settings.alpha, nearest)
+        select(shards, path, len(config.data.classes), settings.alpha, nearest, made_from)
     distributed.meet()
     return torch.from_numpy(read_arrays(path, ("centroids",), "remove it")["centroids"])
 

@@ -20,10 +20,11 @@ from core.config import Config, make_parser, parse
 from core.datasets import LabelledImages, batches_from
 from core.debias import labelled_pixels
 from core.errors import run_script
+from core.identity import segmentation_identity
 from core.models.backbones import to_device
 from core.models.deeplab import segmenter
 from core.pictures import label_colours
-from core.runs import Run, Stage, check_upstream
+from core.runs import Run, Stage, check_classes, check_upstream_of
 from core.splits import Split, ground_truth, label_files, read_split
 from core.teacher import TeacherFill
 from core.training import (
@@ -42,17 +43,13 @@ def main() -> None:
     config, _ = parse(make_parser("train_segmentation.py", __doc__))
     run, split = Run(config), read_split(config.data, "train")
     labels = training_labels(config, run, split)
-    upstream = {"supervised": (), "wsss": ("wsss",)}
-    upstream = upstream.get(config.segmentation.mode, ("wsss", "uss", "debias"))
-    identity = ("seed", "accumulate", "sync_norm", "data", "segmentation", *upstream)
-    inputs = {"labels": labels}
     folder = run.segmentation()
-    stage = Stage(
-        folder, f"stage 4, segmentation ({folder.name})", config, identity, inputs, split.skipped
-    )
+    identity = segmentation_identity(config, split, labels)
+    title = f"stage 4, segmentation ({folder.name})"
+    stage = Stage(folder, title, config, identity, split.skipped)
     if stage.already_done():
         return
-    train_network(config, folder, split, labels)
+    train_network(config, stage, split, labels)
     stage.finish({})
     print(
         f"student and teacher in {folder / 'checkpoint.pth'}\n"
@@ -62,20 +59,19 @@ def main() -> None:
 
 def training_labels(config: Config, run: Run, split: Split) -> tuple[Path, ...]:
     """The label maps that the mode trains on."""
-    mode, folder = config.segmentation.mode, config.segmentation.labels_dir
+    mode, folder = config.segmentation.mode, run.training_labels
     if mode == "supervised":
         return ground_truth(config.data, split)
-    if folder:
-        return label_files(Path(folder), split, "check segmentation.labels_dir")
-    if mode == "wsss":
-        if not config.wsss.labels_dir:
-            check_upstream(run.wsss, "wsss", config)
-        return label_files(run.wsss_labels, split, "run train_wsss.py first")
-    check_upstream(run.debias, "debias", config)
-    return label_files(run.debias / "labels", split, "run make_debiased_labels.py first")
+    remedy = "check segmentation.labels_dir"
+    if not config.segmentation.labels_dir:
+        upstream = ("wsss",) if mode == "wsss" else ("wsss", "uss", "debias")
+        check_upstream_of(config, split, *upstream)
+        remedy = f"run {'train_wsss.py' if mode == 'wsss' else 'make_debiased_labels.py'} first"
+    check_classes(folder, config.data.classes)
+    return label_files(folder, split, remedy)
 
 
-def train_network(config: Config, folder: Path, split: Split, labels: tuple[Path, ...]) -> None:
+def train_network(config: Config, stage: Stage, split: Split, labels: tuple[Path, ...]) -> None:
     settings, device = config.segmentation, pick_device(config)
     num_classes = len(config.data.classes)
     seed_everything(config.seed)
@@ -127,17 +123,18 @@ def train_network(config: Config, folder: Path, split: Split, labels: tuple[Path
         return {"image": denormalise(batch["image"]), **drawn}
 
     train(
-        f"segmentation ({folder.name})",
+        f"segmentation ({stage.folder.name})",
         {"network": network, "ema": ema.network},
         optimizer,
         schedule,
         batches,
         step,
         iterations,
-        folder,
+        stage.folder,
         config,
         ema,
         pictures,
+        stage.made_from,
     )
 
 

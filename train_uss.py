@@ -24,8 +24,15 @@ from core import checkpoint, distributed
 from core.config import Config, UssConfig, make_parser, parse
 from core.datasets import Draws, make_loader
 from core.errors import UserError, run_script
-from core.features import SemanticFeatures, mean_feature, network_features, write_features
+from core.features import (
+    SemanticFeatures,
+    load_semantic_features,
+    mean_feature,
+    network_features,
+    write_features,
+)
 from core.files import written_whole
+from core.identity import uss_identity
 from core.leopart import train_leopart
 from core.models.published import load_published
 from core.pictures import principal_components
@@ -45,13 +52,10 @@ def main() -> None:
         print(f"stage 1, USS: skipped, features are those of {config.uss.features_dir}")
         return
     run, split = Run(config), read_split(config.data, "train")
-    inputs = {"ids": split.ids}
-    if config.uss.weights:
-        if not Path(config.uss.weights).is_file():
-            raise UserError(f"uss.weights: there is no file {config.uss.weights}; mend the path")
-        inputs["weights"] = [Path(config.uss.weights)]
-    stage = Stage(run.uss, "stage 1, USS", config, ("seed", "data", "uss"), inputs, split.skipped)
+    stage = Stage(run.uss, "stage 1, USS", config, uss_identity(config, split), split.skipped)
     if stage.already_done():
+        if config.uss.cache:  # asked for later
+            cache_features(config, stage, split, load_semantic_features(run))
         return
     seed_everything(config.seed)
     device = pick_device(config)
@@ -69,13 +73,22 @@ def main() -> None:
     if config.uss.centre:
         network.mean.copy_(mean_feature(source, len(split)))
     if config.uss.cache:
-        write_features(source, split, run.uss / "features")
-    checkpoint.save(run.uss / "checkpoint.pth", {"network": network.state_dict()})
+        cache_features(config, stage, split, network)
+    state = {"network": network.state_dict(), "made_from": stage.made_from}
+    checkpoint.save(run.uss / "checkpoint.pth", state)
     stage.finish({})
     print(
         f"features: {run.uss / 'checkpoint.pth'}\n"
         "next: python train_wsss.py, with the same --config"
     )
+
+
+def cache_features(config: Config, stage: Stage, split: Split, network: SemanticFeatures) -> None:
+    """Keeps the features of all training images on disk."""
+    device, folder = pick_device(config), stage.folder / "features"
+    stage.sign(folder)
+    source = network_features(network.to(device), split, device, autocast(config, device))
+    write_features(source, split, folder)
 
 
 def build_features(settings: UssConfig) -> SemanticFeatures:

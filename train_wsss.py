@@ -11,7 +11,7 @@ Reads the images and tags of the training list, no mask. Writes below <run_dir>/
 """
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,9 +21,10 @@ from tqdm import tqdm
 
 from core import checkpoint, distributed
 from core.advcam import Climb, in_shards
-from core.config import Config, WsssConfig, make_parser, parse
+from core.config import Config, make_parser, parse
 from core.datasets import LabelledImages, batches_by_size, batches_from
 from core.errors import UserError, run_script
+from core.identity import wsss_identity
 from core.inference import multi_scale
 from core.irn import irn_spreading
 from core.labels import IGNORE, read_label, write_label
@@ -70,22 +71,16 @@ def main() -> None:
         print(f"stage 2, WSSS: skipped, labels are those of {config.wsss.labels_dir}")
         return
     run, split = Run(config), read_split(config.data, "train")
-    inputs = {"ids": split.ids, "weights": released_files(config.wsss)}
-    stage = Stage(
-        run.wsss,
-        "stage 2, WSSS",
-        config,
-        ("seed", "accumulate", "sync_norm", "data", "wsss"),
-        inputs,
-        split.skipped,
-    )
+    stage = Stage(run.wsss, "stage 2, WSSS", config, wsss_identity(config, split), split.skipped)
     if stage.already_done():
         return
-    classifier = train_classifier(config, run, split)
+    classifier = train_classifier(config, run, split, stage.made_from)
     stage.save()
     if options.classifier_only:
         print(f"classifier: {run.wsss / 'checkpoint.pth'}")
         return
+    for name in ("cams", "labels"):
+        stage.sign(run.wsss / name)
     write_cams(config, run, split, classifier)
     results = {}
     if config.wsss.method == "cam":
@@ -101,31 +96,17 @@ def main() -> None:
     )
 
 
-def released_files(settings: WsssConfig) -> list[Path]:
-    """The checkpoints that are used instead of training.
-
-    Raises:
-        UserError: one of them is missing.
-    """
-    named = {"wsss.weights": settings.weights}
-    if settings.method == "seam":
-        named["wsss.psa.weights"] = settings.psa.weights
-    elif settings.method != "cam":
-        named["wsss.irn.weights"] = settings.irn.weights
-    for key, path in named.items():
-        if path and not Path(path).is_file():
-            raise UserError(f"{key}: there is no file {path}; mend the path, or set it to null")
-    return [Path(path) for path in named.values() if path]
-
-
-def train_classifier(config: Config, run: Run, split: Split) -> Classifier:
+def train_classifier(
+    config: Config, run: Run, split: Split, made_from: dict[str, Any]
+) -> Classifier:
     """Fits the multi-label classifier to the tags (or reads the one fitted before, or released)."""
     settings, device = config.wsss, pick_device(config)
     seed_everything(config.seed)
     classifier = build_classifier(settings, len(config.data.classes))
     if settings.weights:
         state = load_published(classifier, settings.weights).state_dict()
-        checkpoint.save(run.wsss / "checkpoint.pth", {"network": state, "ema": state})
+        content = {"network": state, "ema": state, "made_from": made_from}
+        checkpoint.save(run.wsss / "checkpoint.pth", content)
         return to_device(classifier, device)
     classifier = to_device(classifier, device).train()
     if config.sync_norm:
@@ -184,6 +165,7 @@ def train_classifier(config: Config, run: Run, split: Split) -> Classifier:
         config,
         ema,
         pictures,
+        made_from,
     )
     return ema.network if ema else classifier.eval()
 

@@ -68,7 +68,12 @@ def write_shard(
 
 
 def select(
-    shards: Sequence[Path], path: Path, classes: int, alpha: float, nearest: int | None = None
+    shards: Sequence[Path],
+    path: Path,
+    classes: int,
+    alpha: float,
+    nearest: int | None = None,
+    made_from: str = "",
 ) -> np.ndarray:
     """Eq. 1-3 from beginning to end: the (C, D) float32 debiased centroids, also written to `path`.
 
@@ -78,6 +83,7 @@ def select(
         classes: C.
         alpha: share of each class's centroids that is kept.
         nearest: see `write_distances`.
+        made_from: see `write_selection`.
 
     Raises:
         UserError: there is no background to compare with.
@@ -92,7 +98,7 @@ def select(
     kept = kept_counts(found, alpha)
     floor = thresholds(shards, distances, kept)
     centroids = mean_of_kept(shards, distances, floor, kept)
-    write_selection(path, shards, distances, floor, centroids, found)
+    write_selection(path, shards, distances, floor, centroids, found, made_from)
     return centroids
 
 
@@ -202,10 +208,12 @@ def write_selection(
     floor: np.ndarray,
     centroids: np.ndarray,
     found: np.ndarray,
+    made_from: str = "",
 ) -> None:
     """Writes the (C, D) debiased centroids; where vectors take up to `DETAILED` bytes, all rows.
 
-    These are in the order of the images: vectors (N, D) float32, labels, images, sizes (N,)
+    `made_from` is text that the file carries along, such as class names and settings as JSON. Rows
+    are in the order of the images: vectors (N, D) float32, labels, images, sizes (N,)
     integers, distance (N,) float32, selected (N,) bool; N is the sum of `found`, (1 + C,).
     """
     rows, count = {}, found.sum()
@@ -224,7 +232,7 @@ def write_selection(
                 rows[name][here] = values
             begin += len(labels)
     with written_whole(path) as aside, aside.open("wb") as file:
-        np.savez(file, **rows, centroids=centroids)
+        np.savez(file, **rows, centroids=centroids, made_from=np.array(made_from))
 
 
 def _integers(vectors: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ import difflib
 import re
 import sys
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args
@@ -819,6 +820,27 @@ class _Parser(jsonargparse.ArgumentParser):
         sys.exit(f"error: {message}")
 
 
+def overlaid(section: Any, flat: Mapping[str, Any], prefix: str = "") -> Any:
+    """A section of the configuration with flat settings laid over it.
+
+    Args:
+        section: dataclass with the values of all keys that `flat` lacks.
+        flat: values by full key, such as {"segmentation.backbone.name": "resnet50"}.
+        prefix: full key of the section with a dot at its end; empty for the whole configuration.
+    """
+    values = {}
+    for item in dataclasses.fields(section):
+        key, value = prefix + item.name, getattr(section, item.name)
+        below = {k: v for k, v in flat.items() if k.startswith(f"{key}.")}
+        if dataclasses.is_dataclass(value):
+            values[item.name] = overlaid(value, below, f"{key}.")
+        elif below:  # a table whose keys are the user's
+            values[item.name] = {k.removeprefix(f"{key}."): v for k, v in below.items()}
+        elif key in flat:
+            values[item.name] = tuple(flat[key]) if isinstance(flat[key], list) else flat[key]
+    return dataclasses.replace(section, **values)
+
+
 def make_parser(prog: str, description: str) -> jsonargparse.ArgumentParser:
     """A parser with `--config` and every key of `Config`."""
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -838,8 +860,15 @@ def _refuse_empty(parsed: Any, kind: type, prefix: str = "") -> None:
             raise UserError(f"{key} is empty; give it a value or take its line out")
 
 
-def parse(parser: jsonargparse.ArgumentParser, args: list[str] | None = None) -> tuple[Config, Any]:
+def parse(
+    parser: jsonargparse.ArgumentParser, args: list[str] | None = None, named: bool = True
+) -> tuple[Config, Any]:
     """Parses the command line; returns the configuration and the other arguments.
+
+    Args:
+        parser: from `make_parser`.
+        args: the command line; None: the process's own.
+        named: whether class names that no setting gives are taken from the data set.
 
     Raises:
         UserError: a value lies outside its range.
@@ -856,7 +885,8 @@ def parse(parser: jsonargparse.ArgumentParser, args: list[str] | None = None) ->
     values = vars(namespace)
     names = {f.name for f in dataclasses.fields(Config)}
     config = Config(**{k: v for k, v in values.items() if k in names})
-    config.data = config.data.with_classes()
+    if named:
+        config.data = config.data.with_classes()
     if config.log == "jsonl":
         sys.stdout = sys.stderr  # what is printed; core.logs.tell keeps the other
     return config, namespace

@@ -68,7 +68,7 @@ def load_semantic_features(run: Run) -> SemanticFeatures:
     config = run.config.uss
     blank = dataclasses.replace(config, backbone=config.backbone.without_weights())
     path = run.uss / "checkpoint.pth"
-    return checkpoint.restore(SemanticFeatures(blank), path, "network", "uss")
+    return checkpoint.restore(SemanticFeatures(blank), path, "network", "uss", run.config)
 
 
 def network_features(

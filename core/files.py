@@ -41,9 +41,9 @@ def read_arrays(path: Path, names: Sequence[str], remedy: str) -> dict[str, np.n
     return arrays
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any, indent: int | None = 2) -> None:
     with written_whole(path) as aside:
-        aside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        aside.write_text(json.dumps(content, indent=indent, ensure_ascii=False) + "\n", "utf-8")
 
 
 def read_json(path: Path) -> Any:

@@ -7,18 +7,21 @@
     <run_dir>/segmentation/<name>/checkpoint.pth      student and EMA teacher
     <run_dir>/evaluation/<name>/scores.json, predictions/
 
-Each stage's folder holds `manifest.json`: configuration, git commit, versions, device, inputs,
-time.
+Each stage's folder holds `manifest.json`: class names, settings, digests of all inputs, git commit,
+versions, device, time; and `inputs.json`, every input by itself. Label maps, activation maps and
+features carry a copy of what they were made from, `made_from.json`; checkpoints have it inside.
 """
 
 import dataclasses
 import fcntl
-import hashlib
 import importlib.metadata
+import json
 import platform
+import shlex
 import subprocess
+import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +29,29 @@ from core import distributed
 from core.config import Config
 from core.errors import UserError
 from core.files import read_json, write_json
+from core.identity import (
+    Identity,
+    Items,
+    Stamps,
+    class_difference,
+    debias_identity,
+    input_differences,
+    known_stamps,
+    read_stamps,
+    save_stamps,
+    setting_differences,
+    stamp,
+    summary,
+    uss_identity,
+    wsss_identity,
+)
 from core.logs import tell
+from core.splits import Split, masks_folder
 from core.training import pick_device
 
-FOR_SCORES = {"data.masks", "data.val_list", "data.biased_classes"}
-"""Settings that change scores alone: what a stage reads of them is among its inputs."""
+SIGNATURE = "made_from.json"
+"""In a folder of results that may be moved: class names, settings and inputs of its stage."""
+SHOWN = 8
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "numba", "opencv-python-headless", "pillow")
 
 
@@ -58,30 +79,49 @@ class Run:
     def debias(self) -> Path:
         return Path(self.config.debias.output_dir or self.folder / "debias")
 
+    def features(self, split: Split) -> Items:
+        """Anybody's feature files, or the network of stage 1 that computes features."""
+        folder = self.config.uss.features_dir
+        if folder:
+            return {i: Path(folder) / f"{i}.npy" for i in split.ids}
+        return {"checkpoint": self.uss / "checkpoint.pth"}
+
+    def debias_identity(self, split: Split) -> Identity:
+        """What stage 3 reads, from wherever it is configured to."""
+        labels = [self.wsss_labels / f"{i}.png" for i in split.ids]
+        return debias_identity(self.config, split, labels, self.features(split))
+
     def segmentation(self, name: str | None = None) -> Path:
         """Folder of one segmentation training; by default that of the configuration."""
         section = self.config.segmentation
         return self.folder / "segmentation" / (name or section.name or section.mode)
+
+    @property
+    def training_labels(self) -> Path:
+        """Folder of the label maps that the configured mode of stage 4 trains on."""
+        section = self.config.segmentation
+        if section.mode == "supervised":
+            return masks_folder(self.config.data) or Path()
+        if section.labels_dir:
+            return Path(section.labels_dir)
+        return self.wsss_labels if section.mode == "wsss" else self.debias / "labels"
 
     def evaluation(self, name: str) -> Path:
         return self.folder / "evaluation" / name
 
 
 class Stage:
-    """The folder of one stage: refuses another configuration, resumes, and keeps the manifest.
+    """The folder of one stage: refuses another identity, resumes, and keeps the manifest.
 
     Args:
         folder: where the stage writes.
-        name: of the stage, for messages.
+        name: title of the stage, for messages.
         config: the whole configuration.
-        identity: the sections and keys on which the stage's results depend, such as `data` or
-        `seed`.
-        inputs: what the stage reads: a name and the ids or files of each list. Ids count by name,
-        label maps (.png) by content, other files by name and size.
+        identity: what the stage's results depend on.
         skipped: ids of images that are left out.
 
     Raises:
-        UserError: the folder was made with another configuration or other inputs.
+        UserError: the folder was made with other settings or from other inputs.
     """
 
     def __init__(
@@ -89,47 +129,50 @@ class Stage:
         folder: Path,
         name: str,
         config: Config,
-        identity: Iterable[str],
-        inputs: Mapping[str, Iterable[str | Path]],
+        identity: Identity,
         skipped: Iterable[str] = (),
     ):
-        self.folder, self.name, self._config = folder, name, config
-        everything = dataclasses.asdict(config)
-        settings = _flatten({key: everything[key] for key in identity})
+        self.folder, self.name, self._config, self._identity = folder, name, config, identity
         self._path = folder / "manifest.json"
         self._lock = None if distributed.rank() else _lock(folder)
         self._began = time.monotonic()
         self._before = 0.0
-        lists = {key: [_identity(v) for v in values] for key, values in inputs.items()}
+        looked = time.time_ns()
+        stamps = stamp(identity.inputs, _known(folder, config), config.workers)
+        identified = time.monotonic() - self._began
         self.manifest: dict[str, Any] = {
             "stage": name,
             "finished": False,
             "seconds": 0.0,
-            "settings": settings,
-            "inputs": {k: {"count": len(v), "sha256": _hash(v)} for k, v in lists.items()},
+            "seconds_identifying": round(identified, 3),
+            "classes": [*identity.classes],
+            "settings": dict(identity.settings),
+            "inputs": summary(stamps),
             "skipped": [*skipped],
+            "data": config.data.root,
             "environment": environment(config),
             "results": {},
         }
         if self._path.exists():
-            self._take_up(read_json(self._path))
+            self._take_up(read_json(self._path), stamps)
         distributed.meet()  # all have read it
         self.save()
+        if distributed.rank() == 0:
+            save_stamps(folder, stamps, looked)
         tell(config, "stage", stage=name, folder=str(folder))
 
-    def _take_up(self, earlier: dict[str, Any]) -> None:
-        old, new = (
-            {**m["settings"], **{f"input: {k}": v for k, v in m["inputs"].items()}}
-            for m in (earlier, self.manifest)
-        )
-        begun = any(not p.name.startswith((".lock", "manifest")) for p in self.folder.iterdir())
+    def _take_up(self, earlier: dict[str, Any], stamps: Stamps) -> None:
+        ours = (".lock", "manifest", "inputs.json")
+        begun = any(not p.name.startswith(ours) for p in self.folder.iterdir())
         if not (begun or earlier["finished"]):
             return  # it stopped before there was anything, such as at its first batch
-        lines = _differences(old, new)
+        lines = _differences(self.folder, earlier, self._identity, stamps)
         if lines:
             raise UserError(
-                f"{self.folder} was made with other settings or inputs:\n{lines}\n"
-                "Remedy: choose another run_dir, set these back, or remove the folder yourself"
+                f"{self.folder} is stale: it was made with other settings or inputs:\n"
+                f"{_listed(lines)}\n"
+                "Remedy: set these back, choose another run_dir, or remove the folder yourself and "
+                f"run again: {shlex.join(['python', *sys.argv])}"
             )
         self._before = earlier["seconds"]
         self.manifest["finished"] = earlier["finished"]
@@ -140,6 +183,17 @@ class Stage:
     @property
     def finished(self) -> bool:
         return self.manifest["finished"]
+
+    @property
+    def made_from(self) -> dict[str, Any]:
+        """The identity as it is written into results that may leave the folder."""
+        keys = ("stage", "classes", "settings", "inputs")
+        return json.loads(json.dumps({key: self.manifest[key] for key in keys}))
+
+    def sign(self, folder: Path) -> None:
+        """Writes `made_from.json` into a folder of results."""
+        if distributed.rank() == 0:
+            write_json(folder / SIGNATURE, self.made_from)
 
     def save(self) -> None:
         """Writes the manifest; the time counts all parts of a resumed stage."""
@@ -174,39 +228,115 @@ class Stage:
         return self.finished
 
 
-def check_upstream(folder: Path, section: str, config: Config) -> None:
-    """Compares what an earlier stage was made with, where it has a manifest, with what is set now.
+def stale(folder: Path, identity: Identity, config: Config, common: bool = False) -> list[str]:
+    """How a stage's folder differs from what its results would be made from now, line by line.
+
+    The seed and other settings of no section are the reader's own: several trainings with different
+    seeds may read the same labels.
 
     Args:
-        folder: of the earlier stage.
-        section: of the configuration, the earlier stage's own.
-        config: the whole configuration.
+        folder: folder of a stage; one without a manifest is believed.
+        identity: identity of that stage, as things are now; files that are gone are not compared.
+        config: configuration of the run, in whose folders times of files are noted.
+        common: compare only items of the inputs that were there and are here.
+    """
+    path = folder / "manifest.json"
+    if not path.exists():
+        return []
+    earlier = read_json(path)
+    shared = [key for key in earlier["settings"] if "." not in key]
+    settings = {k: v for k, v in identity.settings.items() if "." in k}
+    settings |= {key: earlier["settings"][key] for key in shared}
+    stamps = stamp(identity.inputs, _known(folder, config), config.workers)
+    identity = dataclasses.replace(identity, settings=settings)
+    return _differences(folder, earlier, identity, stamps, common)
+
+
+def check_upstream(folder: Path, identity: Identity, config: Config, script: str) -> None:
+    """Compares what an earlier stage was made from with what it would be made from now.
+
+    Args:
+        folder, identity, config: see `stale`.
+        script: what makes the folder.
 
     Raises:
-        UserError: they differ, so that the results would not be of these settings.
+        UserError: they differ, so that the results would not be of these settings and inputs.
     """
-    if not (folder / "manifest.json").exists():
-        return
-    there = read_json(folder / "manifest.json")["settings"]
-    now = _flatten({section: dataclasses.asdict(config)[section]})
-    old = {k: v for k, v in there.items() if k.startswith(f"{section}.")}
-    lines = _differences(old, now)
+    lines = stale(folder, identity, config)
     if lines:
         raise UserError(
-            f"{folder}, which this stage reads, was made with other settings:\n{lines}\n"
-            "Remedy: set these back, or make it again in another run_dir"
+            f"{folder}, which this stage reads, is stale: it was made with other settings or "
+            f"inputs:\n{_listed(lines)}\n"
+            f"Remedy: set these back, or choose another run_dir or remove the folder yourself, and "
+            f"run: python {script}, with the same --config and options"
         )
 
 
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """The first settings that differ, a line each; empty where none does."""
-    # Settings that are newer than the folder: their defaults are what was done without them.
-    defaults = {k: v for k, v in _flatten(dataclasses.asdict(Config())).items() if k in new}
-    old = {**defaults, **old}
-    differ = {k for k in {*old, *new} if _plain(old.get(k)) != _plain(new.get(k))}
-    return "\n".join(
-        f"  {k}: {old.get(k)!r} there, {new.get(k)!r} now" for k in sorted(differ - FOR_SCORES)[:8]
-    )
+def check_upstream_of(config: Config, split: Split, *stages: str) -> None:
+    """`check_upstream` for the named stages among "uss", "wsss" and "debias" that are this run's.
+
+    Args:
+        config: the whole configuration; folders from elsewhere are not compared.
+        split: the training list.
+        stages: which.
+    """
+    run = Run(config)
+    if "wsss" in stages and not config.wsss.labels_dir:
+        check_upstream(run.wsss, wsss_identity(config, split), config, "train_wsss.py")
+    if "uss" in stages and not config.uss.features_dir:
+        check_upstream(run.uss, uss_identity(config, split), config, "train_uss.py")
+    if "debias" in stages:
+        check_upstream(run.debias, run.debias_identity(split), config, "make_debiased_labels.py")
+
+
+def check_classes(folder: Path, classes: Sequence[str]) -> None:
+    """Compares the class names of a folder of label maps, where it names any.
+
+    Raises:
+        UserError: they differ in names or order, so that labels would be taken for others.
+    """
+    path = folder / SIGNATURE
+    line = class_difference(read_json(path)["classes"], classes) if path.is_file() else None
+    if line:
+        raise UserError(
+            f"the label maps of {folder} were made with other classes:\n  {line}\n"
+            "Remedy: set data.classes to the names and the order of these label maps "
+            f"({path.name} there lists them), or make them again"
+        )
+
+
+def _known(folder: Path, config: Config) -> dict[str, Any]:
+    """Times and digests of files that any stage of the run has noted."""
+    run = Run(config)
+    return known_stamps(run.uss, run.wsss, run.debias, run.segmentation(), folder)
+
+
+def _differences(
+    folder: Path,
+    earlier: Mapping[str, Any],
+    identity: Identity,
+    stamps: Stamps,
+    common: bool = False,
+) -> list[str]:
+    """A line for each difference between a manifest and an identity."""
+    if "classes" not in earlier:
+        return ["an earlier version of this code made it, and did not note from what"]
+    classes = class_difference(earlier["classes"], identity.classes) if identity.named else None
+    lines = [classes] if classes else []
+    lines += setting_differences(earlier["settings"], identity.settings)
+    there = read_stamps(folder)[1]
+    if summary(there) == earlier["inputs"]:
+        lines += input_differences(there, stamps, identity.open, common)
+    elif not common:  # the list of items is lost
+        here = summary(stamps)
+        differ = [k for k in here if earlier["inputs"].get(k) != here[k]]
+        lines += [f"{name}: another content" for name in differ]
+    return lines
+
+
+def _listed(lines: Sequence[str]) -> str:
+    more = [f"... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+    return "\n".join(f"  {line}" for line in [*lines[:SHOWN], *more])
 
 
 def _lock(folder: Path):
@@ -258,30 +388,3 @@ def _commit() -> str | None:
         return None
     commit = head.stdout.strip()
     return commit + ("+" if changed.stdout.strip() else "") if commit else None
-
-
-def _identity(value: str | Path) -> str:
-    """What tells an input apart from another of the same name."""
-    if not isinstance(value, Path):
-        return value
-    content = hashlib.sha256(value.read_bytes()).hexdigest() if value.suffix == ".png" else ""
-    return f"{value.name} {value.stat().st_size} {content}"
-
-
-def _hash(lines: list[str]) -> str:
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no tuples."""
-    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from core import checkpoint, distributed
-from core.config import Config
+from core.config import Config, SegmentationConfig, overlaid
 from core.crf import DenseCRF, announced
 from core.datasets import batches_by_size
 from core.errors import UserError
@@ -16,7 +16,8 @@ from core.files import read_json
 from core.inference import multi_scale, windowed
 from core.labels import write_label
 from core.models.backbones import to_device
-from core.models.deeplab import DeepLab, segmenter
+from core.models.deeplab import DeepLab
+from core.models.deeplab import segmenter as build_segmenter
 from core.runs import Run
 from core.splits import Split
 from core.threads import in_threads
@@ -35,18 +36,27 @@ def trained_weights(run: Run) -> Path:
     return weights
 
 
-def load_segmenter(config: Config, weights: Path) -> DeepLab:
-    """The EMA teacher of a training, which is what a user deploys."""
-    settings = config.segmentation
+def load_segmenter(weights: Path, config: Config) -> tuple[DeepLab, tuple[str, ...]]:
+    """The EMA teacher of a training, which is what a user deploys, and the names of its classes.
+
+    A checkpoint says itself which network it holds and what its labels are called, so nothing of
+    the training data is needed; one that does not is taken for the configured network.
+    """
+    content = checkpoint.load(weights)
+    settings, classes = config.segmentation, config.data.classes
+    made_from = content.get("made_from")
+    if made_from is not None:
+        settings = overlaid(SegmentationConfig(), made_from["settings"], "segmentation.")
+        classes = tuple(made_from["classes"])
     blank = dataclasses.replace(settings, backbone=settings.backbone.without_weights())
-    network = segmenter(blank, len(config.data.classes))
-    return checkpoint.restore(network, weights, "ema", "segmentation")
+    network = build_segmenter(blank, len(classes))
+    return checkpoint.into(network, content, "ema", weights, "segmentation"), classes
 
 
-def predict(config: Config, weights: Path, split: Split, folder: Path) -> None:
+def predict(config: Config, network: DeepLab, split: Split, folder: Path) -> None:
     """Writes the predicted label map of every image that has none yet."""
     settings, device = config.evaluation, pick_device(config)
-    network = to_device(load_segmenter(config, weights), device)
+    network = to_device(network, device)
     cast = autocast(config, device)
     crf = announced(settings.crf.settings()) if settings.refine == "crf" else None
     todo = distributed.missing([folder / f"{i}.png" for i in split.ids])

@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -194,6 +195,7 @@ def train(
     config: Config,
     ema: EMA | None = None,
     pictures: Callable[[dict[str, Tensor]], Mapping[str, Tensor]] | None = None,
+    made_from: dict[str, Any] | None = None,
 ) -> None:
     """Runs a training to its end, from its last checkpoint where there is one.
 
@@ -215,6 +217,7 @@ def train(
         ema: updated after each step; its network must be among `networks`.
         pictures: batch -> what TensorBoard shows of it ten times, (B, 3, H, W) uint8 by name; must
             leave the networks as they are.
+        made_from: what the checkpoint says of itself (`Stage.made_from`).
 
     Raises:
         UserError: the loss or a weight is not finite; the last checkpoints are kept.
@@ -280,6 +283,7 @@ def train(
                 "log": json.dumps(log),
             }
             state["sums"] = sums
+            state["made_from"] = made_from
             checkpoint.save(path, state, keep=True)
     bar.close()
     board.close()

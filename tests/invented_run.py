@@ -112,6 +112,8 @@ def invent_labels(config: Config, run: Run) -> None:
             write_label(folder / f"{image_id}.png", label)
             matrix = matrix + confusion_matrix(label, truth, len(names))
         scores = summarise(matrix, names, len(split), len(split))
+        which = "train" if name.startswith("labels") else "val"
+        scores["data"] = {"split": which, "list": which, "biased_classes": names[:BIASED]}
         write_json(run.evaluation(name) / "scores.json", scores)
 
 
@@ -140,9 +142,9 @@ def invent_figures(config: Config, run: Run) -> None:
         }
         manifest["settings"] = {
             "seed": 0,
-            "data.classes": config.data.classes,
             "segmentation.mode": stage[13:],
         }
+        manifest["classes"] = config.data.classes
         manifest |= {"inputs": {}, "environment": environment(config)}
         write_json(run.folder / stage / "manifest.json", manifest)
     rng = np.random.default_rng(0)

@@ -212,6 +212,7 @@ def test_labels_of_an_image_without_tags_stay_as_they_are(finished, tiny_data, t
         "make_debiased_labels.py",
         finished.parent / "tiny.yaml",
         f"--data.root={root}",
+        f"--wsss.labels_dir={finished / 'wsss/labels'}",
         f"--debias.output_dir={tmp_path / 'ours'}",
     )
     assert done.returncode == 0, done.stderr
@@ -228,7 +229,7 @@ def test_stage_3_refuses_labels_of_other_settings_than_it_is_given(finished, tmp
         f"--debias.output_dir={output}",
     )
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "wsss, which this stage reads, was made with other settings" in done.stderr
+    assert "wsss, which this stage reads, is stale" in done.stderr
     assert "wsss.threshold" in done.stderr and not (output / "labels").exists()
 
 

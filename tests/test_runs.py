@@ -1,22 +1,31 @@
+import json
+import os
+from dataclasses import replace
+
 import pytest
 import torch
 
-from core.config import Config, DataConfig
+from core import identity
+from core.config import Config, DebiasConfig, SegmentationConfig, overlaid
 from core.errors import UserError, refuse_together, run_script
 from core.files import read_json, write_json, written_whole
+from core.identity import Identity, settings_with_influence, weight_files
 from core.runs import Stage, check_upstream
 
 
-def stage(folder, config=None, ids=("a", "b")):
-    return Stage(folder, "test", config or Config(), ("seed", "data"), {"ids": ids})
+def stage(folder, config=None, tags=("cat", "dog"), classes=("cat", "dog"), files=()):
+    config = config or Config()
+    inputs = {"tags": dict(zip("ab", tags, strict=False)), "files": {p.name: p for p in files}}
+    settings = settings_with_influence(config, "seed", "debias")
+    return Stage(folder, "test", config, Identity(classes, settings, inputs))
 
 
 def test_manifest_says_what_was_read_and_how_long_it_took(tmp_path):
     first = stage(tmp_path)
     first.finish({"score": 0.5})
     manifest = read_json(tmp_path / "manifest.json")
-    assert manifest["inputs"]["ids"]["count"] == 2 and manifest["finished"]
-    assert manifest["settings"]["data.root"] == Config().data.root
+    assert manifest["inputs"]["tags"]["count"] == 2 and manifest["finished"]
+    assert manifest["settings"]["debias.alpha"] == 0.4 and manifest["classes"] == ["cat", "dog"]
     assert manifest["environment"]["packages"]["torch"]
 
 
@@ -29,25 +38,45 @@ def test_finished_stage_is_recognised(tmp_path, capsys):
     assert again.manifest["results"] == {"score": 0.5}
 
 
-@pytest.mark.parametrize("change", [{"config": Config(seed=1)}, {"ids": ("a",)}])
-def test_other_settings_or_inputs_are_refused_and_nothing_is_lost(tmp_path, change):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"config": Config(seed=1)}, "seed: 0 there, 1 now"),
+        ({"tags": ("cat",)}, "tags: 1 now, 2 there; 0 new and 1 gone, first b"),
+        ({"tags": ("cat", "cat")}, "tags: 1 of 2 differ, first b: dog there, cat now"),
+        ({"tags": ("cat", "")}, "first b: dog there, none now"),
+        ({"classes": ("dog", "cat")}, "classes: label 1 is 'cat' there, 'dog' now"),
+        ({"classes": ("cat", "dog", "owl")}, "classes: 2 there, 3 now"),
+    ],
+)
+def test_other_settings_or_inputs_are_refused_and_nothing_is_lost(tmp_path, change, message):
     first = stage(tmp_path)
     first.finish({})
     before = (tmp_path / "manifest.json").read_bytes()
     del first
-    with pytest.raises(UserError, match="other settings or inputs"):
+    with pytest.raises(UserError, match="other settings or inputs") as error:
         stage(tmp_path, **change)
+    assert message in str(error.value)
     assert (tmp_path / "manifest.json").read_bytes() == before
 
 
 def test_setting_newer_than_the_folder_counts_as_its_default(tmp_path):
     stage(tmp_path).finish({})
     manifest = read_json(tmp_path / "manifest.json")
-    del manifest["settings"]["data.on_bad_image"]
+    del manifest["settings"]["debias.scale"]
     write_json(tmp_path / "manifest.json", manifest)
-    with pytest.raises(UserError, match="data.on_bad_image: 'stop' there, 'skip' now"):
-        stage(tmp_path, config=Config(data=DataConfig(on_bad_image="skip")))
+    with pytest.raises(UserError, match="debias.scale: 'raw' there, 'max' now"):
+        stage(tmp_path, config=Config(debias=DebiasConfig(scale="max")))
     assert stage(tmp_path).finished
+
+
+def test_folder_of_a_version_that_noted_no_inputs_is_refused(tmp_path):
+    stage(tmp_path).finish({})
+    manifest = read_json(tmp_path / "manifest.json")
+    del manifest["classes"]
+    write_json(tmp_path / "manifest.json", manifest)
+    with pytest.raises(UserError, match="an earlier version of this code"):
+        stage(tmp_path)
 
 
 def test_stage_that_stopped_before_it_wrote_anything_takes_other_settings(tmp_path):
@@ -58,33 +87,146 @@ def test_stage_that_stopped_before_it_wrote_anything_takes_other_settings(tmp_pa
         stage(tmp_path)
 
 
-def test_stage_refuses_what_an_earlier_one_made_with_other_settings(tmp_path):
+def test_stage_refuses_what_an_earlier_one_made_from_something_else(tmp_path):
     config = Config(run_dir=str(tmp_path))
-    check_upstream(tmp_path, "data", config)  # nobody has said how the folder was made
-    stage(tmp_path, config).finish({})
-    check_upstream(tmp_path, "data", config)
-    config.seed, config.data.masks = 4, "masks"  # not of this section; for scores alone
-    check_upstream(tmp_path, "data", config)
-    config.data.train_list = "other"
-    with pytest.raises(UserError, match="data.train_list: None there, 'other' now"):
-        check_upstream(tmp_path, "data", config)
+    identity = Identity(("cat",), {"seed": 0, "debias.alpha": 0.4}, {"tags": {"a": "cat"}})
+    check_upstream(tmp_path, identity, config, "x.py")  # nobody has said how the folder was made
+    Stage(tmp_path, "test", config, identity).finish({})
+    check_upstream(tmp_path, identity, config, "x.py")
+    other_seed = replace(identity, settings={**identity.settings, "seed": 4})
+    check_upstream(tmp_path, other_seed, config, "x.py")  # the reader's own
+    changed = replace(identity, settings={"debias.alpha": 0.5})
+    with pytest.raises(UserError, match=r"(?s)is stale.*alpha: 0.4 there, 0.5 now.*python x.py"):
+        check_upstream(tmp_path, changed, config, "x.py")
+    with pytest.raises(UserError, match="first a: cat there, dog now"):
+        check_upstream(tmp_path, replace(identity, inputs={"tags": {"a": "dog"}}), config, "x.py")
 
 
-def test_masks_may_come_later(tmp_path):
-    stage(tmp_path).finish({})
-    data = DataConfig(masks="masks", val_list="mine", biased_classes=("boat",))
-    assert stage(tmp_path, config=Config(data=data)).finished
-
-
-def test_label_maps_of_another_content_are_noticed(tmp_path):
+def test_file_of_another_content_is_noticed_whatever_its_size(tmp_path):
     label = tmp_path / "a.png"
     label.write_bytes(b"one")
-    inputs = {"labels": (label,)}
-    Stage(tmp_path / "run", "test", Config(), ("seed",), inputs).finish({})
-    assert Stage(tmp_path / "run", "test", Config(), ("seed",), inputs).already_done()
+    stage(tmp_path / "run", files=[label]).finish({})
+    assert stage(tmp_path / "run", files=[label]).already_done()
     label.write_bytes(b"two")
-    with pytest.raises(UserError, match="input: labels"):
-        Stage(tmp_path / "run", "test", Config(), ("seed",), inputs)
+    with pytest.raises(UserError, match="files: 1 of 1 have another content, first a.png"):
+        stage(tmp_path / "run", files=[label])
+    label.write_bytes(b"one")
+    assert stage(tmp_path / "run", files=[label]).finished
+
+
+def test_file_that_did_not_change_is_read_once(tmp_path, monkeypatch):
+    label = tmp_path / "a.png"
+    label.write_bytes(b"one")
+    os.utime(label, ns=(0, 0))
+    monkeypatch.setattr(identity, "TICK", -(10**12))  # as if some time had gone by
+    stage(tmp_path / "run", files=[label]).finish({})
+    monkeypatch.setattr(identity, "_digest", lambda path: pytest.fail(f"{path} is read again"))
+    assert stage(tmp_path / "run", files=[label]).finished
+
+
+def test_file_written_in_the_tick_in_which_it_was_read_is_read_again(tmp_path):
+    label = tmp_path / "a.png"
+    label.write_bytes(b"one")
+    stage(tmp_path / "run", files=[label]).finish({})
+    assert not identity.known_stamps(tmp_path / "run")["files"]
+
+
+def test_lost_list_of_inputs_costs_detail_and_nothing_else(tmp_path):
+    stage(tmp_path).finish({})
+    (tmp_path / "inputs.json").unlink()
+    with pytest.raises(UserError, match="tags: another content"):
+        stage(tmp_path, tags=("cat", "owl"))
+    assert stage(tmp_path).finished
+
+
+@pytest.mark.parametrize(
+    ("settings", "change"),
+    [
+        ({}, {"data": {"root": "elsewhere", "masks": "masks"}}),
+        ({}, {"uss": {"cache": True}}),
+        ({}, {"uss": {"leopart": {"epochs": 3}}}),
+        ({"uss": {"method": "frozen"}}, {"uss": {"iterations": 3, "lr": 1e-3}}),
+        ({}, {"uss": {"preset": "cityscapes_vitb8", "self_supervised": {"lr": 1.0}}}),
+        ({}, {"wsss": {"irn": {"epochs": 5}, "rsepm": {"ema": 0.9}}}),
+        ({"wsss": {"method": "seam"}}, {"wsss": {"irn": {"beta": 1.0}, "threshold": 0.5}}),
+        ({"wsss": {"object_share": 0.2}}, {"wsss": {"threshold": 0.5}}),
+        ({}, {"debias": {"nearest": 3, "slope": 1.0, "output_dir": "x"}}),
+        ({"debias": {"refine": "none"}}, {"debias": {"crf": {"iterations": 1}}}),
+        ({"segmentation": {"mode": "wsss"}}, {"segmentation": {"refine": "pamr", "name": "x"}}),
+        ({"segmentation": {"network": "deeplabv2"}}, {"segmentation": {"aspp_dim": 9}}),
+        ({"evaluation": {"refine": "none"}}, {"evaluation": {"crf": {"iterations": 1}}}),
+        ({}, {"workers": 9, "checkpoint_every": 7, "log": "jsonl"}),
+    ],
+)
+def test_settings_without_influence_do_not_count(settings, change):
+    before, after = (configured(settings), configured(settings, change))
+    assert before != after
+    for keys in SECTIONS:
+        assert settings_with_influence(before, *keys) == settings_with_influence(after, *keys)
+
+
+@pytest.mark.parametrize(
+    ("settings", "change"),
+    [
+        ({}, {"uss": {"iterations": 3}}),
+        ({"uss": {"method": "leopart"}}, {"uss": {"leopart": {"epochs": 3}}}),
+        ({}, {"uss": {"weight_intra": 0.3}}),
+        ({"wsss": {"method": "irn"}}, {"wsss": {"irn": {"epochs": 5}}}),
+        ({"wsss": {"method": "seam"}}, {"wsss": {"psa": {"beta": 1.0}}}),
+        ({}, {"wsss": {"crf": {"iterations": 5}}}),
+        ({"debias": {"distance": "nearest"}}, {"debias": {"nearest": 3}}),
+        ({"debias": {"unary": "logistic"}}, {"debias": {"slope": 3.0}}),
+        ({}, {"segmentation": {"crf": {"iterations": 5}}}),
+        ({}, {"segmentation": {"backbone": {"arguments": {"stem_width": 8}}}}),
+        ({}, {"segmentation": {"backbone": {"weights": "none"}}}),
+        ({}, {"evaluation": {"scales": [1.0]}}),
+        ({}, {"seed": 4}),
+    ],
+)
+def test_settings_with_influence_count(settings, change):
+    before, after = (configured(settings), configured(settings, change))
+    differ = [settings_with_influence(c, *keys) for keys in SECTIONS for c in (before, after)]
+    assert any(a != b for a, b in zip(differ[::2], differ[1::2], strict=True))
+
+
+SECTIONS = (
+    ("seed", "uss"),
+    ("seed", "wsss"),
+    ("seed", "debias"),
+    ("seed", "segmentation"),
+    ("evaluation",),
+)
+
+
+def configured(*settings) -> Config:
+    """A configuration of nested settings; later ones are laid over earlier ones."""
+    flat = {}
+    for tree in settings:
+        flat |= identity.flatten(tree)
+    return overlaid(Config(), flat)
+
+
+def test_weights_count_by_content_and_only_where_they_are_used(tmp_path):
+    (tmp_path / "w.pth").write_bytes(b"w")
+    weights = {"backbone": {"weights": str(tmp_path / "w.pth")}}
+    config = configured({"uss": weights})
+    assert weight_files(config, "uss") == {"uss.backbone.weights": tmp_path / "w.pth"}
+    assert "uss.backbone.weights" not in settings_with_influence(config, "uss")
+    config = configured({"wsss": {"irn": {"weights": "nowhere.pth"}}})  # of another method
+    assert not weight_files(config, "wsss")
+    with pytest.raises(UserError, match="wsss.irn.weights: there is no file nowhere.pth"):
+        weight_files(
+            configured({"wsss": {"method": "irn", "irn": {"weights": "nowhere.pth"}}}), "wsss"
+        )
+
+
+def test_network_can_be_rebuilt_from_what_its_checkpoint_says():
+    change = {"network": "deeplabv2", "rates": [2, 4], "backbone": {"arguments": {"stem_width": 8}}}
+    config = configured({"segmentation": change})
+    flat = settings_with_influence(config, "seed", "segmentation")
+    again = overlaid(SegmentationConfig(), json.loads(json.dumps(flat)), "segmentation.")
+    assert again.rates == (2, 4) and again.backbone.arguments == {"stem_width": 8}
+    assert again == replace(config.segmentation)
 
 
 def test_second_process_is_refused_while_the_first_works(tmp_path):

@@ -2,11 +2,13 @@
 
     python tools/export_backbone.py CHECKPOINT data/demo/classifier.safetensors
 
-Takes the backbone of a classifier (train_wsss.py) or of features (train_uss.py), in float16.
+Takes the backbone of a classifier (train_wsss.py) or of features (train_uss.py), in float16. The
+file's header says what it was made from, under `made_from`.
 """
 
 import argparse
 import hashlib
+import json
 import sys
 from pathlib import Path
 
@@ -29,7 +31,8 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("output", type=Path, help="a .safetensors file")
     options = parser.parse_args()
-    state = checkpoint.load(options.checkpoint).get("network", {})
+    content = checkpoint.load(options.checkpoint)
+    state = content.get("network", {})
     tensors = {
         key.removeprefix(PREFIX): value.to(torch.float16).contiguous()
         for key, value in state.items()
@@ -38,7 +41,7 @@ def main() -> None:
     if not tensors:
         raise UserError(f"{options.checkpoint} has no network with a backbone; train stage 1 or 2")
     with written_whole(options.output) as aside:
-        aside.write_bytes(save(tensors))
+        aside.write_bytes(save(tensors, {"made_from": json.dumps(content.get("made_from"))}))
     digest = hashlib.sha256(options.output.read_bytes()).hexdigest()
     print(f"{options.output}: {options.output.stat().st_size} bytes, SHA-256 {digest}")
 

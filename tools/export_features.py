@@ -18,10 +18,11 @@ from core import checkpoint
 from core.config import Config, make_parser, parse
 from core.errors import run_script
 from core.features import load_semantic_features, network_features, write_features
+from core.identity import Identity, settings_with_influence
 from core.models.backbones import to_device
 from core.models.classifiers import Classifier, build_classifier
-from core.runs import Run
-from core.splits import read_split
+from core.runs import Run, Stage
+from core.splits import Split, read_split
 from core.training import autocast, pick_device
 
 
@@ -37,8 +38,22 @@ def main() -> None:
     else:
         network = load_semantic_features(run).to(device)
     source = network_features(network, split, device, autocast(config, device))
-    write_features(source, split, Path(options.output))
+    folder = Path(options.output)
+    stage = Stage(folder, "features", config, features_identity(config, split, options.source))
+    stage.sign(folder)
+    write_features(source, split, folder)
+    stage.finish({})
     print(f"{len(split)} feature files in {options.output}")
+
+
+def features_identity(config: Config, split: Split, source: str) -> Identity:
+    """What the files depend on: the images and the network."""
+    section = "uss" if source == "uss" else "wsss"
+    weights = Run(config).folder / section / "checkpoint.pth"
+    inputs = {"images": dict(zip(split.ids, split.images, strict=True))}
+    inputs["network"] = {"checkpoint": weights}
+    settings = settings_with_influence(config, section)
+    return Identity(config.data.classes, settings, inputs, named=False)
 
 
 def load_classifier(config: Config, run: Run) -> Classifier:
@@ -46,7 +61,8 @@ def load_classifier(config: Config, run: Run) -> Classifier:
     blank = replace(config.wsss, backbone=config.wsss.backbone.without_weights())
     classifier = build_classifier(blank, len(config.data.classes))
     key = "ema" if config.wsss.method == "rsepm" else "network"
-    return checkpoint.restore(classifier, run.wsss / "checkpoint.pth", key, "wsss")
+    path = run.wsss / "checkpoint.pth"
+    return checkpoint.restore(classifier, path, key, "wsss", config, named=True)
 
 
 if __name__ == "__main__":

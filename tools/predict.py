@@ -1,14 +1,15 @@
 """Segments a folder of photographs with a trained network.
 
     python tools/predict.py --config configs/demo.yaml --images PHOTOGRAPHS --output RESULTS
+    python tools/predict.py --weights checkpoint.pth --images PHOTOGRAPHS --output RESULTS
 
-Reads image files anywhere below --images. Writes below --output:
-    labels/<path>.png     label maps: 0 background, 1..C in the order of data.classes
+The network and the names of its classes come from the checkpoint; nothing of the training data is
+needed. Reads image files anywhere below --images. Writes below --output:
+    labels/<path>.png     label maps: 0 background, 1..C as labels/made_from.json names them
     overlays/<path>.jpg   the photographs with the labels in colour and their names
-Images that have both are left alone, so a call that was stopped goes on.
+Images that have both are left alone, so a call that was stopped goes on, and images may be added.
 """
 
-import hashlib
 import sys
 from pathlib import Path
 
@@ -19,14 +20,15 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from core import distributed
+from core import checkpoint, distributed
 from core.config import make_parser, parse
 from core.errors import UserError, run_script
 from core.files import written_whole
+from core.identity import prediction_identity
 from core.labels import palette, read_label
 from core.runs import Run, Stage
 from core.segmenter import load_segmenter, predict, trained_weights
-from core.splits import Split
+from core.splits import Split, without_bad_images
 from core.tags import find_images, image_id
 
 
@@ -35,34 +37,47 @@ def main() -> None:
     parser.add_argument("--images", type=str, required=True, help="Folder of photographs.")
     parser.add_argument("--output", type=str, required=True, help="Folder of results.")
     parser.add_argument("--weights", type=str | None, help="A checkpoint; else run_dir's.")
-    config, options = parse(parser)
+    config, options = parse(parser, named=False)
     images, output = Path(options.images), Path(options.output)
     if images.resolve() in (output.resolve(), *output.resolve().parents):
         raise UserError("--output lies in --images; results would be read as photographs")
     weights = Path(options.weights) if options.weights else trained_weights(Run(config))
     if not weights.is_file():
         raise UserError(f"checkpoint {weights} is missing; mend --weights")
-    names = find_images(images, "--images")
-    paths = {image_id(name): images / name for name in names}
-    twice = next((name for name in names if paths[image_id(name)] != images / name), None)
-    if twice:
-        raise UserError(f"{twice} and {paths[image_id(twice)]} would share a result; rename one")
-    load_segmenter(config, weights)  # before --output is bound to a configuration that does not fit
+    if not options.weights:
+        content = checkpoint.load(weights)
+        checkpoint.refuse_other(weights, content, "segmentation", config, bool(config.data.classes))
+    network, classes = load_segmenter(weights, config)
+    split = list_photographs(images, len(classes))
+    if config.data.on_bad_image == "skip":
+        split = without_bad_images(split)
     # Refuses a folder that holds the results of another network or other settings.
-    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-    inputs = {"weights": [digest], "classes": config.data.classes}
-    stage = Stage(output, "predictions", config, ("segmentation", "evaluation"), inputs)
-    tags = np.zeros((len(paths), len(config.data.classes)), bool)
-    split = Split(tuple(paths), tuple(paths.values()), tags)
-    predict(config, weights, split, output / "labels")
+    identity = prediction_identity(config, split, weights, classes, open_list=True)
+    stage = Stage(output, "predictions", config, identity, split.skipped)
+    stage.sign(output / "labels")
+    predict(config, network, split, output / "labels")
     overlays = [output / "overlays" / f"{i}.jpg" for i in split.ids]
     for k in tqdm(distributed.missing(overlays), "overlays", unit="image"):
         label = read_label(output / "labels" / f"{split.ids[k]}.png")
-        picture = overlay(split.read_image(k), label, config.data.classes)
+        picture = overlay(split.read_image(k), label, classes)
         with written_whole(overlays[k]) as aside:
             Image.fromarray(picture).save(aside, "JPEG", quality=92)
-    stage.save()
+    stage.finish({"images": len(split)})
     print(f"{len(split)} label maps and overlays in {output}")
+
+
+def list_photographs(folder: Path, num_classes: int) -> Split:
+    """Every photograph below a folder, without tags.
+
+    Raises:
+        UserError: there is none, or two of them would share a result.
+    """
+    names = find_images(folder, "--images")
+    paths = {image_id(name): folder / name for name in names}
+    twice = next((name for name in names if paths[image_id(name)] != folder / name), None)
+    if twice:
+        raise UserError(f"{twice} and {paths[image_id(twice)]} would share a result; rename one")
+    return Split(tuple(paths), tuple(paths.values()), np.zeros((len(paths), num_classes), bool))
 
 
 def overlay(image: np.ndarray, label: np.ndarray, classes: tuple[str, ...]) -> np.ndarray:

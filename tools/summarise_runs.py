@@ -66,8 +66,7 @@ def main() -> None:
 def figures(run: Path, name: str) -> list[float]:
     """mIoU, FP, FN and the two groups' IoU of one score file, in per cent."""
     scores = read_json(run / "evaluation" / name / "scores.json")
-    settings = read_json(run / "wsss" / "manifest.json")["settings"]
-    biased = set(settings["data.biased_classes"])
+    biased = set(scores["data"]["biased_classes"])
     iou = dict(zip(scores["classes"], scores["per_class"]["iou"], strict=True))
     groups = [
         [v for c, v in iou.items() if c != "background" and (c in biased) == chosen]

@@ -11,7 +11,7 @@ from tools.analyses.results import BLUE, GREY, NONE, ORANGE, Analysis, paper, st
 
 BASELINES = {"wsss": "plain training", "wsss_best": "best threshold"}
 CAPTION = (
-    "IoU on the validation list, per cent, and what MARS gains over plain training: on the very "
+    "IoU on the list {}, per cent, and what MARS gains over plain training: on the very "
     "labels that it starts from and, where that was trained, on labels whose threshold was chosen "
     "with ground truth."
 )
@@ -25,13 +25,14 @@ def figure9(config: Config, beside: str | None) -> tuple[Analysis, Figure]:
         beside: data set of whose published figures are added, "voc"; None: of none.
 
     Raises:
-        UserError: the scores are missing.
+        UserError: the scores are missing, or they are not on the same list.
     """
-    run, iou = Run(config), {}
+    run, iou, data = Run(config), {}, {}
     for name in (*BASELINES, "mars", "supervised"):
         path = run.evaluation(name) / "scores.json"
         if path.is_file():
             scores = read_json(path)
+            data[name] = scores.get("data", {})
             values = (np.nan if v is None else 100 * v for v in scores["per_class"]["iou"])
             iou[name] = dict(zip(scores["classes"], values, strict=True))
     bases = [name for name in BASELINES if name in iou]
@@ -40,6 +41,14 @@ def figure9(config: Config, beside: str | None) -> tuple[Analysis, Figure]:
             f"{run.folder / 'evaluation'} lacks scores of mars, or of wsss beside it; train and "
             "score both: train_segmentation.py and evaluate.py with --segmentation.mode"
         )
+    for name, found in data.items():
+        if [found.get(k) for k in ("list", "masks")] != [
+            data["mars"].get(k) for k in ("list", "masks")
+        ]:
+            raise UserError(
+                f"{run.evaluation(name)} and {run.evaluation('mars')} are scores on other images "
+                f"({found.get('list')}, {data['mars'].get('list')}); score both on one list"
+            )
     published = paper()["figure9"] if beside == "voc" else {}
     biased, rows, gains = config.data.biased_classes, [], {base: {} for base in bases}
     titles = {name: name for name in iou["mars"]} | {"": "mean"}
@@ -59,7 +68,8 @@ def figure9(config: Config, beside: str | None) -> tuple[Analysis, Figure]:
     columns += [f"gain over {BASELINES[base]}" for base in bases]
     columns += ["supervised"] if "supervised" in iou else []
     columns += ["the paper's gain"] if published else []
-    analysis = Analysis("figure9", 90, "Fig. 9: gains by class", CAPTION, columns, rows)
+    caption = CAPTION.format(data["mars"].get("list") or "val")
+    analysis = Analysis("figure9", 90, "Fig. 9: gains by class", caption, columns, rows)
     return analysis, draw(gains, biased)
 
 

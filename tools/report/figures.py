@@ -65,7 +65,11 @@ def headline(scores: Mapping[str, dict], config: Config) -> dict | None:
     low, value = rows["before"]["miou"], rows["mars"]["miou"]
     gain = round(value, 3) - round(low, 3)  # of the figures as printed
     high = rows.get("supervised", {}).get("miou")
-    counts = {json.dumps(scores[name]["images"]) for name in chosen.values() if name in scores}
+    counts = {
+        json.dumps([scores[name]["images"], scores[name].get("data", {}).get("masks")])
+        for name in chosen.values()
+        if name in scores
+    }
     images = scores["mars"]["images"]
     return {
         **rows,

@@ -2,9 +2,10 @@
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from core.config import Config
 from core.errors import UserError
@@ -63,7 +64,8 @@ def read_record(folder: Path) -> Record:
     record = Record()
     own_names = sorted(p.parent.name for p in folder.glob("evaluation/*/scores.json"))
     for name in dict.fromkeys((*LABEL_ROWS, *MODE_ROWS, *own_names)):
-        record.scores[name] = _read(folder / "evaluation" / name / "scores.json")
+        scores = _read(folder / "evaluation" / name / "scores.json")
+        record.scores[_name(name, scores)] = scores
     stages = ["uss", "wsss", "debias", "control/debias"]
     stages += [f"{part}/{mode}" for part in ("segmentation", "evaluation") for mode in MODE_ROWS]
     for stage in stages:
@@ -78,6 +80,16 @@ def read_record(folder: Path) -> Record:
     record.analysis = _read(folder / "analysis.json")
     record.analyses = read_analyses(folder / "analysis")
     return record
+
+
+def _name(name: str, scores: Mapping[str, Any]) -> str:
+    """The name of an evaluation; it says so if the scores are not on the usual list."""
+    usual = (
+        "val" if name in MODE_ROWS else "train" if {name} & {*LABEL_ROWS, *TRAINING_ROWS} else None
+    )
+    data = scores.get("data", {})
+    there = data.get("split", usual)
+    return name if usual in (None, there) else f"{name}, on the list {data['list'] or there}"
 
 
 def _read(path: Path) -> dict:
