@@ -73,11 +73,6 @@ def test_value_outside_its_range_is_refused(argument):
         parsed(argument)
 
 
-def test_leopart_asks_for_a_transformer():
-    with pytest.raises(UserError, match="needs a vision transformer"):
-        parsed("--uss.method=leopart", "--uss.backbone.name=resnet50.tv_in1k")
-
-
 @pytest.mark.parametrize("key", ["wsss.scales", "debias.alpha", "data.root"])
 def test_empty_value_is_refused(tmp_path, key):
     section, name = key.split(".")
