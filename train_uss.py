@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from core import checkpoint, distributed
+from core import checkpoint, distributed, vision
 from core.config import Config, UssConfig, make_parser, parse
 from core.datasets import Draws, make_loader
 from core.errors import UserError, run_script
@@ -42,8 +42,6 @@ from core.splits import Split, read_split
 from core.stego import ClusterProbe, correspondence_loss, derangement, health, sample_points
 from core.training import autocast, pick_device, seed_everything, train
 from core.transforms import denormalise, normalise
-
-from torchvision.transforms.v2 import functional  # isort: skip (after core.vision)
 
 
 def main() -> None:
@@ -114,9 +112,11 @@ class SquareImages(torch.utils.data.Dataset):
         index, crop = divmod(draw[0], self.crops)
         image = torch.from_numpy(self.split.read_image(index)).permute(2, 0, 1)
         if self.crops == 5:
-            image = functional.five_crop(image, [max(1, n // 2) for n in image.shape[-2:]])[crop]
+            image = vision.v2.functional.five_crop(
+                image, [max(1, n // 2) for n in image.shape[-2:]]
+            )[crop]
         side = min(image.shape[-2:])
-        square = functional.center_crop(image, [side, side])
+        square = vision.v2.functional.center_crop(image, [side, side])
         if side != self.resolution:
             size = (self.resolution, self.resolution)
             square = F.interpolate(square[None].float(), size, mode="nearest")[0].to(torch.uint8)

@@ -9,14 +9,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from core import distributed
+from core import distributed, vision
 from core.config import AugmentConfig, Config
 from core.errors import UserError
 from core.labels import read_label, to_training
 from core.splits import Split
 from core.transforms import TrainingView, normalise
-
-from torchvision.transforms import v2  # isort: skip (after core.vision)
 
 
 class LabelledImages(Dataset):
@@ -59,8 +57,8 @@ class RawImages(Dataset):
     def __getitem__(self, draw: tuple[int, int]) -> dict[str, Tensor | str]:
         """{"image": (3, side, side) uint8, "id"}."""
         image = torch.from_numpy(self.split.read_image(draw[0])).permute(2, 0, 1)
-        square = v2.functional.center_crop(image, [min(image.shape[-2:])])
-        square = v2.functional.resize(square, [self.side, self.side], antialias=True)
+        square = vision.v2.functional.center_crop(image, [min(image.shape[-2:])])
+        square = vision.v2.functional.resize(square, [self.side, self.side], antialias=True)
         return {"image": square, "id": self.split.ids[draw[0]]}
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from core import distributed
+from core import distributed, vision
 from core.config import Config, LeopartConfig
 from core.datasets import batches_from
 from core.errors import UserError
@@ -25,9 +25,6 @@ from core.self_supervision import sinkhorn
 from core.splits import Split
 from core.training import EMA, autocast, pick_device, seed_everything, train
 from core.transforms import MEAN, STD, denormalise, drawn_from
-
-from timm.layers import DropPath  # isort: skip
-from torchvision.transforms import v2  # isort: skip
 
 TEACHER_TEMPERATURE, STUDENT_TEMPERATURE = 0.05, 0.1
 CELLS = 7  # per side, of an aligned overlap
@@ -76,7 +73,8 @@ def foreground(attention: Tensor, mass: float = 0.6) -> Tensor:
     Returns:
         (B, h, w) bool; components of one or two cells (4-connected) are left out.
     """
-    smooth = v2.functional.gaussian_blur(attention.float()[:, None], 7, 0.6)[:, 0].flatten(1)
+    blurred = vision.v2.functional.gaussian_blur(attention.float()[:, None], 7, 0.6)
+    smooth = blurred[:, 0].flatten(1)
     smooth = smooth / smooth.sum(1, keepdim=True)
     values, order = smooth.sort(1, descending=True)
     kept = values.cumsum(1) - values < mass
@@ -163,6 +161,7 @@ class MultiCrops(Dataset):
 
     def __init__(self, split: Split, config: LeopartConfig):
         self.split, self.config = split, config
+        v2 = vision.v2
         self._colours = v2.Compose(
             [
                 v2.RandomApply([v2.ColorJitter(0.8, 0.8, 0.8, 0.2)], p=0.8),
@@ -191,7 +190,9 @@ class MultiCrops(Dataset):
                 boxes.append(
                     (top / rows, left / cols, (top + height) / rows, (left + width) / cols)
                 )
-                view = v2.functional.resized_crop(image, *place, [side, side], antialias=True)
+                view = vision.v2.functional.resized_crop(
+                    image, *place, [side, side], antialias=True
+                )
                 views.append(self._colours(view))
         return {
             "large": torch.stack(views[:2]),
@@ -209,7 +210,7 @@ def crop_place(
     rows, cols = image.shape[-2:]
     best = (-1.0, (0, 0, rows, cols))
     for _ in range(100):
-        place = v2.RandomResizedCrop.get_params(image, list(area), [3 / 4, 4 / 3])
+        place = vision.v2.RandomResizedCrop.get_params(image, list(area), [3 / 4, 4 / 3])
         top, left, height, width = place
         shared = 1.0
         for box in others:
@@ -312,9 +313,10 @@ def train_leopart(config: Config, backbone: ViT, split: Split, folder: Path) -> 
 def add_drop_path(backbone: ViT, rate: float) -> None:
     """Stochastic depth in training, rising from none in the first block to `rate` in the last."""
     blocks = backbone.net.blocks
+    drop_path = vision.timm.layers.DropPath
     for k, block in enumerate(blocks):
         share = rate * k / max(1, len(blocks) - 1)
-        block.drop_path1, block.drop_path2 = DropPath(share), DropPath(share)
+        block.drop_path1, block.drop_path2 = drop_path(share), drop_path(share)
 
 
 def parameter_groups(student: LeopartNetwork, config: LeopartConfig) -> list[dict]:

@@ -10,12 +10,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from core import vision  # noqa: F401 (before torchvision)
+from core import vision
 from core.config import AugmentConfig
 from core.labels import IGNORE
-
-from torchvision import tv_tensors  # isort: skip
-from torchvision.transforms import v2  # isort: skip
 
 MEAN = (0.485, 0.456, 0.406)  # ImageNet's, RGB, in [0, 1]
 STD = (0.229, 0.224, 0.225)
@@ -59,6 +56,7 @@ class TrainingView:
 
     def __init__(self, config: AugmentConfig):
         self.config = config
+        v2, tv_tensors = vision.v2, vision.tv_tensors
         steps = [v2.RandomHorizontalFlip()] if config.flip else []
         if any(config.jitter):
             steps.append(v2.ColorJitter(*config.jitter))
@@ -74,6 +72,6 @@ class TrainingView:
             low, high = self.config.scale
             factor = low + (high - low) * torch.rand(()).item()
             size = [max(1, round(n * factor)) for n in image.shape[-2:]]
-            pair = (tv_tensors.Image(image), tv_tensors.Mask(label))
-            image, label = self._steps(*v2.Resize(size, antialias=True)(*pair))
+            pair = (vision.tv_tensors.Image(image), vision.tv_tensors.Mask(label))
+            image, label = self._steps(*vision.v2.Resize(size, antialias=True)(*pair))
         return image.as_subclass(Tensor), label.as_subclass(Tensor)

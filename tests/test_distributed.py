@@ -14,10 +14,8 @@ import yaml
 from conftest import ROOT, tiny_config
 from torch import nn
 
-from core import checkpoint, distributed
+from core import checkpoint, distributed, vision
 from core.leopart import Queue
-
-from timm.layers import BatchNormAct2d  # isort: skip (after core.vision)
 
 STAGES = ("train_uss.py", "train_wsss.py", "make_debiased_labels.py", "train_segmentation.py")
 
@@ -208,7 +206,9 @@ def test_averages_over_twins_change_nothing(twin):
 
 def test_shared_normalisation_keeps_the_activation_behind_it(monkeypatch):
     """timm joins the two in one layer, in EfficientNet and others."""
-    network = nn.Sequential(BatchNormAct2d(4, act_layer=nn.ReLU), nn.BatchNorm2d(4)).eval()
+    network = nn.Sequential(
+        vision.timm.layers.BatchNormAct2d(4, act_layer=nn.ReLU), nn.BatchNorm2d(4)
+    ).eval()
     images = torch.randn(2, 4, 5, 5)
     before = network(images)
     distributed.share_normalisation(network)

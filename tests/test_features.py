@@ -16,8 +16,7 @@ from core.features import (
 )
 from core.models.backbones import ViT
 from core.splits import read_split
-
-import timm  # isort: skip (after core.vision)
+from core.vision import timm
 
 RESNET = BackboneConfig("resnet18", {"channels": [8, 8, 16, 24]}, "none")
 

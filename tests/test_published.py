@@ -17,9 +17,9 @@ from core.models.rsepm import RsEpmClassifier
 from core.models.seam import SeamClassifier
 from core.models.wide_resnet import WideResNet38
 from core.psa import psa_spreading
+from core.vision import timm
 
-import timm  # isort: skip (after core.vision)
-from torchvision.models import resnet50  # isort: skip
+from torchvision.models import resnet50  # isort: skip (after core.vision)
 
 RESNET = BackboneConfig("resnet50", {}, "none", "none")
 WIDE = BackboneConfig("wide_resnet38", {}, "none")

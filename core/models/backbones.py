@@ -23,14 +23,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from core import vision  # noqa: F401 (before timm, which imports torchvision)
+from core import vision
 from core.checkpoint import load_weights
 from core.config import BackboneConfig, UssConfig
 from core.errors import UserError
 from core.models.wide_resnet import WideResNet38
-
-import timm  # isort: skip
-from timm.models import resnet  # isort: skip
 
 FIXES = (
     "resnet50, efficientnet_b0, convnext_tiny and swin_tiny_patch4_window7_224 are known to work"
@@ -40,13 +37,13 @@ FIXES = (
 def _create(config: BackboneConfig, **arguments: Any) -> nn.Module:
     """Builds a network of timm, with timm's own weights or random ones."""
     try:
-        return timm.create_model(
+        return vision.timm.create_model(
             config.name, pretrained=config.weights == "timm", **{**arguments, **config.arguments}
         )
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         hint = ""
-        if not timm.is_model(config.name):
-            near = ", ".join(timm.list_models(f"*{config.name.split('.')[0]}*")[:4])
+        if not vision.timm.is_model(config.name):
+            near = ", ".join(vision.timm.list_models(f"*{config.name.split('.')[0]}*")[:4])
             hint = f"; timm knows {near}" if near else "; timm.list_models() lists the names"
         given = f" with {config.arguments}" if config.arguments else ""
         raise UserError(f"backbone {config.name!r}{given}: {error}{hint}") from None
@@ -231,7 +228,7 @@ def _set_dilation(net: nn.Module, config: BackboneConfig) -> None:
 
 
 def _is_resnet(config: BackboneConfig) -> bool:
-    net = _blank(config)
+    net, resnet = _blank(config), vision.timm.models.resnet
     if not isinstance(net, resnet.ResNet):
         return False
     return isinstance(net.layer1[0], (resnet.BasicBlock, resnet.Bottleneck))
