@@ -17,7 +17,7 @@ from typing import Any, Literal, NoReturn, get_args
 
 import jsonargparse
 
-from core.errors import UserError
+from core.errors import UserError, report_in
 from core.tags import folder_tags
 
 VOC_CLASSES = (
@@ -859,6 +859,7 @@ def parse(parser: jsonargparse.ArgumentParser, args: list[str] | None = None) ->
     values = vars(namespace)
     names = {f.name for f in dataclasses.fields(Config)}
     config = Config(**{k: v for k, v in values.items() if k in names})
+    report_in(Path(config.run_dir))
     config.data = config.data.with_classes()
     if config.log == "jsonl":
         sys.stdout = sys.stderr  # what is printed; core.logs.tell keeps the other
