@@ -18,7 +18,7 @@ from typing import Any, Literal, NoReturn, get_args
 
 import jsonargparse
 
-from core.errors import UserError
+from core.errors import UserError, report_in
 from core.tags import folder_tags
 
 VOC_CLASSES = (
@@ -888,6 +888,7 @@ def parse(
     values = vars(namespace)
     names = {f.name for f in dataclasses.fields(Config)}
     config = Config(**{k: v for k, v in values.items() if k in names})
+    report_in(Path(config.run_dir))
     if named:
         config.data = config.data.with_classes()
     if config.log == "jsonl":

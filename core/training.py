@@ -183,6 +183,19 @@ def refuse_non_finite_weights(
         )
 
 
+def write_log(path: Path, entries: Sequence[Mapping[str, Any]], anew: bool = False) -> None:
+    """Adds one line of JSON for each entry to a file, or begins it anew; a file of no lines is not
+    made. Of several processes the first one writes."""
+    if distributed.rank():
+        return
+    if anew:
+        path.unlink(missing_ok=True)
+    if entries:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            file.write("".join(json.dumps(entry) + "\n" for entry in entries))
+
+
 def train(
     name: str,
     networks: Mapping[str, nn.Module],
@@ -212,7 +225,7 @@ def train(
         step: (batch, t) -> losses and figures to log; the key "loss" is minimised. It may add to
             gradients itself, as `in_parts` does.
         iterations: steps in all.
-        folder: gets `checkpoint.pth` and `log.jsonl`.
+        folder: gets `checkpoint.pth` and `log.jsonl`, to which lines are added as training goes.
         config: seed, `checkpoint_every`.
         ema: updated after each step; its network must be among `networks`.
         pictures: batch -> what TensorBoard shows of it ten times, (B, 3, H, W) uint8 by name; must
@@ -230,6 +243,7 @@ def train(
         for key, network in networks.items():
             network.load_state_dict(state[key])
         optimizer.load_state_dict(state["optimizer"])
+    write_log(log_path, log, anew=True)  # what a killed run wrote after its checkpoint comes again
     sums: dict[str, Tensor] = state["sums"] if start else {}
     unseen = Unseen(name, path)
     rates = [group.setdefault("initial_lr", group["lr"]) for group in optimizer.param_groups]
@@ -265,6 +279,7 @@ def train(
             unseen.refuse_non_finite()
             entry = {key: float(total / count) for key, (total, count) in sums.items()}
             log.append({"iteration": t + 1, **{k: round(v, 6) for k, v in entry.items()}})
+            write_log(log_path, log[-1:])
             tell(config, "progress", training=name, of=iterations, **log[-1])
             board.scalars(t + 1, entry)
             sums = {}
@@ -291,6 +306,4 @@ def train(
         seconds = time.monotonic() - began
         rate, share = seconds / (iterations - start), f"{waited / seconds:.0%}"
         print(f"{name}: {iterations} iterations, {rate:.3f} s each, {share} of it waiting for data")
-    if distributed.rank() == 0:
-        log_path.write_text("".join(json.dumps(entry) + "\n" for entry in log))
     distributed.meet()

@@ -34,7 +34,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from core.errors import UserError, refuse_together, run_script
+from core.errors import NamesFile, UserError, refuse_together, run_script
 from core.files import read_json, write_json, written_whole
 from core.labels import write_label
 from core.tags import write_table
@@ -313,7 +313,7 @@ def write_masks(
     work = partial(_write_mask, overlap=options.overlap)
     bar = {"desc": f"masks of {split}", "total": len(images), "unit": "mask"}
     with ProcessPoolExecutor(max(1, options.workers)) as pool:
-        done = pool.map(work, todo, chunksize=32)
+        done = pool.map(NamesFile(work), todo, chunksize=32)
         for _ in tqdm(done, initial=len(images) - len(todo), **bar):
             pass
 
