@@ -547,8 +547,9 @@ class WsssConfig:
     """Pixels per cell of the activation map."""
     norm: Literal["train", "frozen"] = "train"
     """Backbone normalisation: batch statistics, or those of the weight file."""
-    fixed_layers: int = 0
-    """So many of the ResNet's four layers, and all before them, are not trained (IRNet: 2)."""
+    fixed_layers: int | None = None
+    """The ResNet's stem and so many of its four layers are not trained (IRNet: 2; AdvCAM: 0, the
+    stem alone). None: everything is trained."""
     pooling: Literal["mean", "logmeanexp"] = "mean"
     """From map to class score: the mean, as IRNet; log-mean-exp learns small objects faster."""
     epochs: int = 5
@@ -586,7 +587,8 @@ class WsssConfig:
         _check(0 < self.threshold < 1, f"wsss.threshold must lie in (0, 1), got {self.threshold}")
         share = self.object_share
         _check(share is None or 0 < share < 1, f"wsss.object_share must lie in (0, 1), got {share}")
-        _check(0 <= self.fixed_layers <= 4, "wsss.fixed_layers must lie in 0..4")
+        fixed = self.fixed_layers
+        _check(fixed is None or 0 <= fixed <= 4, "wsss.fixed_layers must lie in 0..4, or be null")
         _check(self.epochs >= 1, f"wsss.epochs must be at least 1, got {self.epochs}")
         _check(self.batch_size >= 1, f"wsss.batch_size must be at least 1, got {self.batch_size}")
         _check(min(self.scales, default=0) > 0, "wsss.scales needs one or more positive numbers")

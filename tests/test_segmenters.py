@@ -67,12 +67,20 @@ def test_last_layer_has_the_chosen_dilation_at_the_same_stride(choice, first, re
     assert network(torch.zeros(1, 3, 64, 64, device="meta")).shape == (1, 4, 8, 8)
 
 
-def test_irnets_classifier_leaves_its_first_layers_and_its_normalisation_alone():
-    config = WsssConfig(backbone=RESNET, norm="frozen", fixed_layers=2)
+@pytest.mark.parametrize(
+    ("fixed", "trained"),  # IRNet's, AdvCAM's, and the default
+    [
+        (2, {"layer3", "layer4"}),
+        (0, {"layer1", "layer2", "layer3", "layer4"}),
+        (None, {"conv1", "bn1", "layer1", "layer2", "layer3", "layer4"}),
+    ],
+)
+def test_classifier_leaves_its_first_layers_and_its_normalisation_alone(fixed, trained):
+    config = WsssConfig(backbone=RESNET, norm="frozen", fixed_layers=fixed)
     network = CamClassifier(config, 3).train()
     network.loss(torch.randn(2, 3, 64, 64), torch.ones(2, 3)).backward()
     moved = {n for n, p in network.backbone.net.named_parameters() if p.grad is not None}
-    assert {name.split(".")[0] for name in moved} == {"layer3", "layer4"}
+    assert {name.split(".")[0] for name in moved} == trained
     assert not any(m.training for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d))
 
 

@@ -69,7 +69,7 @@ class ResNet(nn.Module):
 
     def fix_layers(self, count: int) -> None:
         """Excludes the first `count` of the four layers, and all before them, from training."""
-        for name, module in self.net.named_children() if count else ():
+        for name, module in self.net.named_children():
             if not name.startswith("layer") or int(name.removeprefix("layer")) <= count:
                 module.requires_grad_(False)
 
