@@ -83,12 +83,14 @@ def _refined_decision(
 
 
 def walk(boundary: Tensor, cam: Tensor, config: IrnConfig) -> Tensor:
-    """Spreads (K, h, w) maps that keep off a (h, w) boundary in [0, 1]."""
+    """Spreads (K, H', W') maps, averaged over the cells of a (h, w) boundary in [0, 1] and keeping
+    off it -> (K, h, w)."""
     # Beyond the image everything is boundary: pairs that leave it have no affinity.
     margin = config.walk_radius - 1
     padded = F.pad(boundary, (margin, margin, 0, margin), value=1)
     affinity = path_affinity(padded, config.walk_radius)
-    maps = cam**config.exponent * (1 - boundary)
+    maps = F.adaptive_avg_pool2d(cam, boundary.shape)
+    maps = maps**config.exponent * (1 - boundary)
     return random_walk(maps, affinity, config.walk_radius, config.beta, config.doublings)
 
 
