@@ -683,6 +683,9 @@ class SegmentationConfig:
     """Dropout before the last layer."""
     head_dropout: tuple[float, float] = (0.0, 0.0)
     """Further dropout in v3+'s head, behind the ASPP and behind the decoder's first convolution."""
+    head_momentum: float = 0.1
+    """Share of a batch in the running statistics of v1's head. Its code has 3e-4, which takes
+    10,000 steps to forget where it began."""
     norm: Literal["train", "frozen"] = "train"
     """Backbone normalisation: batch statistics, or those of the weight file."""
     epochs: int = 100
@@ -717,6 +720,7 @@ class SegmentationConfig:
         )
         _check(self.batch_size >= 1, "segmentation.batch_size must be at least 1")
         _check(len(self.rates) > 0, "segmentation.rates needs at least one dilation")
+        _check(0 < self.head_momentum <= 1, "segmentation.head_momentum must lie in (0, 1]")
         _check(0 < self.ema < 1, f"segmentation.ema must lie in (0, 1), got {self.ema}")
         _check(0 <= self.warmup < 1, f"segmentation.warmup must lie in [0, 1), got {self.warmup}")
 
