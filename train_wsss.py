@@ -4,7 +4,8 @@
 
 Reads the images and tags of the training list, no mask. Writes below <run_dir>/wsss/:
     checkpoint.pth    the classifier
-    cams/<id>.npz     activation maps of the tagged classes: keys (K,), cam (K, h, w)
+    cams/<id>.npz     activation maps of the tagged classes: keys (K,), cam (K, h, w) at a quarter
+                      of the image's size (rsepm: at its size)
     seeds/<id>.png    methods but cam: confident labels, 255 where nothing is sure
     pairs/            methods but cam: the network of pairs along which the maps are spread
     labels/<id>.png   pseudo labels, 0..C
@@ -189,17 +190,20 @@ def write_cams(config: Config, run: Run, split: Split, classifier: Classifier) -
 def activations(
     config: Config, split: Split, classifier: CamClassifier, todo: Sequence[int]
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Activation maps of the tagged classes, (K, H/4, W/4), over several scales, in batches."""
+    """Activation maps of the tagged classes over several scales, in batches: (K, H/4, W/4), or
+    (K, H, W) with rsepm, whose code resizes them to the image's size by the nearest cell."""
     settings, device, wanted = config.wsss, pick_device(config), set(todo)
-    cast = autocast(config, device)
+    cast, whole = autocast(config, device), settings.method == "rsepm"
+    mode = "nearest" if whole else "bilinear"
     for indices, images in batches_by_size(split, settings.batch_size, todo):
         with cast:
             maps = multi_scale(
-                classifier.activation, images.to(device), settings.scales, settings.flip
+                classifier.activation, images.to(device), settings.scales, settings.flip, mode=mode
             )
-        height, width = images.shape[-2:]
-        maps = F.interpolate(maps, (-(-height // 4), -(-width // 4)), mode="bilinear").cpu().numpy()
-        pairs = zip(indices, maps, strict=True)
+        if not whole:
+            quarter = [-(-n // 4) for n in images.shape[-2:]]
+            maps = F.interpolate(maps, quarter, mode="bilinear")
+        pairs = zip(indices, maps.cpu().numpy(), strict=True)
         yield from ((k, m[split.tags[k]]) for k, m in pairs if k in wanted)
 
 

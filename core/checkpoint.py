@@ -19,6 +19,7 @@ from core.identity import class_difference, setting_differences, settings_with_i
 
 PREFIXES = ("module.", "teacher.", "backbone.", "model.", "encoder.")
 NESTS = ("teacher", "student", "state_dict", "model", "network")
+LEOPART = "model.prototypes.weight"  # its file: `model.` is the student, which its authors evaluate
 
 
 def save(path: Path, content: Mapping[str, Any], keep: bool = False) -> None:
@@ -170,12 +171,16 @@ def _refused(*args: Any, **kwargs: Any) -> None:
 
 
 def find_state_dict(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors of a checkpoint of any common nesting, without common prefixes."""
+    """The tensors of a checkpoint of any common nesting, without common prefixes.
+
+    Of a student and its teacher, those of the one that the method's authors evaluate: DINO's
+    teacher, Leopart's student.
+    """
     for nest in NESTS:
         if isinstance(content.get(nest), Mapping):
             return find_state_dict(content[nest])
     state = {k: v for k, v in content.items() if isinstance(v, Tensor)}
-    for prefix in PREFIXES:
+    for prefix in ("model.",) if LEOPART in state else PREFIXES:
         if any(k.startswith(prefix) for k in state):
             return find_state_dict(
                 {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}

@@ -550,9 +550,9 @@ class WsssConfig:
     do that (Swin, PVT, HRNet, DenseNet), their maps are enlarged and stay as coarse as before."""
     norm: Literal["train", "frozen"] = "train"
     """Backbone normalisation: batch statistics, or those of the weight file."""
-    fixed_layers: int = 0
-    """So many of the backbone's four stages (a ResNet's layers), and all before them, are not
-    trained (IRNet: 2)."""
+    fixed_layers: int | None = None
+    """The backbone's stem and so many of its four stages (a ResNet's layers) are not trained
+    (IRNet: 2; AdvCAM: 0, the stem alone). None: everything is trained."""
     pooling: Literal["mean", "logmeanexp"] = "mean"
     """From map to class score: the mean, as IRNet; log-mean-exp learns small objects faster."""
     epochs: int = 5
@@ -590,7 +590,8 @@ class WsssConfig:
         _check(0 < self.threshold < 1, f"wsss.threshold must lie in (0, 1), got {self.threshold}")
         share = self.object_share
         _check(share is None or 0 < share < 1, f"wsss.object_share must lie in (0, 1), got {share}")
-        _check(0 <= self.fixed_layers <= 4, "wsss.fixed_layers must lie in 0..4")
+        fixed = self.fixed_layers
+        _check(fixed is None or 0 <= fixed <= 4, "wsss.fixed_layers must lie in 0..4, or be null")
         _check(self.epochs >= 1, f"wsss.epochs must be at least 1, got {self.epochs}")
         _check(self.batch_size >= 1, f"wsss.batch_size must be at least 1, got {self.batch_size}")
         _check(min(self.scales, default=0) > 0, "wsss.scales needs one or more positive numbers")
@@ -685,6 +686,9 @@ class SegmentationConfig:
     """Dropout before the last layer."""
     head_dropout: tuple[float, float] = (0.0, 0.0)
     """Further dropout in v3+'s head, behind the ASPP and behind the decoder's first convolution."""
+    head_momentum: float = 0.1
+    """Share of a batch in the running statistics of v1's head. Its code has 3e-4, which takes
+    10,000 steps to forget where it began."""
     norm: Literal["train", "frozen"] = "train"
     """Backbone normalisation: batch statistics, or those of the weight file."""
     epochs: int = 100
@@ -719,6 +723,7 @@ class SegmentationConfig:
         )
         _check(self.batch_size >= 1, "segmentation.batch_size must be at least 1")
         _check(len(self.rates) > 0, "segmentation.rates needs at least one dilation")
+        _check(0 < self.head_momentum <= 1, "segmentation.head_momentum must lie in (0, 1]")
         _check(0 < self.ema < 1, f"segmentation.ema must lie in (0, 1), got {self.ema}")
         _check(0 <= self.warmup < 1, f"segmentation.warmup must lie in [0, 1), got {self.warmup}")
 

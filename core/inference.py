@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ def multi_scale(
     scales: Sequence[float] = (1.0,),
     flip: bool = True,
     size: tuple[int, int] | None = None,
+    mode: Literal["bilinear", "nearest"] = "bilinear",
 ) -> Tensor:
     """Averages a network's maps over resized and mirrored views.
 
@@ -25,9 +27,10 @@ def multi_scale(
         scales: factors by which the images are resized.
         flip: take the mirrored image at each scale, too.
         size: (height, width) of the result; None: the images'.
+        mode: how the maps are resized to it.
 
     Returns:
-        (B, C, *size) float32: the mean over all views, bilinear.
+        (B, C, *size) float32: the mean over all views.
     """
     height, width = images.shape[-2:]
     total, views, out = 0, 0, size or (height, width)
@@ -41,7 +44,7 @@ def multi_scale(
         maps = network(view).float()
         if flip:
             maps = maps + network(view.flip(-1)).float().flip(-1)
-        total = total + F.interpolate(maps, out, mode="bilinear")
+        total = total + F.interpolate(maps, out, mode=mode)
         views += 2 if flip else 1
     return total / views
 

@@ -12,9 +12,11 @@ from core.models.pairs import BoundaryNetwork
 from core.pseudo_labels import upsampled
 from core.spreading import Spreading
 
+STRIDE = 4  # pixels per cell of the boundaries
+
 
 def irn_spreading(wsss: WsssConfig) -> Spreading:
-    """Boundaries at stride 4; affinity is the absence of one on the path between two cells."""
+    """Boundaries of cells; affinity is the absence of one on the path between two cells."""
     config = wsss.irn
     crf = announced(config.crf.settings())
     backbone = wsss.backbone.without_weights() if config.weights else wsss.backbone
@@ -35,7 +37,7 @@ def irn_spreading(wsss: WsssConfig) -> Spreading:
         affinity=lambda logits: path_affinity(logits.sigmoid()[:, 0], config.radius),
         label=label,
         flip=True,
-        stride=4,
+        stride=STRIDE,
     )
 
 
@@ -81,12 +83,14 @@ def _refined_decision(
 
 
 def walk(boundary: Tensor, cam: Tensor, config: IrnConfig) -> Tensor:
-    """Spreads (K, h, w) maps that keep off a (h, w) boundary in [0, 1]."""
+    """Spreads (K, H', W') maps, averaged over the cells of a (h, w) boundary in [0, 1] and keeping
+    off it -> (K, h, w)."""
     # Beyond the image everything is boundary: pairs that leave it have no affinity.
     margin = config.walk_radius - 1
     padded = F.pad(boundary, (margin, margin, 0, margin), value=1)
     affinity = path_affinity(padded, config.walk_radius)
-    maps = cam**config.exponent * (1 - boundary)
+    maps = F.adaptive_avg_pool2d(cam, boundary.shape)
+    maps = maps**config.exponent * (1 - boundary)
     return random_walk(maps, affinity, config.walk_radius, config.beta, config.doublings)
 
 
@@ -95,12 +99,14 @@ def walked_label(
 ) -> np.ndarray:
     """(K, h, w) maps after the walk -> (H, W) uint8 labels, by argmax over a background score.
 
-    All maps are divided by their common maximum, so that a class that the walk has thinned out
-    everywhere does not come back.
+    Cells are 4 x 4 pixels, and the last ones may reach beyond the image: the maps are enlarged four
+    times and cropped. All are divided by their common maximum, so that a class that the walk has
+    thinned out everywhere does not come back.
     """
     if not len(keys):
         return np.zeros(size, np.uint8)
-    maps = F.interpolate(walked[None], size, mode="bilinear")[0]
+    maps = F.interpolate(walked[None], scale_factor=STRIDE, mode="bilinear")[0]
+    maps = maps[:, : size[0], : size[1]]
     maps = maps / maps.max().clamp(min=1e-5)
     scores = F.pad(maps, (0, 0, 0, 0, 1, 0), value=threshold)
     labels = np.concatenate([[BACKGROUND], keys]).astype(np.uint8)

@@ -30,25 +30,48 @@ TEACHER_TEMPERATURE, STUDENT_TEMPERATURE = 0.05, 0.1
 CELLS = 7  # per side, of an aligned overlap
 
 
-def roi_align(maps: Tensor, boxes: Tensor, cells: int = CELLS, samples: int = 2) -> Tensor:
-    """Means of bilinear samples inside a box of each map, in plain PyTorch.
+def roi_align(maps: Tensor, boxes: Tensor, cells: int = CELLS) -> Tensor:
+    """Means of bilinear samples inside a box of each map, as many as the box has cells.
+
+    Along each axis a cell of the result takes ceil(n / cells) samples, n being the box's length in
+    cells of the map: torchvision's `roi_align` with aligned=True and sampling_ratio=-1, whose
+    compiled operator is not available everywhere (see core/vision.py).
 
     Args:
         maps: (B, C, h, w).
-        boxes: (B, 4) top, left, bottom, right as shares of the map's sides.
-        cells: per side of the result.
-        samples: per side of a cell.
+        boxes: (B, 4) top, left, bottom, right as shares of the map's sides, in [0, 1].
+        cells: number of cells per side of the result.
 
     Returns:
-        (B, C, cells, cells); what lies outside the map is as at its border.
+        (B, C, cells, cells) float32; a sample beyond the centres of the map's outermost cells has
+        the value at the border.
     """
-    count = cells * samples
-    share = (torch.arange(count, device=maps.device) + 0.5) / count
-    y = boxes[:, :1] + (boxes[:, 2:3] - boxes[:, :1]) * share
-    x = boxes[:, 1:2] + (boxes[:, 3:] - boxes[:, 1:2]) * share
-    grid = torch.stack([x[:, None].expand(-1, count, -1), y[..., None].expand(-1, -1, count)], -1)
-    sampled = F.grid_sample(maps, grid * 2 - 1, padding_mode="border", align_corners=False)
-    return F.avg_pool2d(sampled, samples)
+    rows = _sampling(boxes[:, 0], boxes[:, 2], maps.shape[2], cells)
+    columns = _sampling(boxes[:, 1], boxes[:, 3], maps.shape[3], cells)
+    with torch.autocast(maps.device.type, enabled=False):
+        return torch.einsum("bih,bchw,bjw->bcij", rows, maps.float(), columns)
+
+
+def _sampling(start: Tensor, end: Tensor, length: int, cells: int) -> Tensor:
+    """Weights of a map's cells in the means that `roi_align` takes along one axis.
+
+    Args:
+        start, end: (B,) of the boxes, as shares of the axis.
+        length: number of the map's cells along it.
+        cells: number of means.
+
+    Returns:
+        (B, cells, length), sums over the last axis are 1.
+    """
+    start, extent = start.float() * length, (end - start).float() * length
+    # The slack keeps rounding of a whole number of cells from adding a sample.
+    count = (extent / cells - 1e-4).ceil().clamp(min=1)[:, None, None]
+    each = torch.arange(-(-length // cells), device=start.device)  # samples at most
+    mean = torch.arange(cells, device=start.device)[:, None]
+    place = start[:, None, None] + (mean + (each + 0.5) / count) * extent[:, None, None] / cells
+    place = (place - 0.5).clamp(0, length - 1)[..., None]  # from edges to centres of cells
+    near = (1 - (place - torch.arange(length, device=start.device)).abs()).clamp(min=0)
+    return (near * (each < count)[..., None]).sum(2) / count
 
 
 def overlap(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,7 +94,7 @@ def foreground(attention: Tensor, mass: float = 0.6) -> Tensor:
         mass: share of the attention.
 
     Returns:
-        (B, h, w) bool; components of one or two cells (4-connected) are left out.
+        (B, h, w) bool; components of one or two cells (8-connected) are left out.
     """
     blurred = vision.v2.functional.gaussian_blur(attention.float()[:, None], 7, 0.6)
     smooth = blurred[:, 0].flatten(1)
@@ -81,7 +104,7 @@ def foreground(attention: Tensor, mass: float = 0.6) -> Tensor:
     chosen = torch.zeros_like(kept).scatter_(1, order, kept).view_as(attention)
     masks = chosen.cpu().numpy().astype(np.uint8)
     for mask in masks:
-        _, components, statistics, _ = cv2.connectedComponentsWithStats(mask, connectivity=4)
+        _, components, statistics, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
         small = np.flatnonzero(statistics[:, cv2.CC_STAT_AREA] <= 2)
         mask[np.isin(components, small)] = 0
     return torch.from_numpy(masks).bool().to(attention.device)
@@ -245,7 +268,7 @@ def part_loss(
                 continue
             here, there = overlap(boxes[:, i], boxes[:, v])
             wanted = roi_align(target, here)
-            inside = roi_align(mask[:, None].float(), here)[:, 0] >= 1 - 1e-6
+            inside = roi_align(mask[:, None].float(), here)[:, 0] >= 1 - 1e-5  # rounding
             found = F.log_softmax(roi_align(scores, there) / STUDENT_TEMPERATURE, 1)
             entropy = -(wanted * found).sum(1)
             total = total + (entropy * inside).sum() / inside.sum().clamp(min=1)

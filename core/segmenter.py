@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import torch
+from torch import Tensor
 
 from core import checkpoint, distributed
-from core.config import Config, SegmentationConfig, overlaid
+from core.config import Config, EvaluationConfig, SegmentationConfig, overlaid
 from core.crf import DenseCRF, announced
 from core.datasets import batches_by_size
 from core.errors import UserError
@@ -61,11 +61,6 @@ def predict(config: Config, network: DeepLab, split: Split, folder: Path) -> Non
     crf = announced(settings.crf.settings()) if settings.refine == "crf" else None
     todo = distributed.missing([folder / f"{i}.png" for i in split.ids])
 
-    def probabilities(images: torch.Tensor) -> torch.Tensor:
-        return network(images).float().softmax(1)
-
-    view = windowed(probabilities, settings.window) if settings.window else probabilities
-
     def finish(item: tuple[int, np.ndarray]) -> None:
         index, probs = item
         label = most_likely(split.read_image(index), probs, crf)
@@ -75,7 +70,7 @@ def predict(config: Config, network: DeepLab, split: Split, folder: Path) -> Non
         wanted = set(todo)
         for indices, images in batches_by_size(split, config.segmentation.batch_size, todo):
             with cast:
-                probs = multi_scale(view, images.to(device), settings.scales, settings.flip)
+                probs = probabilities(network, images.to(device), settings)
             for index, own in zip(indices, probs.cpu().numpy(), strict=True):
                 if index in wanted:
                     yield index, own
@@ -84,6 +79,28 @@ def predict(config: Config, network: DeepLab, split: Split, folder: Path) -> Non
     for _ in in_threads(finish, seen(), config.workers, "predicting", len(split), done):
         pass
     distributed.meet()
+
+
+def probabilities(network: DeepLab, images: Tensor, settings: EvaluationConfig) -> Tensor:
+    """Probabilities of labels over all configured views.
+
+    Args:
+        network: in evaluation mode.
+        images: (B, 3, H, W), normalised.
+        settings: scales, mirroring and windows.
+
+    Returns:
+        (B, 1 + C, H, W) float32: the mean over the views; v1's code averages logits instead.
+    """
+    of_logits = network.head.averages_logits
+
+    def view(images: Tensor) -> Tensor:
+        logits = network(images).float()
+        return logits if of_logits else logits.softmax(1)
+
+    seen = windowed(view, settings.window) if settings.window else view
+    maps = multi_scale(seen, images, settings.scales, settings.flip)
+    return maps.softmax(1) if of_logits else maps
 
 
 def most_likely(image: np.ndarray, probs: np.ndarray, crf: DenseCRF | None) -> np.ndarray:

@@ -59,6 +59,23 @@ def test_names_of_torchvision_resnets_are_kept():
     assert "layer4.2.conv3.weight" in names and not any(n.startswith("fc") for n in names)
 
 
+def test_of_two_networks_the_one_that_the_authors_evaluate_is_taken(tmp_path):
+    weights = {"cls_token": torch.zeros(3), "norm.weight": torch.zeros(3)}
+    student, teacher = ({k: v + n for k, v in weights.items()} for n in (1, 2))
+    heads = {"prototypes.weight": torch.ones(4, 2), "projection_head.0.weight": torch.ones(2, 3)}
+    leopart = {f"teacher.{k}": v for k, v in {**teacher, **heads}.items()}
+    leopart |= {f"model.{k}": v for k, v in {**student, **heads}.items()}
+    dino = {
+        "student": {f"module.backbone.{k}": v for k, v in student.items()},
+        "teacher": {f"backbone.{k}": v for k, v in teacher.items()},
+    }
+    flat = {f"{name}.{k}": v for name, state in dino.items() for k, v in state.items()}
+    cases = [({"state_dict": leopart}, 1), (leopart, 1), (dino, 2), (flat, 2)]
+    for content, value in cases:
+        found = checkpoint.find_state_dict(content)
+        assert {k: found[k].tolist() for k in weights} == dict.fromkeys(weights, [value] * 3)
+
+
 def test_file_of_another_architecture_is_refused(tmp_path):
     checkpoint.save(tmp_path / "x.pth", {"some.weight": torch.zeros(1)})
     with pytest.raises(UserError, match="another architecture"):

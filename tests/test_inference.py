@@ -15,6 +15,17 @@ def test_flip_is_undone_before_averaging():
     assert torch.allclose(multi_scale(lambda x: x, images, (1.0,), flip=True), images)
 
 
+def test_nearest_maps_keep_the_values_of_their_cells():
+    images = torch.rand(1, 3, 8, 12)
+
+    def network(view):
+        return F.avg_pool2d(view, 4)
+
+    found = multi_scale(network, images, (1.0,), flip=False, mode="nearest")
+    expected = network(images).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize("size", [(40, 40), (41, 100), (32, 33), (100, 20)])
 def test_windows_of_a_pointwise_network_change_nothing(size):
     images, seen = torch.rand(2, 3, *size), []

@@ -45,15 +45,16 @@ def bilinear(values: np.ndarray, y: float, x: float) -> float:
     return upper * (1 - fy) + lower * fy
 
 
-def test_roi_align_equals_a_loop_over_cells_and_samples():
-    maps = torch.randn(2, 3, 6, 9)
-    boxes = torch.tensor([[0.1, 0.2, 0.7, 0.9], [0.0, 0.0, 1.0, 0.3]])
-    found = roi_align(maps, boxes, cells=4, samples=2)
-    for b, c, i, j in np.ndindex(2, 3, 4, 4):
-        top, left, bottom, right = (boxes[b] * torch.tensor([6, 9, 6, 9])).tolist()
+def test_roi_align_equals_a_loop_with_as_many_samples_as_the_box_has_cells():
+    maps = torch.randn(3, 2, 9, 12)
+    boxes = torch.tensor([[0.1, 0.2, 0.7, 0.9], [0.0, 0.0, 1.0, 0.25], [0.5, 0.5, 0.6, 1.0]])
+    samples = [(2, 3), (3, 1), (1, 2)]  # along both axes: ceil(length of the box / 4)
+    found = roi_align(maps, boxes, cells=4)
+    for b, c, i, j in np.ndindex(3, 2, 4, 4):
+        top, left, bottom, right = (boxes[b] * torch.tensor([9, 12, 9, 12])).tolist()
         tall, wide = (bottom - top) / 4, (right - left) / 4
-        values = maps[b, c].numpy()
-        places = [(i + (a + 0.5) / 2, j + (d + 0.5) / 2) for a in range(2) for d in range(2)]
+        values, (m, n) = maps[b, c].numpy(), samples[b]
+        places = [(i + (a + 0.5) / m, j + (d + 0.5) / n) for a in range(m) for d in range(n)]
         mean = np.mean([bilinear(values, top + y * tall, left + x * wide) for y, x in places])
         assert found[b, c, i, j] == pytest.approx(mean, abs=1e-5)
 
@@ -72,6 +73,9 @@ def test_foreground_is_the_smallest_set_that_holds_the_mass_without_specks():
     attention[0, 15, 15] = 0.9  # a speck
     mask = foreground(attention, 0.6)[0]
     assert mask[4:8, 4:8].all() and not mask[10:].any() and not mask[:2].any()
+    diagonal = torch.zeros(1, 20, 20)
+    diagonal[0, range(8, 12), range(8, 12)] = 1.0  # four cells that touch at their corners
+    assert foreground(diagonal, 0.4).sum() == 4
     smooth = torch.ones(1, 4, 5)
     assert foreground(smooth, 0.6).sum() in range(12, 14)
 

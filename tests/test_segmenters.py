@@ -1,13 +1,17 @@
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.nn import functional as F
 
-from core.config import BackboneConfig, SegmentationConfig, WsssConfig
-from core.debias import weighted_cross_entropy
+from core.config import BackboneConfig, EvaluationConfig, SegmentationConfig, WsssConfig
+from core.debias import labelled_pixels, weighted_cross_entropy
 from core.errors import UserError
+from core.models.backbones import norms
 from core.models.cam import CamClassifier
 from core.models.deeplab import segmenter
 from core.models.wide_resnet import WideResNet38
+from core.segmenter import probabilities
+from core.training import make_optimizer
 
 RESNET = BackboneConfig("resnet18", {"channels": [8, 8, 16, 16]}, "none")
 WIDE = BackboneConfig("wide_resnet38", {"width": 1 / 32}, "none")
@@ -45,6 +49,81 @@ def test_smaller_copies_are_trained_on_and_their_maximum_is_the_prediction():
     assert (levels[-1] >= levels[0]).all()
 
 
+def test_sides_of_smaller_copies_are_rounded_down():
+    network = segmenter(settings("deeplabv2", train_scales=(0.75,)), 3).eval()
+    seen = []
+    network.backbone.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape))
+    network(torch.randn(1, 3, 43, 65))
+    assert [tuple(shape[2:]) for shape in seen] == [(43, 65), (32, 48)]
+
+
+def test_loss_of_v2_takes_the_label_at_the_centres_of_the_logits_cells():
+    torch.manual_seed(0)
+    network = segmenter(settings("deeplabv2"), 2)
+    label = torch.randint(0, 3, (2, 24, 40))
+    label[:, :4], certainty = 255, torch.rand(2, 24, 40)
+    levels = [torch.randn(2, 3, 3, 5), torch.randn(2, 3, 6, 10)]
+    places = [(slice(None), slice(4, None, 8), slice(4, None, 8))]
+    places += [(slice(None), slice(2, None, 4), slice(2, None, 4))]
+    expected = sum(
+        weighted_cross_entropy(level, label[place], certainty[place], True)
+        for level, place in zip(levels, places, strict=True)
+    )
+    assert torch.allclose(network.loss(levels, label, certainty, True), expected)
+    # The parts of a batch, over the labelled pixels of all of it, sum to the batch.
+    whole = network.loss(levels, label, None, False, labelled_pixels(label))
+    parts = [
+        network.loss([x[k : k + 1] for x in levels], label[k : k + 1], None, False, counts)
+        for counts in [labelled_pixels(label)]
+        for k in range(2)
+    ]
+    assert torch.allclose(sum(parts), whole)
+
+
+@pytest.mark.parametrize("name", sorted(HEADS))
+def test_biases_of_early_heads_learn_twice_as_fast_and_do_not_decay(name):
+    network = segmenter(settings(name), 3)
+    groups = network.parameter_groups(0.1, 1.0)
+    optimizer, _ = make_optimizer("sgd", groups, 0.5, 10)
+    found = {
+        parameter: (name, group["lr"], group["weight_decay"])
+        for name, parameter in network.head.named_parameters()
+        for group in optimizer.param_groups
+        if any(parameter is p for p in group["params"])
+    }
+    assert len(found) == len([*network.head.parameters()])
+    fast = {name for name, lr, decay in found.values() if (lr, decay) == (2.0, 0.0)}
+    assert all((lr, decay) == (1.0, 0.5) for name, lr, decay in found.values() if name not in fast)
+    assert (
+        fast
+        == {
+            "deeplabv1": {"layers.3.bias"},
+            "deeplabv2": {f"branches.{k}.bias" for k in range(4)},
+            "deeplabv3plus": set(),
+        }[name]
+    )
+
+
+def test_statistics_of_v1s_head_move_by_the_configured_share():
+    network = segmenter(settings("deeplabv1", head_momentum=3e-4), 3).train()
+    moved = {m.momentum for m in norms(network.head)}
+    assert moved == {3e-4} and {m.momentum for m in norms(network.backbone)} == {0.1}
+
+
+@pytest.mark.parametrize("name", ["deeplabv1", "deeplabv2"])
+def test_views_are_averaged_as_logits_in_v1_and_as_probabilities_in_v2(name):
+    torch.manual_seed(0)
+    network, images = segmenter(settings(name), 3).eval(), torch.randn(1, 3, 64, 64) * 3
+    with torch.inference_mode():
+        found = probabilities(network, images, EvaluationConfig(scales=(1.0,), flip=True))
+        logits = torch.stack([network(images), network(images.flip(-1)).flip(-1)]) * 1.0
+        large = [F.interpolate(x, (64, 64), mode="bilinear") for x in logits]
+    ours = torch.stack(large).mean(0).softmax(1)
+    if name == "deeplabv2":
+        ours = F.interpolate(logits.softmax(2).mean(0), (64, 64), mode="bilinear")
+    assert torch.allclose(found, ours, atol=1e-5)
+
+
 def test_frozen_normalisation_stays_frozen_when_training_begins():
     network = segmenter(settings("deeplabv3plus", norm="frozen"), 3).train()
     norms = [m for m in network.backbone.modules() if isinstance(m, torch.nn.BatchNorm2d)]
@@ -67,18 +146,26 @@ def test_last_layer_has_the_chosen_dilation_at_the_same_stride(choice, first, re
     assert network(torch.zeros(1, 3, 64, 64, device="meta")).shape == (1, 4, 8, 8)
 
 
-def test_irnets_classifier_leaves_its_first_layers_and_its_normalisation_alone():
-    config = WsssConfig(backbone=RESNET, norm="frozen", fixed_layers=2)
+@pytest.mark.parametrize(
+    ("fixed", "trained"),  # IRNet's, AdvCAM's, and the default
+    [
+        (2, {"layer3", "layer4"}),
+        (0, {"layer1", "layer2", "layer3", "layer4"}),
+        (None, {"conv1", "bn1", "layer1", "layer2", "layer3", "layer4"}),
+    ],
+)
+def test_classifier_leaves_its_first_layers_and_its_normalisation_alone(fixed, trained):
+    config = WsssConfig(backbone=RESNET, norm="frozen", fixed_layers=fixed)
     network = CamClassifier(config, 3).train()
     network.loss(torch.randn(2, 3, 64, 64), torch.ones(2, 3)).backward()
     moved = {n for n, p in network.backbone.net.named_parameters() if p.grad is not None}
-    assert {name.split(".")[0] for name in moved} == {"layer3", "layer4"}
+    assert {name.split(".")[0] for name in moved} == trained
     assert not any(m.training for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d))
 
 
 def test_balanced_loss_adds_the_means_of_background_and_classes():
     logits, label = torch.randn(1, 3, 2, 4), torch.tensor([[[0, 0, 0, 1], [0, 2, 255, -1]]])
-    losses = torch.nn.functional.cross_entropy(logits, label.clamp(0, 2), reduction="none")[0]
+    losses = F.cross_entropy(logits, label.clamp(0, 2), reduction="none")[0]
     background = (losses[0, :3].sum() + losses[1, 0]) / 4
     classes = (losses[0, 3] + losses[1, 1]) / 2
     found = weighted_cross_entropy(logits, label, balanced=True)

@@ -9,9 +9,9 @@ import yaml
 from conftest import ROOT, run_python, tiny_config
 
 from core.checkpoint import load
-from core.config import BackboneConfig
+from core.config import BackboneConfig, IrnConfig
 from core.crf import DenseCRF
-from core.irn import confident_label, walked_label
+from core.irn import confident_label, walk, walked_label
 from core.labels import read_label
 from core.models.pairs import BoundaryNetwork
 
@@ -34,8 +34,25 @@ def test_image_without_tags_is_background():
 
 def test_label_after_the_walk_compares_all_classes_with_the_background():
     walked = torch.tensor([[[8.0, 1.0, 1.0]], [[2.0, 4.0, 1.0]]])
-    label = walked_label(walked, np.array([2, 5]), (1, 3), 0.25)
-    assert label.tolist() == [[2, 5, 0]]
+    label = walked_label(walked, np.array([2, 5]), (4, 12), 0.25)
+    assert label[:, 1::4].tolist() == [[2, 5, 0]] * 4  # within its cell, to the left of the centre
+
+
+def test_maps_of_any_size_are_averaged_over_the_boundaries_cells():
+    config, boundary = IrnConfig(doublings=0), torch.rand(3, 5)
+    maps = torch.rand(2, 3, 5)
+    whole = maps.repeat_interleave(4, 1).repeat_interleave(4, 2)
+    assert torch.allclose(walk(boundary, whole, config), walk(boundary, maps, config))
+    assert walk(boundary, whole[:0], config).shape == (0, 3, 5)
+
+
+def test_cells_after_the_walk_are_4_pixels_wide_though_the_last_ones_reach_beyond_the_image():
+    walked = torch.zeros(1, 8, 8)
+    walked[0, :, :4] = 1  # up to pixel 16, half of it from pixel 13.5 to 17.5
+    narrow, wide = (
+        walked_label(walked, np.array([3]), (29, width), 0.5)[:, :29] for width in (29, 32)
+    )
+    assert (narrow == wide).all() and (narrow[:, :16] == 3).all() and not narrow[:, 16:].any()
 
 
 def test_boundaries_come_at_stride_4_from_a_frozen_backbone():

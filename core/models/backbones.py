@@ -182,9 +182,7 @@ class Backbone(nn.Module):
         )
 
     def fix_stages(self, count: int) -> None:
-        """Excludes the first `count` of the stages 1 to 4, and all before them, from training."""
-        if not count:
-            return
+        """Excludes the stem and the first `count` of the stages 1 to 4 from training."""
         with torch.device("meta"):
             blank = Backbone(self.config.without_weights(), (count,), self._output_stride).eval()
             blank(torch.zeros(1, 3, 64, 64))[0].sum().backward()

@@ -13,7 +13,11 @@ from core.models.backbones import Backbone, freeze_norms, norms
 
 def segmenter(config: SegmentationConfig, num_classes: int) -> "DeepLab":
     """The configured network for `num_classes` classes and background."""
-    heads = {"deeplabv1": LargeFov, "deeplabv2": SummedASPP, "deeplabv3plus": DecodedASPP}
+    heads: dict[str, type[Head]] = {
+        "deeplabv1": LargeFov,
+        "deeplabv2": SummedASPP,
+        "deeplabv3plus": DecodedASPP,
+    }
     return DeepLab(config, num_classes, heads[config.network])
 
 
@@ -26,7 +30,7 @@ class DeepLab(nn.Module):
         head: built from (low_dim, dim, config, outputs); maps (low, deep) features to logits.
     """
 
-    def __init__(self, config: SegmentationConfig, num_classes: int, head: type[nn.Module]):
+    def __init__(self, config: SegmentationConfig, num_classes: int, head: "type[Head]"):
         super().__init__()
         self.backbone = Backbone(config.backbone, (1, 4), config.output_stride)
         self.head = head(*self.backbone.dims, config, num_classes + 1)
@@ -49,31 +53,42 @@ class DeepLab(nn.Module):
         if not self.train_scales:
             return logits
         for scale in self.train_scales:
-            size = [max(1, round(n * scale)) for n in images.shape[-2:]]
+            size = [max(1, int(n * scale)) for n in images.shape[-2:]]
             smaller = F.interpolate(images, size, mode="bilinear")
             logits.append(self.head(*self.backbone(smaller)))
         size = logits[0].shape[-2:]
         resized = [F.interpolate(level, size, mode="bilinear") for level in logits]
         return [*logits, torch.stack(resized).amax(0)]
 
-    @staticmethod
     def loss(
+        self,
         logits: Sequence[Tensor],
         label: Tensor,
         certainty: Tensor | None = None,
         balanced: bool = False,
         counts: Tensor | None = None,
     ) -> Tensor:
-        """Sum of `weighted_cross_entropy` over all training logits, at the label's size.
+        """Sum of `weighted_cross_entropy` over all training logits.
+
+        Logits are enlarged to the label's size; v2, as in its Caffe version, takes the label at the
+        centre of each cell of the logits instead.
 
         Args:
-            logits: of `training_logits`.
+            logits: list of `training_logits`.
             label, certainty, balanced, counts: see `core.debias`.
         """
         total = 0
         for level in logits:
-            level = F.interpolate(level.float(), label.shape[-2:], mode="bilinear")
-            total = total + weighted_cross_entropy(level, label, certainty, balanced, counts)
+            level, here, certain, labelled = level.float(), label, certainty, counts
+            if self.head.at_cells:
+                size = level.shape[-2:]
+                here = _at_centres(label, size)
+                certain = None if certainty is None else _at_centres(certainty, size)
+                # As many of all cells are labelled, on average, as of all pixels.
+                labelled = None if counts is None else counts * (here[0].numel() / label[0].numel())
+            else:
+                level = F.interpolate(level, label.shape[-2:], mode="bilinear")
+            total = total + weighted_cross_entropy(level, here, certain, balanced, labelled)
         return total
 
     def train(self, mode: bool = True) -> "DeepLab":
@@ -83,35 +98,68 @@ class DeepLab(nn.Module):
         return self
 
     def parameter_groups(self, lr: float, head_lr: float) -> list[dict]:
-        """The backbone and the head, each with its learning rate."""
-        return [
+        """The backbone and the head, each with its learning rate.
+
+        The biases of v1's and v2's last layers have twice the head's and do not decay, as in their
+        Caffe versions.
+        """
+        biases = self.head.fast_biases()
+        groups = [
             {"params": [p for p in self.backbone.parameters() if p.requires_grad], "lr": lr},
-            {"params": list(self.head.parameters()), "lr": head_lr},
+            {
+                "params": [p for p in self.head.parameters() if all(p is not b for b in biases)],
+                "lr": head_lr,
+            },
         ]
+        fast = {"params": biases, "lr": 2 * head_lr, "weight_decay": 0.0}
+        return [*groups, fast] if biases else groups
+
+
+def _at_centres(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """(B, H, W) -> (B, *size) of the same type, the value at the centre of each cell."""
+    resized = F.interpolate(maps[:, None].float(), size, mode="nearest-exact")
+    return resized[:, 0].to(maps.dtype)
 
 
 class ConvBlock(nn.Sequential):
     """Convolution, normalisation and ReLU."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, dilation: int = 1):
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, dilation: int = 1, momentum: float = 0.1
+    ):
         super().__init__()
         padding = dilation * (kernel // 2)
         self.conv = nn.Conv2d(
             inputs, outputs, kernel, padding=padding, dilation=dilation, bias=False
         )
-        self.bn = nn.BatchNorm2d(outputs)
+        self.bn = nn.BatchNorm2d(outputs, momentum=momentum)
         self.relu = nn.ReLU(inplace=True)
 
 
-class LargeFov(nn.Module):
+class Head(nn.Module):
+    """Maps (low, deep) features to logits, and says what is particular in its training."""
+
+    at_cells = False
+    """The loss takes the label at the centres of the logits' cells."""
+    averages_logits = False
+    """A prediction from several views is the softmax of their mean logits."""
+
+    def fast_biases(self) -> list[nn.Parameter]:
+        """Biases that learn at twice the rate and do not decay."""
+        return []
+
+
+class LargeFov(Head):
     """DeepLab v1's head: one 3x3 convolution of wide view (its dilation is the first rate)."""
+
+    averages_logits = True
 
     def __init__(self, low_dim: int, dim: int, config: SegmentationConfig, outputs: int):
         super().__init__()
-        width = config.aspp_dim
+        width, momentum = config.aspp_dim, config.head_momentum
         self.layers = nn.Sequential(
-            ConvBlock(dim, width, 3, config.rates[0]),
-            ConvBlock(width, width, 1),
+            ConvBlock(dim, width, 3, config.rates[0], momentum),
+            ConvBlock(width, width, 1, momentum=momentum),
             nn.Dropout(config.dropout),
             nn.Conv2d(width, outputs, 1),
         )
@@ -119,9 +167,14 @@ class LargeFov(nn.Module):
     def forward(self, low: Tensor, high: Tensor) -> Tensor:
         return self.layers(high)
 
+    def fast_biases(self) -> list[nn.Parameter]:
+        return [self.layers[-1].bias]
 
-class SummedASPP(nn.Module):
+
+class SummedASPP(Head):
     """DeepLab v2's head: the sum of one 3x3 classifier per rate."""
+
+    at_cells = True
 
     def __init__(self, low_dim: int, dim: int, config: SegmentationConfig, outputs: int):
         super().__init__()
@@ -134,6 +187,9 @@ class SummedASPP(nn.Module):
 
     def forward(self, low: Tensor, high: Tensor) -> Tensor:
         return sum(branch(high) for branch in self.branches)
+
+    def fast_biases(self) -> list[nn.Parameter]:
+        return [branch.bias for branch in self.branches]
 
 
 class ASPP(nn.Module):
@@ -194,7 +250,7 @@ class Decoder(nn.Module):
         return self.classifier(torch.cat([deep, self.low_block(low)], 1))
 
 
-class DecodedASPP(nn.Module):
+class DecodedASPP(Head):
     """DeepLab v3+'s head."""
 
     def __init__(self, low_dim: int, dim: int, config: SegmentationConfig, outputs: int):
