@@ -21,7 +21,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -273,20 +273,27 @@ def check_upstream(folder: Path, identity: Identity, config: Config, script: str
 
 
 def check_upstream_of(config: Config, split: Split, *stages: str) -> None:
-    """`check_upstream` for the named stages among "uss", "wsss" and "debias" that are this run's.
+    """`check_upstream` for those of the stages "uss", "wsss" and "debias" that are this run's.
 
     Args:
         config: the whole configuration; folders from elsewhere are not compared.
         split: the training list.
         stages: which.
     """
+    for folder, identity, script in own_stages(config, split, *stages):
+        check_upstream(folder, identity, config, script)
+
+
+def own_stages(config: Config, split: Split, *stages: str) -> Iterator[tuple[Path, Identity, str]]:
+    """Folder, identity as things are now, and script of each named stage that is this run's own;
+    arguments as of `check_upstream_of`."""
     run = Run(config)
     if "wsss" in stages and not config.wsss.labels_dir:
-        check_upstream(run.wsss, wsss_identity(config, split), config, "train_wsss.py")
+        yield run.wsss, wsss_identity(config, split), "train_wsss.py"
     if "uss" in stages and not config.uss.features_dir:
-        check_upstream(run.uss, uss_identity(config, split), config, "train_uss.py")
+        yield run.uss, uss_identity(config, split), "train_uss.py"
     if "debias" in stages:
-        check_upstream(run.debias, run.debias_identity(split), config, "make_debiased_labels.py")
+        yield run.debias, run.debias_identity(split), "make_debiased_labels.py"
 
 
 def check_classes(folder: Path, classes: Sequence[str]) -> None:

@@ -22,7 +22,7 @@ from core.config import Config, make_parser, parse
 from core.errors import run_script
 from core.files import read_arrays, write_json
 from core.labels import BIASED_ON_DISK, read_label
-from core.runs import Run
+from core.runs import Run, check_upstream_of
 from core.splits import Split, ground_truth, read_split
 
 TARGET, BIASED = 0.3, 0.1  # IoU, Fig. 8
@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--control", type=str | None, help="debias folder of the negative control")
     config, options = parse(parser)
     run, split = Run(config), read_split(config.data, "train")
+    check_upstream_of(config, split, "wsss", "uss", "debias")
     masks = [read_label(p, len(config.data.classes)) for p in ground_truth(config.data, split)]
     analysis = {
         "selection": selection(config, run.debias, split, masks),

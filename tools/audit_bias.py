@@ -34,7 +34,7 @@ from core.errors import UserError, run_script
 from core.files import written_whole
 from core.labels import BACKGROUND, BIASED_ON_DISK, read_label, read_truth
 from core.pages import encode, inline, templates
-from core.runs import Run
+from core.runs import Run, check_upstream_of
 from core.splits import Split, ground_truth, label_files, read_split
 from tools.analyse_bias import removal
 
@@ -64,6 +64,7 @@ def main() -> None:
     run, split = Run(config), read_split(config.data, "train")
     masks = ground_truth(config.data, split) if options.with_masks or options.stuff else ()
     stuff = label_files(Path(options.stuff), split, "check --stuff") if options.stuff else ()
+    check_upstream_of(config, split, "wsss", "uss", "debias")
     clusters = read_debiased(config, run, split)
     audits = rank(config, split, clusters, options.examples, options.witnesses)
     scores = {"AUC of the score against data.biased_classes": area_under_curve(audits)}

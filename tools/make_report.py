@@ -20,7 +20,8 @@ from core.errors import UserError, run_script
 from core.files import written_whole
 from core.labels import palette
 from core.pages import templates
-from core.runs import Run
+from core.runs import Run, own_stages, stale
+from core.splits import read_split
 from tools.report.analyses import cell
 from tools.report.charts import sweep_chart, training_curves
 from tools.report.figures import (
@@ -33,8 +34,9 @@ from tools.report.figures import (
     score_table,
 )
 from tools.report.pictures import IMAGES_PER_CLASS, training_gallery, validation_gallery
-from tools.report.record import MODE_ROWS, Commands, read_record
+from tools.report.record import MODE_ROWS, Commands, Record, read_record
 
+STAGES = ("uss", "wsss", "debias")
 PARTS = Path(__file__).parent / "report"
 
 
@@ -68,6 +70,7 @@ def write_report(config: Config, arguments: Sequence[str]) -> Path:
         "biased": config.data.biased_classes,
         "titles": {name: title for name, (title, _) in MODE_ROWS.items()},
         "per_class": IMAGES_PER_CLASS,
+        "stale": stale_parts(config, record),
         "headline": headline(record.scores, config),
         "groups": score_table(record.scores, config, commands),
         "training": training_gallery(config, commands),
@@ -90,6 +93,18 @@ def write_report(config: Config, arguments: Sequence[str]) -> Path:
     with written_whole(path) as aside:
         aside.write_text(jinja.get_template("page.html.j2").render(page), "utf-8")
     return path
+
+
+def stale_parts(config: Config, record: Record) -> dict[str, list[str]]:
+    """What parts of the run were made from something else than there is now, line by line."""
+    found = {f"evaluation/{name}": s.get("stale", []) for name, s in record.scores.items()}
+    try:
+        split = read_split(config.data, "train")
+    except UserError:
+        split = None  # the data set is elsewhere
+    for folder, identity, _ in own_stages(config, split, *STAGES) if split else ():
+        found[folder.name] = stale(folder, identity, config)
+    return {name: lines for name, lines in found.items() if lines}
 
 
 def print_summary(config: Config, commands: Commands) -> None:
