@@ -45,12 +45,12 @@ def main() -> None:
     labels = label_files(
         run.wsss_labels, split, "run train_wsss.py, or set wsss.labels_dir to your labels"
     )
+    check_upstream_of(config, split, "wsss", "uss")
+    check_classes(run.wsss_labels, config.data.classes)
     if config.uss.features_dir:
         feature_files(Path(config.uss.features_dir), split)
     elif not (run.uss / "checkpoint.pth").is_file():
         raise UserError(f"{run.uss} holds no features; run train_uss.py, or set uss.features_dir")
-    check_upstream_of(config, split, "wsss", "uss")
-    check_classes(run.wsss_labels, config.data.classes)
     stage = Stage(
         run.debias, "stage 3, debiasing", config, run.debias_identity(split), split.skipped
     )

@@ -163,11 +163,11 @@ def _told(error: Exception) -> str | None:
         return OUT_OF_MEMORY
     if "Too many open files" in text:
         return TOO_MANY_FILES
-    if any(part in text for part in ("closed by peer", "reset by peer", "remote process exited")):
-        return OTHER_ENDED
     lost = any(part in text for part in ("DataLoader worker (pid", "shared memory", "shm_open"))
     if lost or isinstance(error, ConnectionError):
         return LOADER_LOST
+    if any(part in text for part in ("closed by peer", "reset by peer", "remote process exited")):
+        return OTHER_ENDED
     if not isinstance(error, OSError):
         return None
     if error.errno is None:  # of a loading process

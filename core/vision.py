@@ -3,12 +3,17 @@
 `vision.v2` are torchvision's transforms, `vision.tv_tensors` its tensors, `vision.timm` is timm.
 
 PyPI's torchvision next to a CPU-only PyTorch does not import, because the operators that it
-registers were compiled for another build. Declaring their schemas first makes it importable; models
-and transforms work, only the compiled operators themselves stay unavailable, and nothing here needs
-them.
+registers were compiled for another build. Declaring their schemas makes it importable; models and
+transforms work, only the compiled operators themselves stay unavailable, and nothing here needs
+them. Whoever imports torchvision (timm does, and so does unpickling in another process) gets it in
+this way once this module is imported.
 """
 
 import importlib
+import sys
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -20,18 +25,32 @@ _MODULES |= {"timm": "timm"}
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    _import_torchvision()  # timm imports it, too
     module = importlib.import_module(_MODULES[name])
     globals()[name] = module
     return module
 
 
-def _import_torchvision() -> None:
-    try:
-        importlib.import_module("torchvision")
-    except RuntimeError:
-        library = torch.library.Library("torchvision", "DEF")
-        globals()["_library"] = library  # a declaration ends with it
-        for operator in ("nms", "qnms"):
-            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        importlib.import_module("torchvision")
+class _Torchvision(MetaPathFinder, Loader):
+    """Imports torchvision; where it does not fit the installed PyTorch, without its operators."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        spec = PathFinder.find_spec(name, path) if name == "torchvision" else None
+        if spec is not None and spec.loader is not None:
+            self._loader, spec.loader = spec.loader, self
+        return spec
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        try:
+            self._loader.exec_module(module)
+        except RuntimeError:
+            self._library = torch.library.Library("torchvision", "DEF")  # declared while it lives
+            boxes = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+            for operator in ("nms", "qnms"):
+                self._library.define(f"{operator}{boxes}")
+            self._loader.exec_module(module)
+
+
+sys.meta_path.insert(0, _Torchvision())

@@ -9,11 +9,12 @@ from PIL import Image
 
 from core import checkpoint
 from core.config import Config, make_parser, parse
-from core.files import write_json
+from core.files import read_json, write_json
+from core.identity import save_stamps, stamp, summary
 from core.labels import BIASED_ON_DISK, read_label, write_label
 from core.metrics import confusion_matrix
 from core.models.deeplab import segmenter
-from core.runs import Run, environment
+from core.runs import Run, environment, own_stages
 from core.scoring import summarise
 from core.splits import read_split
 from tools import make_demo_dataset
@@ -147,6 +148,12 @@ def invent_figures(config: Config, run: Run) -> None:
         manifest["classes"] = config.data.classes
         manifest |= {"inputs": {}, "environment": environment(config)}
         write_json(run.folder / stage / "manifest.json", manifest)
+    split = read_split(config.data, "train")
+    for folder, identity, _ in own_stages(config, split, "wsss", "debias"):
+        stamps = stamp(identity.inputs, {})
+        identified = {"settings": dict(identity.settings), "inputs": summary(stamps)}
+        write_json(folder / "manifest.json", read_json(folder / "manifest.json") | identified)
+        save_stamps(folder, stamps, 0)
     rng = np.random.default_rng(0)
     for stage in LOGS:
         entries = []

@@ -6,11 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from core import checkpoint
+from core import checkpoint, vision
 from core.config import BackboneConfig, SegmentationConfig, UssConfig, WsssConfig
 from core.errors import UserError
 from core.features import SemanticFeatures
-from core.models import backbones
 from core.models.backbones import Backbone, feature_network
 from core.models.classifiers import build_classifier
 from core.models.deeplab import segmenter
@@ -213,7 +212,7 @@ def test_random_weights_are_never_said_to_be_fetched(monkeypatch, failure):
     def broken(*arguments, **options):
         raise failure
 
-    monkeypatch.setattr(backbones.timm, "create_model", broken)
+    monkeypatch.setattr(vision.timm, "create_model", broken)
     with pytest.raises(UserError, match="test_resnet' cannot be built") as error:
         Backbone(config("test_resnet"), (4,))
     assert "fetch" not in str(error.value)
@@ -237,7 +236,7 @@ def test_dilation_is_for_resnets(dilation):
 )
 def test_a_file_of_the_whole_network_loads_into_its_maps(tmp_path, name):
     """timm renames the parts of a network that gives maps; the file has the usual names."""
-    whole = backbones.timm.create_model(name, **NETWORKS.get(name, {}))
+    whole = vision.timm.create_model(name, **NETWORKS.get(name, {}))
     checkpoint.save(tmp_path / "x.pth", whole.state_dict())
     loaded = Backbone(config(name, weights=str(tmp_path / "x.pth")), (1, 4), 8)
     values = {float(v.double().sum()) for v in whole.state_dict().values()}

@@ -282,11 +282,3 @@ def test_scripts_end_in_one_message(error, message):
 
     with pytest.raises(SystemExit, match=message):
         run_script(main)
-
-
-def test_errors_of_the_code_keep_their_traceback():
-    def main():
-        raise RuntimeError("a bug")
-
-    with pytest.raises(RuntimeError, match="a bug"):
-        run_script(main)
