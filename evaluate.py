@@ -168,6 +168,7 @@ def predict_list(config: Config, split: Split, options) -> tuple[Stage, list[Pat
         config,
         prediction_identity(config, split, weights, config.data.classes),
         split.skipped,
+        "give this evaluation a --name of its own",
     )
     folder = stage.folder / "predictions"
     if not stage.already_done():

@@ -325,6 +325,8 @@ def refuse_other(
     if made is None:
         return
     there = {k: v for k, v in made["settings"].items() if k.startswith(f"{section}.")}
+    if not there:
+        raise UserError(f"{path} is the checkpoint of {made['stage']}; here {section} is needed")
     lines = setting_differences(there, settings_with_influence(config, section))
     classes = class_difference(made["classes"], config.data.classes) if named else None
     lines = [*([classes] if classes else []), *lines]

@@ -119,6 +119,7 @@ class Stage:
         config: the whole configuration.
         identity: what the stage's results depend on.
         skipped: ids of images that are left out.
+        elsewhere: how a user makes the stage write to another folder.
 
     Raises:
         UserError: the folder was made with other settings or from other inputs.
@@ -131,8 +132,10 @@ class Stage:
         config: Config,
         identity: Identity,
         skipped: Iterable[str] = (),
+        elsewhere: str = "choose another run_dir",
     ):
         self.folder, self.name, self._config, self._identity = folder, name, config, identity
+        self._elsewhere = elsewhere
         self._path = folder / "manifest.json"
         self._lock = None if distributed.rank() else _lock(folder)
         self._began = time.monotonic()
@@ -171,8 +174,8 @@ class Stage:
             raise UserError(
                 f"{self.folder} is stale: it was made with other settings or inputs:\n"
                 f"{_listed(lines)}\n"
-                "Remedy: set these back, choose another run_dir, or remove the folder yourself and "
-                f"run again: {shlex.join(['python', *sys.argv])}"
+                f"Remedy: set these back, {self._elsewhere}, or remove the folder yourself and run "
+                f"again: {shlex.join(['python', *sys.argv])}"
             )
         self._before = earlier["seconds"]
         self.manifest["finished"] = earlier["finished"]

@@ -267,6 +267,14 @@ def test_photographs_to_predict_may_be_added_but_not_changed(finished, tmp_path,
     assert "images: 1 of 3 have another content, first p00" in outcome(world.predict, capsys)
 
 
+def test_checkpoint_of_another_stage_is_named(finished, tmp_path, capsys):
+    world = finished.copy(tmp_path)
+    path = world.run / "segmentation/mars/checkpoint.pth"
+    shutil.copy(world.run / "uss/checkpoint.pth", path)
+    said = outcome(lambda: world.call("evaluate"), capsys)
+    assert "is the checkpoint of stage 1, USS; here segmentation is needed" in said
+
+
 def test_network_is_what_its_checkpoint_says_whatever_is_configured(finished, tmp_path):
     world = finished.copy(tmp_path)
     shutil.rmtree(world.folder / "results")

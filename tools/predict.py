@@ -53,7 +53,8 @@ def main() -> None:
         split = without_bad_images(split)
     # Refuses a folder that holds the results of another network or other settings.
     identity = prediction_identity(config, split, weights, classes, open_list=True)
-    stage = Stage(output, "predictions", config, identity, split.skipped)
+    other = "choose another --output"
+    stage = Stage(output, "predictions", config, identity, split.skipped, other)
     stage.sign(output / "labels")
     predict(config, network, split, output / "labels")
     overlays = [output / "overlays" / f"{i}.jpg" for i in split.ids]
