@@ -455,9 +455,10 @@ class PairConfig:
     """A released checkpoint of this network (IRNet's or PSA's), used instead of training one."""
 
     def __post_init__(self):
-        _check(self.epochs >= 1, f"the epochs of pairs must be at least 1, got {self.epochs}")
-        _check(self.radius >= 2, "the radius of pairs must be at least 2")
-        _check(self.batch_size >= 1, "the batch size of pairs must be at least 1")
+        section = f"wsss.{type(self).__name__.removesuffix('Config').lower()}"
+        for key, least in (("epochs", 1), ("radius", 2), ("batch_size", 1)):
+            got = getattr(self, key)
+            _check(got >= least, f"{section}.{key} must be at least {least}, got {got}")
 
 
 @dataclass
@@ -719,7 +720,7 @@ class SegmentationConfig:
         _check(
             0 <= min(self.dropout, *self.head_dropout)
             and max(self.dropout, *self.head_dropout) < 1,
-            "segmentation.dropout and head_dropout must lie in [0, 1)",
+            "segmentation.dropout and segmentation.head_dropout must lie in [0, 1)",
         )
         _check(self.batch_size >= 1, "segmentation.batch_size must be at least 1")
         _check(len(self.rates) > 0, "segmentation.rates needs at least one dilation")

@@ -30,8 +30,12 @@ def pick_device(config: Config) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise UserError(f"device {name!r} is unknown; use auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):  # mps has no float64, and other parts lack there, too
+        raise UserError(f"device {name!r} is not supported; use auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device {name!r} was asked for, but this PyTorch sees no GPU; use auto")
+    if (device.index or 0) >= max(1, torch.cuda.device_count()):
+        raise UserError(f"device {name!r}: there are {torch.cuda.device_count()} GPUs, from 0 on")
     if device.index is not None and distributed.world() > 1:
         raise UserError(f"several processes cannot share {name}; leave device at auto")
     return device

@@ -62,7 +62,7 @@ def learns(network: nn.Module, output: Tensor) -> bool:
     return sum(p.grad is not None for p in trained) > 0.6 * len(trained)
 
 
-@pytest.mark.parametrize("size", [(33, 50), (64, 96), (97, 31)])
+@pytest.mark.parametrize("size", [(33, 50), (64, 96), (97, 3)])
 def test_maps_have_their_strides_whatever_the_image_size(backbone, size):
     with torch.no_grad():
         low, deep = backbone(torch.randn(1, 3, *size))
@@ -194,6 +194,14 @@ def test_networks_that_cannot_segment_are_refused_by_name(name, told):
 def test_networks_without_features_are_refused_by_name(name):
     with pytest.raises(UserError, match=f"'{name}' has neither maps.*vit_small_patch16_224"):
         feature_network(UssConfig(backbone=BackboneConfig(name, weights="none")))
+
+
+def test_network_without_boundaries_is_refused_before_anything_is_trained():
+    settings = WsssConfig(method="irn", backbone=config("test_convnext"))
+    with pytest.raises(
+        UserError, match="'test_convnext' has maps of stride 4, 8, 16, 32; .*stride 2"
+    ):
+        build_classifier(settings, 3)
 
 
 def test_arguments_that_nobody_gave_are_not_named():

@@ -228,9 +228,20 @@ def test_empty_training_list_is_refused():
         Draws(0, 1, 1, 0)
 
 
-def test_unknown_device_is_refused():
-    with pytest.raises(UserError, match="unknown"):
-        pick_device(Config(device="abacus"))
+@pytest.mark.parametrize(
+    ("name", "said"), [("abacus", "unknown"), ("mps", "not supported"), ("meta", "not supported")]
+)
+def test_other_devices_are_refused_by_name(name, said):
+    with pytest.raises(UserError, match=f"'{name}' is {said}; use auto, cpu, cuda"):
+        pick_device(Config(device=name))
+
+
+def test_gpu_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert pick_device(Config(device="cuda:1")).index == 1
+    with pytest.raises(UserError, match="'cuda:2': there are 2 GPUs"):
+        pick_device(Config(device="cuda:2"))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")

@@ -38,7 +38,7 @@ def _create(config: BackboneConfig, **arguments: Any) -> nn.Module:
     """Builds a network of timm, with timm's own weights or random ones."""
     try:
         return vision.timm.create_model(
-            config.name, pretrained=config.weights == "timm", **{**arguments, **config.arguments}
+            config.name, pretrained=config.weights == "timm", **{**config.arguments, **arguments}
         )
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         hint = ""
@@ -167,19 +167,24 @@ class Backbone(nn.Module):
         self._taps = range(len(self.dims))
         strides = blank.feature_info.reduction()
         for multiple in (1, max(strides), made_for):
-            size = (37, 51) if multiple == 1 else (3 * multiple, 2 * multiple)
-            expected = [
-                (1, dim, *(-(-n // stride) for n in size))
-                for dim, stride in zip(self.dims, strides, strict=True)
-            ]
+            sizes = [(multiple, multiple), (3 * multiple, 2 * multiple)]
+            sizes += [(37, 51)] if multiple == 1 else []
             with contextlib.suppress(Exception):  # a network fails in any way
-                maps = self._maps(blank, torch.zeros(1, 3, *size, device="meta"))
-                if [tuple(m.shape) for m in maps] == expected:
+                if all(self._covers(blank, size, strides) for size in sizes):
                     return multiple
         raise UserError(
             f"backbone {self.config.name!r} takes images of one size alone, or its maps do not "
             f"cover the image; {FIXES}"
         )
+
+    def _covers(self, blank: nn.Module, size: tuple[int, int], strides: Sequence[int]) -> bool:
+        """Whether the maps of an image of this size have as many cells as their strides say."""
+        maps = self._maps(blank, torch.zeros(1, 3, *size, device="meta"))
+        expected = [
+            (1, dim, *(-(-n // stride) for n in size))
+            for dim, stride in zip(self.dims, strides, strict=True)
+        ]
+        return [tuple(m.shape) for m in maps] == expected
 
     def fix_stages(self, count: int) -> None:
         """Excludes the stem and the first `count` of the stages 1 to 4 from training."""
