@@ -20,8 +20,9 @@ from core import distributed
 from core.config import Config, make_parser, parse
 from core.errors import UserError, run_script
 from core.files import write_json
+from core.finder import LABELS, Files
 from core.runs import Run, Stage
-from core.scoring import score_files
+from core.scoring import pair_folders, score_files
 from core.segmenter import predict, trained_weights
 from core.splits import Split, ground_truth, list_name, masks_folder, read_split
 from core.submission import COMPETITIONS, check_submission, write_submission
@@ -70,18 +71,15 @@ def score_folders(config: Config, options) -> dict:
     """Scores two folders of label maps without a configuration."""
     if not options.predictions or options.num_classes is None:
         raise UserError("--masks goes together with --predictions and --num_classes")
-    masks = sorted(Path(options.masks).rglob("*.png"))
-    if not masks:
-        raise UserError(f"{options.masks} holds no PNG masks")
-    predictions = [Path(options.predictions) / mask.relative_to(options.masks) for mask in masks]
+    pairs = pair_folders(Path(options.predictions), Path(options.masks))
     names = [str(c) for c in range(1, options.num_classes + 1)]
-    return score_files(predictions, masks, names, options.allow_missing, config.workers)
+    return score_files(*pairs, names, options.allow_missing, config.workers)
 
 
 def score_labels(config: Config, options) -> dict:
     """Scores a folder of label maps against the masks of one list of the data set."""
     split = read_split(config.data, options.split, tagged=False)
-    predictions = [Path(options.predictions) / f"{i}.png" for i in split.ids]
+    predictions = [*map(Files(Path(options.predictions), LABELS).of_id, split.ids)]
     masks = ground_truth(config.data, split)
     result = score_files(
         predictions, masks, config.data.classes, options.allow_missing, config.workers

@@ -40,6 +40,7 @@ def run_script(main: Callable[[], None]) -> None:
     Below torchrun, joins the processes before; those but the first print errors alone (their
     progress bars are switched off in core/__init__.py).
     """
+    sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack letters of a name
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if several:
         from core import distributed  # imports torch, which some tools do without
