@@ -20,9 +20,10 @@ from core import checkpoint, distributed
 from core.config import Config, make_parser, parse
 from core.errors import UserError, run_script
 from core.files import read_json, write_json
+from core.finder import LABELS
 from core.identity import prediction_identity, segmentation_identity, stamp, summary
-from core.runs import Run, Stage, check_classes, stale
-from core.scoring import score_files
+from core.runs import Run, Stage, check_classes, paths_of, stale
+from core.scoring import pair_folders, score_files
 from core.segmenter import load_segmenter, predict, trained_weights
 from core.splits import Split, ground_truth, list_name, masks_folder, read_split
 from core.submission import COMPETITIONS, check_submission, write_submission
@@ -71,12 +72,9 @@ def score_folders(config: Config, options) -> dict:
     """Scores two folders of label maps without a configuration."""
     if not options.predictions or options.num_classes is None:
         raise UserError("--masks goes together with --predictions and --num_classes")
-    masks = sorted(Path(options.masks).rglob("*.png"))
-    if not masks:
-        raise UserError(f"{options.masks} holds no PNG masks")
-    predictions = [Path(options.predictions) / mask.relative_to(options.masks) for mask in masks]
+    pairs = pair_folders(Path(options.predictions), Path(options.masks))
     names = [str(c) for c in range(1, options.num_classes + 1)]
-    return score_files(predictions, masks, names, options.allow_missing, config.workers)
+    return score_files(*pairs, names, options.allow_missing, config.workers)
 
 
 def score_labels(config: Config, options) -> dict:
@@ -84,7 +82,7 @@ def score_labels(config: Config, options) -> dict:
     folder = Path(options.predictions)
     check_classes(folder, config.data.classes)
     split = read_split(config.data, options.split, tagged=False)
-    predictions = [folder / f"{i}.png" for i in split.ids]
+    predictions = paths_of(folder, LABELS, split)
     result = score_list(config, options, split, predictions)
     name = options.name or f"{folder.resolve().parent.name}_{folder.resolve().name}"
     path = Path(options.output or Run(config).evaluation(name) / "scores.json")
@@ -187,7 +185,7 @@ def warn_if_stale(config: Config) -> list[str]:
         split = read_split(config.data, "train")
     except UserError:
         return []  # the network may have been trained elsewhere
-    labels = [run.training_labels / f"{i}.png" for i in split.ids]
+    labels = paths_of(run.training_labels, LABELS, split)
     lines = stale(run.segmentation(), segmentation_identity(config, split, labels), config, True)
     if lines:
         shown = "\n".join(f"  {line}" for line in lines)

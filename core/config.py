@@ -8,18 +8,24 @@ does what the code did without it: results of older code count as made with it (
 
 import dataclasses
 import difflib
+import json
 import re
 import sys
 import warnings
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args
 
 import jsonargparse
+import yaml
 
-from core.errors import UserError, report_in
+from core.errors import UserError, refuse_together, report_in
+from core.finder import is_utf8, user_path
+from core.names import class_name, warn_of_names
 from core.tags import folder_tags
+from core.text import read_text
 
 VOC_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -82,24 +88,30 @@ class DataConfig:
     images first and leaves these out; manifests and scores name them."""
 
     def __post_init__(self):
+        for key in ("classes", "biased_classes"):
+            names = tuple(class_name(name, f"data.{key}") for name in getattr(self, key))
+            _check(all(names), f"data.{key} has an empty name")
+            setattr(self, key, names)
         _check(len(self.classes) <= 253, "data.classes has over 253 names; labels are 8-bit")
         _check(len({*self.classes}) == len(self.classes), "data.classes names a class twice")
-        unknown = sorted(set(self.biased_classes) - set(self.classes or VOC_CLASSES))
-        _check(not unknown, f"data.biased_classes names {unknown}, which data.classes lacks")
 
     def with_classes(self) -> "DataConfig":
-        """The same with the class names filled in.
+        """The same with the class names filled in; warns of doubtful ones.
 
         Raises:
-            UserError: there are no tags to take them from.
+            UserError: there are no tags to take them from, or a biased class is none of them.
         """
-        if self.classes:
-            return self
-        names = VOC_CLASSES
-        if self.format == "folder":
-            table = folder_tags(Path(self.root), self.tags, self.masks, problems=[])  # told later
-            names = tuple(sorted({name for tags in table.values() for name in tags}))
+        names, counts = self.classes or VOC_CLASSES, None
+        if self.format == "folder" and not self.classes:
+            problems: list[str] = []  # told later, where there is something to go on with
+            table = folder_tags(Path(self.root), self.tags, self.masks, problems=problems)
+            counts = Counter(name for tags in table.values() for name in tags)
+            names = tuple(sorted(counts))
+            refuse_together([] if names else problems, "mend the tags")
             _check(len(names) > 0, f"no image of {self.root} has a tag; see data.tags")
+        warn_of_names(names, counts)
+        unknown = sorted(set(self.biased_classes) - set(names))
+        _check(not unknown, f"data.biased_classes names {unknown}, which data.classes lacks")
         return dataclasses.replace(self, classes=names)
 
 
@@ -811,8 +823,28 @@ class Config:
             )
 
 
+YAML = "tag:yaml.org,2002:"
+NAME_LISTS = ("data.classes", "data.biased_classes")
+A_LIST = "a list stands in brackets, on the command line between quotes: '[a, b]'"
+
+
 class _Parser(jsonargparse.ArgumentParser):
-    """Says one thing when the configuration is wrong, and names the nearest key."""
+    """Takes class names as the text that they are; says one thing when the configuration is wrong,
+    and names the nearest key."""
+
+    def parse_args(self, args: Sequence[str] | None = None, *rest, **options):
+        words = [*(sys.argv[1:] if args is None else args)]
+        for k, word in enumerate(words):
+            for key in NAME_LISTS:
+                if word.startswith(f"--{key}="):
+                    words[k] = f"--{key}={_json_names(word.partition('=')[2])}"
+                elif k and words[k - 1] == f"--{key}":
+                    words[k] = _json_names(word)
+        return super().parse_args(words, *rest, **options)
+
+    def parse_path(self, path, *rest, **options):
+        text = read_text(user_path(str(path)), "the configuration")
+        return self.parse_string(_with_names_quoted(text, str(path)), path, *rest, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         unknown = re.search(r"does not accept option '([\w.]+)'", message)
@@ -826,6 +858,8 @@ class _Parser(jsonargparse.ArgumentParser):
             near = difflib.get_close_matches(full, known, 1, 0.5)
             hint = f"; did you mean `{near[0]}`?" if near else ""
             message = f"there is no setting `{full}`{hint} (--help lists all of them)"
+        elif "<class 'tuple'>" in message or "nrecognized arguments" in message:
+            message = f"{message}\n{A_LIST}"
         sys.exit(f"error: {message}")
 
 
@@ -848,6 +882,59 @@ def overlaid(section: Any, flat: Mapping[str, Any], prefix: str = "") -> Any:
         elif key in flat:
             values[item.name] = tuple(flat[key]) if isinstance(flat[key], list) else flat[key]
     return dataclasses.replace(section, **values)
+
+
+def _json_names(text: str) -> str:
+    """Names that somebody wrote as "a,b" or "[a, b]", as a list in JSON."""
+    names = re.split("[,\n]", text)
+    if text.lstrip().startswith("["):
+        try:
+            items = yaml.compose(text, yaml.SafeLoader).value
+        except yaml.YAMLError:
+            return text  # refused by the parser
+        if not all(isinstance(item, yaml.ScalarNode) for item in items):
+            return text
+        names = [item.value for item in items]
+    return json.dumps([name.strip() for name in names if name.strip()], ensure_ascii=False)
+
+
+def _with_names_quoted(text: str, path: str) -> str:
+    """YAML whose class names are text: `no`, `1` and `null` stand between quotes.
+
+    Raises:
+        UserError: they are no list of names.
+    """
+    try:
+        root = yaml.compose(text, yaml.SafeLoader)
+    except yaml.YAMLError:
+        return text  # refused by the parser
+    changes = {}
+    for key, node in _entries(root):
+        if key not in NAME_LISTS or node.tag == YAML + "null":
+            continue
+        if isinstance(node, yaml.ScalarNode) and node.tag == YAML + "str":
+            end = "\n" * node.value.endswith("\n")
+            changes[node.start_mark.index] = (node, _json_names(node.value) + end)
+            continue
+        if not isinstance(node, yaml.SequenceNode):
+            raise UserError(f"{path}, line {node.start_mark.line + 1}: {key} is no list; {A_LIST}")
+        for item in node.value:
+            if isinstance(item, yaml.ScalarNode) and item.style is None:
+                line = item.start_mark.line + 1
+                _check(item.value != "", f"{path}, line {line}: {key} has an empty name")
+                name = json.dumps(item.value, ensure_ascii=False)
+                changes[item.start_mark.index] = (item, name)
+    for start, (node, name) in sorted(changes.items(), reverse=True):
+        text = text[:start] + name + text[node.end_mark.index :]
+    return text
+
+
+def _entries(node: yaml.Node | None, prefix: str = "") -> Iterator[tuple[str, yaml.Node]]:
+    """The keys of a YAML mapping, with those of the mappings in it, and their values."""
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield f"{prefix}{key.value}", value
+            yield from _entries(value, f"{prefix}{key.value}.")
 
 
 def make_parser(prog: str, description: str) -> jsonargparse.ArgumentParser:
@@ -885,12 +972,12 @@ def parse(
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", category=DeprecationWarning)
-        try:
-            parsed = parser.parse_args(args)
-            _refuse_empty(parsed, Config)
-            namespace = parser.instantiate(parsed)
-        except UnicodeDecodeError as error:
-            raise UserError(f"a configuration file is not UTF-8 ({error}); save it so") from None
+        parsed = parser.parse_args(args)
+        _refuse_empty(parsed, Config)
+        for key, value in [*parsed.items()]:
+            if isinstance(value, str) and (value.startswith("~") or not is_utf8(value)):
+                parsed[key] = str(user_path(value))  # nothing but a path begins so
+        namespace = parser.instantiate(parsed)
     values = vars(namespace)
     names = {f.name for f in dataclasses.fields(Config)}
     config = Config(**{k: v for k, v in values.items() if k in names})

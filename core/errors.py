@@ -52,6 +52,7 @@ def run_script(main: Callable[[], None]) -> None:
     printed instead.
     """
     watch_files()
+    sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack letters of a name
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if several:
         from core import distributed  # imports torch, which some tools do without

@@ -15,6 +15,7 @@ from core.config import Config, UssConfig
 from core.datasets import batches_by_size
 from core.errors import UserError
 from core.files import written_whole
+from core.finder import FEATURES, Files
 from core.models.backbones import feature_network
 from core.models.stego import StegoHead
 from core.runs import Run
@@ -95,16 +96,9 @@ def feature_files(
     """The `<id>.npy` of every image of `split` in `folder`.
 
     Raises:
-        UserError: files are missing.
+        UserError: files are missing, or there are several for one id.
     """
-    paths = tuple(folder / f"{i}.npy" for i in split.ids)
-    missing = [p for p in paths if not p.is_file()]
-    if missing:
-        raise UserError(
-            f"{len(missing)} of {len(paths)} feature files are missing, first: {missing[0]}; "
-            f"{remedy}"
-        )
-    return paths
+    return Files(folder, FEATURES).every(split.ids, remedy)
 
 
 def read_features(path: Path) -> Tensor:

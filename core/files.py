@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from core.errors import UserError
+from core.text import read_text
 
 
 @contextmanager
@@ -47,10 +48,10 @@ def write_json(path: Path, content: Any, indent: int | None = 2) -> None:
 
 
 def read_json(path: Path) -> Any:
+    if not path.is_file():
+        raise UserError(f"{path} is missing; run the stage that writes it first")
     try:
-        return json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; run the stage that writes it first") from None
+        return json.loads(read_text(path, "the file"))
     except ValueError as error:
         raise UserError(
             f"{path} is not valid JSON ({error}); remove it to have it made again"

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from core.errors import UserError
+from core.finder import PHOTOGRAPHS
 from core.png import is_cut
 
 LARGEST = 100_000_000  # pixels; decoded they take 0.3 GB, and a small file may claim any number
@@ -34,6 +35,8 @@ def read_image(path: Path) -> np.ndarray:
     if content and not _is_cut_jpeg(content) and not is_cut(content):
         with contextlib.suppress(cv2.error):  # such as sides beyond its limits
             image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB)
+    if image is None and path.suffix.lower() in PHOTOGRAPHS.mistaken:
+        raise UserError(f"image {path} is of a kind that is not read; save it as JPEG or PNG")
     if image is None:
         raise UserError(
             f"image {path} cannot be decoded; it may be truncated; fetch it again or take its id "

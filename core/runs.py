@@ -29,6 +29,7 @@ from core import distributed
 from core.config import Config
 from core.errors import UserError
 from core.files import read_json, write_json
+from core.finder import FEATURES, LABELS, Files, Kind
 from core.identity import (
     Identity,
     Items,
@@ -83,12 +84,12 @@ class Run:
         """Anybody's feature files, or the network of stage 1 that computes features."""
         folder = self.config.uss.features_dir
         if folder:
-            return {i: Path(folder) / f"{i}.npy" for i in split.ids}
+            return dict(zip(split.ids, paths_of(Path(folder), FEATURES, split), strict=True))
         return {"checkpoint": self.uss / "checkpoint.pth"}
 
     def debias_identity(self, split: Split) -> Identity:
         """What stage 3 reads, from wherever it is configured to."""
-        labels = [self.wsss_labels / f"{i}.png" for i in split.ids]
+        labels = paths_of(self.wsss_labels, LABELS, split)
         return debias_identity(self.config, split, labels, self.features(split))
 
     def segmentation(self, name: str | None = None) -> Path:
@@ -229,6 +230,11 @@ class Stage:
             print(f"{self.name}: finished earlier, in {self.folder}")
             self._tell()
         return self.finished
+
+
+def paths_of(folder: Path, kind: Kind, split: Split) -> list[Path]:
+    """The file of each image in a folder, whether or not it is there."""
+    return [*map(Files(folder, kind).of_id, split.ids)]
 
 
 def stale(folder: Path, identity: Identity, config: Config, common: bool = False) -> list[str]:

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from core.errors import UserError
+from core.errors import UserError, refuse_together
+from core.finder import LABELS, Files
 from core.labels import read_label, read_truth
 from core.metrics import confusion_matrix, scores
+from core.notes import note
 from core.threads import in_threads
 
 PART = 32  # images that a thread scores at a time
@@ -18,6 +20,22 @@ DEFINITIONS = {
     "fp_per_tp": "mean over classes, without background, of FP / TP (the SEAM paper's definition)",
     "fn_per_tp": "mean over classes, without background, of FN / TP (the SEAM paper's definition)",
 }
+
+
+def pair_folders(predictions: Path, masks: Path) -> tuple[list[Path], list[Path]]:
+    """Predictions, which may be missing, and masks: label maps with the same ids in two folders.
+
+    Raises:
+        UserError: there are no masks, several for one id, or some whose names are not UTF-8.
+    """
+    truths, found = Files(masks, LABELS, skip=predictions), Files(predictions, LABELS)
+    refuse_together(truths.problems(), "rename these masks, and their predictions alike")
+    if not truths.ids:
+        raise UserError(f"{masks} holds no PNG masks")
+    rest = [i for i in found.ids if i not in truths.ids]
+    if rest:
+        note(f"predictions below {predictions} without a mask: {len(rest)}, such as {rest[0]}")
+    return [*map(found.of_id, truths.ids)], [*map(truths.of_id, truths.ids)]
 
 
 def score_files(

@@ -7,16 +7,21 @@ the masks is `ground_truth`, which scoring, diagnosis and supervised training ca
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from unicodedata import normalize
 
 import numpy as np
 
 from core.config import DataConfig
 from core.errors import UserError, refuse_together
+from core.finder import ANNOTATIONS, LABELS, PHOTOGRAPHS, Files, listed_id
 from core.images import read_image
+from core.names import nearest
+from core.notes import note
 from core.tags import folder_tags, image_id, read_annotation, read_table
+from core.text import read_list
 from core.threads import in_threads
 
 
@@ -95,16 +100,17 @@ def gather(data: DataConfig, which: str, tagged: bool = True) -> tuple[Split, li
     """
     problems: list[str] = []
     if data.format == "voc":
-        listed = _list_voc(data, which, problems, tagged)
+        find, listed = _list_voc(data, which, problems, tagged)
     else:
-        listed = _list_folder(data, which, problems)
+        find, listed = _list_folder(data, which, problems)
     usable = []
     known = {name: k for k, name in enumerate(data.classes)}
     count = Counter(i for i, _, _ in listed)
     problems += [f"id {i} stands twice in the list" for i, n in count.items() if n > 1]
-    for image, path, tags in listed:
+    for image, name, tags in listed:
         try:
             _refuse_climbing(image)
+            path = find(name)
             if data.on_bad_image == "stop" and not path.is_file():
                 raise UserError(f"{path} is missing")
             usable.append((image, path, _labels(tags, known) if tagged else []))
@@ -118,84 +124,92 @@ def gather(data: DataConfig, which: str, tagged: bool = True) -> tuple[Split, li
 
 Tags = Path | tuple[Sequence[str], Path]
 """An annotation that is still to be read, or tags and where they stand."""
+Listed = tuple[Callable[[str], Path], list[tuple[str, str, Tags]]]
+"""How the file of a name is found; ids, names and tags of images."""
 
 
 def _labels(tags: Tags, known: dict[str, int]) -> list[int]:
     names, place = tags if isinstance(tags, tuple) else (read_annotation(tags), tags)
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise UserError(f"{place} names class {unknown[0]!r}, which data.classes lacks")
+        near = nearest(unknown[0], known)
+        hint = f"; it has {near!r}" if near else ""
+        raise UserError(f"{place} names class {unknown[0]!r}, which data.classes lacks{hint}")
     return [known[name] for name in names]
 
 
-def _list_voc(
-    data: DataConfig, which: str, problems: list[str], tagged: bool
-) -> list[tuple[str, Path, Tags]]:
-    """Ids, images and tags of a list in PASCAL VOC's layout."""
+def _list_voc(data: DataConfig, which: str, problems: list[str], tagged: bool) -> Listed:
+    """The images of a list in PASCAL VOC's layout."""
     root = Path(data.root)
-    path = root / "ImageSets" / "Segmentation" / f"{list_name(data, which)}.txt"
     remedy = (
         "set data.root to a folder in VOC's layout (tools/prepare_voc.py makes it of the archives, "
         "tools/make_demo_dataset.py draws the demo's)"
     )
-    ids = [line.split()[0] for line in _read_list(path, remedy)]  # some lists have a second column
-    table, place = {}, root / (data.tags or "Annotations")
-    if data.tags and tagged:
-        table = read_table(place, data.classes, problems)
-        problems += [f"{i} has no tags in {place}" for i in ids if i not in table]
-        ids = [i for i in ids if i in table]
-    return [
-        (i, root / "JPEGImages" / f"{i}.jpg", (table[i], place) if table else place / f"{i}.xml")
-        for i in ids
-    ]
+    lines = read_list(root / "ImageSets/Segmentation" / f"{list_name(data, which)}.txt", remedy)
+    images = Files(root / "JPEGImages", PHOTOGRAPHS)
+    ids = [listed_id(line, images.ids, root) for line in lines]
+    place = root / (data.tags or "Annotations")
+    if not data.tags or not tagged:
+        annotations = Files(place, ANNOTATIONS)
+        return images.of_id, [(i, i, annotations.of_id(i)) for i in ids]
+    table = read_table(place, data.classes, problems)
+    table = {image_id(name): tags for name, tags in table.items()}
+    problems += [f"{i} has no tags in {place}" for i in ids if i not in table]
+    return images.of_id, [(i, i, (table[i], place)) for i in ids if i in table]
 
 
-def _list_folder(data: DataConfig, which: str, problems: list[str]) -> list[tuple[str, Path, Tags]]:
-    """Ids, images and tags of a folder of photographs."""
+def _list_folder(data: DataConfig, which: str, problems: list[str]) -> Listed:
+    """The images of a list in a folder of photographs."""
     root, masks = Path(data.root), masks_folder(data)
     place = root / (data.tags or "")
     table = folder_tags(root, data.tags, data.masks, data.classes, problems)
+    images = Files(root, PHOTOGRAPHS, masks)
     rows: dict[str, tuple[str, list[str]]] = {}
     for name, tags in table.items():
         other = rows.setdefault(image_id(name), (name, tags))[0]
-        if other != name:
+        if normalize("NFC", other) != normalize("NFC", name):
             problems.append(f"{other} and {name} would share a file of results; rename one")
     listed = list_name(data, which)
     if listed:
         path = root / f"{listed}.txt"
-        ids = [image_id(i) for i in _read_list(path, f"set data.{which}_list to a list there")]
+        lines = read_list(path, f"set data.{which}_list to a list there")
+        ids = [listed_id(line, rows, root) for line in lines]
         problems += [f"{i} of {path} has no tags in {place}" for i in ids if i not in rows]
         ids = [i for i in ids if i in rows]
     elif which == "train":
         ids = [i for i, (_, tags) in rows.items() if tags]
+        _tell_rest(f"photographs below {root} that are not in {place}", images.ids, rows)
+        _tell_rest("photographs without a tag, which are not trained on", rows, ids)
+    elif masks is None:
+        ids = []
     else:
-        ids = [i for i in rows if masks is not None and (masks / f"{i}.png").is_file()]
+        labels = Files(masks, LABELS)
+        ids = [i for i in rows if i in labels.ids]
+        if ids:
+            _tell_rest(f"masks below {masks} of no photograph", labels.ids, rows)
     if not ids:
         refuse_together(problems, f"mend {place}")
     if not ids and which == "train":
         raise UserError(f"{place} gives no image a tag; there is nothing to learn from")
     if not ids:
         raise UserError(f"no image of {place} has a mask in data.masks; there is nothing to score")
-    return [(i, root / rows[i][0], (rows[i][1], place)) for i in ids]
+    return images.named, [(i, rows[i][0], (rows[i][1], place)) for i in ids]
+
+
+def _tell_rest(what: str, ids: Iterable[str], used: Iterable[str]) -> None:
+    """Tells how many of `ids` are not used."""
+    used = {*used}
+    rest = [i for i in ids if i not in used]
+    if rest:
+        note(f"{what}: {len(rest)}, such as {rest[0]}")
 
 
 def list_name(data: DataConfig, which: str) -> str | None:
     """Name of the list "train" or "val"; None in a folder whose images are all of it."""
     name = {"train": data.train_list, "val": data.val_list}[which]
-    return which if name is None and data.format == "voc" else name
-
-
-def _read_list(path: Path, remedy: str) -> list[str]:
-    if not path.is_file():
-        raise UserError(f"the list {path} is missing; {remedy}")
-    try:
-        lines = path.read_text("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"the list {path} cannot be read ({error}); save it as UTF-8") from None
-    ids = [line.strip() for line in lines if line.strip()]
-    if not ids:
-        raise UserError(f"the list {path} is empty")
-    return ids
+    if name is None:
+        return which if data.format == "voc" else None
+    return name.removesuffix(".txt")
 
 
 def _refuse_climbing(image: str) -> None:
@@ -225,10 +239,4 @@ def ground_truth(data: DataConfig, split: Split) -> tuple[Path, ...]:
 
 def label_files(folder: Path, split: Split, remedy: str) -> tuple[Path, ...]:
     """The label map of every image of `split` in `folder`, all of which must exist."""
-    paths = tuple(folder / f"{i}.png" for i in split.ids)
-    missing = [p for p in paths if not p.is_file()]
-    if missing:
-        raise UserError(
-            f"{len(missing)} of {len(paths)} label maps are missing, first: {missing[0]}; {remedy}"
-        )
-    return paths
+    return Files(folder, LABELS).every(split.ids, remedy)

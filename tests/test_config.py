@@ -21,8 +21,10 @@ LEAVES = {
     "debias",
     "pamr",
     "tags",
+    *("finder", "names", "notes", "text"),
 }
 MAY_IMPORT = {"compiled", "errors", "files", "labels", "permutohedral", "png", "tags"}
+MAY_IMPORT |= {"finder", "names", "notes", "text"}
 
 
 def differences(written: dict, found: dict, prefix: str = "") -> list[str]:

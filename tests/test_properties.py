@@ -3,6 +3,7 @@
 import math
 import tempfile
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 import torch
@@ -175,7 +176,7 @@ WORDS = st.text(
 
 @given(st.dictionaries(WORDS, st.lists(st.sampled_from(["boat", "car"]), unique=True), min_size=1))
 def test_tables_of_tags_survive_the_disk(table):
-    table = {f"{name}.jpg": tags for name, tags in table.items()}
+    table = {normalize("NFC", f"{name}.jpg"): tags for name, tags in table.items()}
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "tags.csv"
         write_table(path, table)

@@ -5,6 +5,7 @@ import pytest
 from conftest import sample
 from PIL import Image
 
+from core import notes
 from core.config import VOC_CLASSES, DataConfig
 from core.errors import UserError
 from core.splits import read_split
@@ -59,6 +60,65 @@ def test_what_spreadsheets_write_is_read(table, content):
     assert table(content) == {"a.jpg": ["dog"]}
 
 
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("file_name,label\na,dog\nb,cat\n", "with the columns 'file_name' and 'label'"),
+        ("File Name;Class\na;dog\nb;cat\n", "separated by semicolons, with the columns"),
+        ("sep=;\nimage;tags\na;dog\nb;cat\n", "separated by semicolons"),
+        ("image\ttags\r\na\tdog\r\nb\tcat\r\n".encode("utf-16"), "separated by tabs"),
+        ("Image Index|Finding Labels\na|dog\nb|cat\n", "separated by vertical bars"),
+        (",image,dog,cat\n0,a,1,0\n1,b,,1.0\n", "with a column for each class (dog, cat)"),
+        ("id;dog; cat\na;TRUE;FALSE\nb;False;True\n", "a column for each class (dog, cat)"),
+        ("Unnamed: 0,image,tags\n5,a,['dog']\n6,b,\"['cat']\"\n", "with lists in brackets"),
+        ("image,tags\na,dog\na,dog\nb,cat\n", "with a line for each tag of an image"),
+        ("filename,width,class,xmin\na,9,dog,1\na,9,dog,2\nb,9,cat,1\n", "'class', with a line"),
+        ("image,tags,,\na,dog,,\nb,cat,,\n,,,\n", ""),
+        ("image,tags\ra,dog\rb,cat\r", ""),
+        ("Image, TAGS \na,dog\nb,cat\n", ""),
+        ("image,tags\na,dog\u200b\nb,\u00a0cat\n", "without invisible characters"),
+    ],
+)
+def test_what_programs_export_is_read_and_told(table, monkeypatch, content, told):
+    monkeypatch.setattr(notes, "told", {})
+    assert table(content) == {"a": ["dog"], "b": ["cat"]}
+    assert len(notes.told) == bool(told) and told in "".join(notes.told.values())
+
+
+@pytest.mark.parametrize(
+    ("cell", "expected"),
+    [
+        ("\"['dog', 'cat']\"", ["dog", "cat"]),
+        ("['dog' 'cat']", ["dog", "cat"]),  # NumPy's has no commas
+        ("\"['dog'\n 'cat']\"", ["dog", "cat"]),
+        ('"[""dog"", ""M\\u00f6we""]"', ["dog", "Möwe"]),
+        ('"[""dog\'s bowl"", None]"', ["dog's bowl"]),
+        ('"{dog,traffic light}"', ["dog", "traffic light"]),
+        ("\"('dog', 'cat')\"", ["dog", "cat"]),
+        *((text, []) for text in ("[]", "nan", "NaN", "None", "<NA>", "null", "['nan']")),
+        ("(dog)", ["(dog)"]),
+    ],
+)
+def test_cell_may_be_a_list_or_nothing(table, cell, expected):
+    assert table(f"image,tags\na,{cell}\nb,dog\n") == {"a": expected, "b": ["dog"]}
+
+
+def test_class_may_be_called_none_where_it_is_asked_for(table):
+    assert table("image,tags\na,none\nb,nan\n", ("none",)) == {"a": ["none"], "b": []}
+
+
+def test_an_image_has_a_line_for_each_tag(table):
+    content = "image,tags\na,dog\nb,cat\na,traffic light\n"
+    assert table(content) == {"a": ["dog", "traffic light"], "b": ["cat"]}
+
+
+def test_class_columns_are_picked_by_the_known_classes(table):
+    content = "image,width,dog,cat\na,640,1,0\nb,480,0,1\n"
+    assert table(content, ("cat", "dog")) == {"a": ["dog"], "b": ["cat"]}
+    with pytest.raises(UserError, match="column 'width' holds '640', not 0 or 1"):
+        table(content)
+
+
 def test_image_without_tags_keeps_its_place(table):
     assert table("image,tags\na.jpg,\nb.jpg,dog\nc.jpg\n") == {
         "a.jpg": [],
@@ -70,15 +130,19 @@ def test_image_without_tags_keeps_its_place(table):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("image,tags\na.jpg,dog\na.jpg,cat\n", "line 3: image a.jpg stands there twice"),
+        ("image,tags\na.jpg,dog;cow\na.jpg,cat\n", "line 3: image a.jpg stands there twice"),
         ("image,tags\na.jpg,dog, cat\n", r"line 2.*put tags that hold commas in quotes"),
         ("image,tags\n,dog\n", "line 2: expected one image"),
-        ("image,label\na.jpg,dog\n", "first line must be: image,tags"),
-        ("image;tags\na.jpg;dog\n", "first line must be: image,tags"),
+        ("image,breed\na.jpg,dog\n", "first line must be: image,tags.*'breed' holds 'dog'"),
         ("a.jpg,dog\n", "first line must be: image,tags"),
         ("", "no table of tags"),
-        ("image,tags\na.jpg,Bär\n".encode("latin-1"), "save them as UTF-8"),
-        ("image,tags\na.jpg,dog\n".encode("utf-16"), "save them as UTF-8"),
+        ("image,tags\na.jpg,Bär\n".encode("latin-1"), "in line 2.*save the table as CSV in UTF-8"),
+        (b"PK\3\4\x14\0\6\0", "is no text.*save the table as CSV"),
+        ('image,tags\na.jpg,"dog\nb.jpg,cat\n', "a quote is not closed"),
+        ("file_name,path,tags\na.jpg,b,dog\n", "rename the right one to image"),
+        ("image,label,class\na.jpg,1,dog\n", "rename the right one to tags"),
+        ("image,dog,cat\na.jpg,1,0.7\n", "'cat' holds '0.7', not 0 or 1"),
+        ("image,dog\na.jpg,0\n", "no 1 in it"),
     ],
 )
 def test_what_is_no_table_is_refused(table, content, message):
@@ -87,11 +151,11 @@ def test_what_is_no_table_is_refused(table, content, message):
 
 
 def test_all_bad_lines_are_told_together_or_handed_back(table):
-    content = "image,tags\na.jpg,dog\na.jpg,dog\nb.jpg,dog,cat\n"
-    with pytest.raises(UserError, match=r"(?s)2 problems.*line 3.*line 4"):
+    content = "image,tags\na.jpg,dog;cat\na.jpg,dog;cat\nb.jpg,dog,cat\n"
+    with pytest.raises(UserError, match=r"(?s)2 problems.*line 4.*line 3"):
         table(content)
     problems = []
-    assert table(content, problems=problems) == {"a.jpg": ["dog"]} and len(problems) == 2
+    assert table(content, problems=problems) == {"a.jpg": ["dog", "cat"]} and len(problems) == 2
 
 
 def test_missing_table_is_named(tmp_path):

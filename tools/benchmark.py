@@ -24,6 +24,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from core.errors import run_script
+from core.finder import user_path
 from tools.benchmarks.crf import benchmark_crf
 from tools.benchmarks.evaluation import benchmark_evaluate
 from tools.benchmarks.growth import benchmark_growth
@@ -39,8 +40,10 @@ def main() -> None:
     parser.add_argument(
         "what", choices=("debias", "voc", "crf", "train", "evaluate", "walk", "growth")
     )
-    parser.add_argument("--masks", type=Path, help="evaluate: real masks, repeated to 1,449")
-    parser.add_argument("--samples", type=Path, help="folder that holds coco_sample and voc_lists")
+    parser.add_argument("--masks", type=user_path, help="evaluate: real masks, repeated to 1,449")
+    parser.add_argument(
+        "--samples", type=user_path, help="folder that holds coco_sample and voc_lists"
+    )
     parser.add_argument("--images", type=int, default=1000, help="voc: so many of its list")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()

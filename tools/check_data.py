@@ -14,9 +14,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from core import notes
 from core.config import Config, DataConfig, make_parser, parse
 from core.errors import UserError, run_script
 from core.features import read_features
+from core.finder import FEATURES, LABELS, Files
 from core.images import read_image
 from core.labels import read_label, read_truth
 from core.splits import Split, gather, masks_folder
@@ -36,7 +38,8 @@ def main() -> None:
     classes = config.data.classes
     print(f"{len(classes)} classes: {', '.join(classes[:30])}{' ...' if len(classes) > 30 else ''}")
     count = len(dict.fromkeys(problems))
-    print(f"{count} problems, {len(dict.fromkeys(warnings))} warnings")
+    told = len(dict.fromkeys(warnings)) + notes.warnings()
+    print(f"{count} problems, {told} warnings")
     if problems:
         sys.exit(1)
 
@@ -82,23 +85,24 @@ def check_labels(
     all_of_them: bool = True,
 ) -> list[str]:
     """Problems with the label maps of a list: missing, broken, of another size, other values."""
+    paths = map(Files(folder, LABELS).of_id, split.ids)
     items = [
-        (folder / f"{i}.png", len(data.classes), size)
-        for i, size in zip(split.ids, sizes, strict=True)
-        if all_of_them or (folder / f"{i}.png").exists()
+        (path, len(data.classes), size)
+        for path, size in zip(paths, sizes, strict=True)
+        if all_of_them or path.exists()
     ]
     return _each(read, items, folder.name, workers)[1]
 
 
 def check_features(folder: Path, split: Split, workers: int) -> list[str]:
     """Problems with feature files: missing, broken, not finite, of different widths."""
-    items = [(folder / f"{i}.npy",) for i in split.ids]
+    items = [(path,) for path in map(Files(folder, FEATURES).of_id, split.ids)]
     shapes, problems = _each(lambda p: read_features(p).shape[0], items, "features", workers)
     widths = Counter(w for w in shapes if w)
     if len(widths) > 1:
         usual = widths.most_common(1)[0][0]
-        odd = [i for i, w in zip(split.ids, shapes, strict=True) if w not in (None, usual)]
-        problems += [f"features {folder / i}.npy have another width than {usual}" for i in odd]
+        odd = [p for (p,), w in zip(items, shapes, strict=True) if w not in (None, usual)]
+        problems += [f"features {path} have another width than {usual}" for path in odd]
     return problems
 
 

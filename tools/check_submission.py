@@ -15,15 +15,17 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from core.errors import UserError, run_script
+from core.finder import listed_id, user_path
 from core.submission import COMPETITIONS, check_submission
+from core.text import read_list
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("archive", type=Path)
-    parser.add_argument("--voc", type=Path, required=True, help="the folder VOC2012")
+    parser.add_argument("archive", type=user_path)
+    parser.add_argument("--voc", type=user_path, required=True, help="the folder VOC2012")
     parser.add_argument("--competition", choices=COMPETITIONS, help="default: the file's name")
     options = parser.parse_args()
     competition = options.competition or options.archive.name.split(".")[0]
@@ -31,9 +33,7 @@ def main() -> None:
         raise UserError(f"{competition} is none of {', '.join(COMPETITIONS)}; give --competition")
     name = competition.split("_")[1]
     path = options.voc / "ImageSets" / "Segmentation" / f"{name}.txt"
-    if not path.is_file():
-        raise UserError(f"the list {path} is missing; set --voc")
-    ids, sizes = path.read_text("utf-8").split(), {}
+    ids, sizes = [listed_id(line, ()) for line in read_list(path, "set --voc")], {}
     for image_id in ids:
         photograph = options.voc / "JPEGImages" / f"{image_id}.jpg"
         if photograph.is_file():

@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from core.errors import run_script
+from core.finder import user_path
 from core.jobs import Job, run_jobs
 from tools.analyses import published
 from tools.analyses.results import Analysis, publish, spread
@@ -56,10 +57,10 @@ def main() -> None:
     parser.add_argument("table", choices=["methods", "features"])
     parser.add_argument("--methods", nargs="+", choices=METHODS, help="default: all, or cam rsepm")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the data sets")
-    parser.add_argument("--run-dir", type=Path, default=Path("runs/methods"))
+    parser.add_argument("--run-dir", type=user_path, default=Path("runs/methods"))
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="side by side")
     parser.add_argument(
-        "--output", type=Path, nargs="+", help="write the table to these folders instead"
+        "--output", type=user_path, nargs="+", help="write the table to these folders instead"
     )
     options = parser.parse_args()
     default = [*METHODS] if options.table == "methods" else ["cam", "rsepm"]

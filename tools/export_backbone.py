@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from core import checkpoint
 from core.errors import UserError, run_script
 from core.files import written_whole
+from core.finder import user_path
 
 PREFIX = "backbone.net."
 
@@ -28,8 +29,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("output", type=Path, help="a .safetensors file")
+    parser.add_argument("checkpoint", type=user_path)
+    parser.add_argument("output", type=user_path, help="a .safetensors file")
     options = parser.parse_args()
     content = checkpoint.load(options.checkpoint)
     state = content.get("network", {})

@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from core.errors import UserError, run_script
 from core.files import read_json, write_json, written_whole
+from core.finder import user_path
 from core.labels import write_label
 from tools.demo_world.scene import CLASSES, CORPUS_TAGS, SIZE, benchmark_scene, corpus_scene
 
@@ -35,7 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--root", type=Path, required=True, help="folder to write")
+    parser.add_argument("--root", type=user_path, required=True, help="folder to write")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--train", type=int, default=800, help="training images")
     parser.add_argument("--val", type=int, default=200, help="validation images")

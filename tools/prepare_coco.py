@@ -36,6 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from core.errors import NamesFile, UserError, refuse_together, run_script
 from core.files import read_json, write_json, written_whole
+from core.finder import user_path
 from core.labels import write_label
 from core.tags import write_table
 
@@ -47,7 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--root", type=Path, default=Path("data/coco2014"))
+    parser.add_argument("--root", type=user_path, default=Path("data/coco2014"))
     parser.add_argument("--overlap", choices=("smaller", "file-order"), default="smaller")
     parser.add_argument("--on-bad-annotation", choices=("stop", "skip"), default="stop")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)

@@ -29,8 +29,10 @@ from core.archives import unpack
 from core.config import VOC_CLASSES
 from core.errors import UserError, refuse_together, run_script
 from core.files import written_whole
+from core.finder import listed_id, user_path
 from core.labels import write_label
 from core.tags import read_annotation, write_table
+from core.text import read_list
 
 # What everybody's copy holds: images on each list, and images of train_aug that show each class.
 LISTS = {"train": 1464, "val": 1449, "test": 1456, "train_aug": 10582}
@@ -45,13 +47,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--voc", type=Path, required=True, help="VOCtrainval_11-May-2012.tar, or a folder"
+        "--voc", type=user_path, required=True, help="VOCtrainval_11-May-2012.tar, or a folder"
     )
-    parser.add_argument("--sbd", type=Path, help="SBD's benchmark.tgz, or a folder")
-    parser.add_argument("--test", type=Path, help="VOC2012test.tar, to predict the test list")
+    parser.add_argument("--sbd", type=user_path, help="SBD's benchmark.tgz, or a folder")
+    parser.add_argument("--test", type=user_path, help="VOC2012test.tar, to predict the test list")
     parser.add_argument(
         "--output",
-        type=Path,
+        type=user_path,
         default=Path("data/VOCdevkit/VOC2012"),
         help="where archives are unpacked (default: %(default)s)",
     )
@@ -125,18 +127,17 @@ def find_sbd(source: Path, root: Path) -> Path:
 
 
 def read_ids(root: Path, name: str) -> list[str]:
-    return _lines(root / "ImageSets" / "Segmentation" / f"{name}.txt")
+    return _ids(root / "ImageSets" / "Segmentation" / f"{name}.txt")
 
 
-def _lines(path: Path) -> list[str]:
-    if not path.is_file():
-        raise UserError(f"the list {path} is missing; the archive or the copy is not complete")
-    return path.read_text("utf-8").split()
+def _ids(path: Path) -> list[str]:
+    lines = read_list(path, "the archive or the copy is not complete")
+    return [listed_id(line, ()) for line in lines]
 
 
 def derive_train_aug(sbd: Path, train: list[str], val: list[str]) -> list[str]:
     """SBD's train and val lists united with VOC's train list, less VOC's val list; sorted."""
-    ids = {*_lines(sbd / "train.txt"), *_lines(sbd / "val.txt"), *train}
+    ids = {*_ids(sbd / "train.txt"), *_ids(sbd / "val.txt"), *train}
     return sorted(ids - set(val))
 
 

@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from core.errors import UserError, run_script
+from core.finder import user_path
 from core.jobs import Job, run_jobs
 
 
@@ -25,7 +26,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="tools/demo.sh", description=__doc__.split("\n\n")[0])
     parser.add_argument("--quick", action="store_true", help="small sizes, for a smoke test")
     parser.add_argument("--seed", type=int, default=0, help="of the data set and of every stage")
-    parser.add_argument("--run-dir", type=Path, help="results; default runs/demo[_quick][_seedN]")
+    parser.add_argument(
+        "--run-dir", type=user_path, help="results; default runs/demo[_quick][_seedN]"
+    )
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="side by side")
     options = parser.parse_args()
     name = "demo_quick" if options.quick else "demo"

@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from core.errors import run_script
 from core.files import read_json
+from core.finder import user_path
 from tools.analyses.results import spread
 
 LABELS = {
@@ -36,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("runs", type=user_path, nargs="+")
     runs = parser.parse_args().runs
     print(f"{len(runs)} runs: {', '.join(run.name for run in runs)}\n")
     print("| | mIoU | FP | FN | IoU, biased classes | IoU, others |\n|---|---|---|---|---|---|")

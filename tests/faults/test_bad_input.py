@@ -287,7 +287,7 @@ CASES = [
     Case("data set missing", USS, "nowhere", option("--data.root=nowhere")),
     Case("list missing", USS, "the list .* is missing", lambda b: b.train_list.unlink()),
     Case("list empty", USS, "is empty", lambda b: b.train_list.write_text("\n")),
-    Case("list not UTF-8", USS, "UTF-8", lambda b: b.train_list.write_bytes(b"\xff\xfe\x00a")),
+    Case("list not UTF-8", USS, "UTF-8", lambda b: b.train_list.write_bytes(b"caf\xe9\n")),
     Case(
         "id twice in the list",
         *(USS, "twice", lambda b: b.train_list.write_text(f"{FIRST}\n{FIRST}\n")),
@@ -314,7 +314,7 @@ CASES = [
     Case("table without its first line", WSSS, "image,tags", table("a.jpg,boat\n")),
     Case(
         "photograph twice in the table",
-        *(WSSS, "stands there twice", table(f"{ONE}{FIRST}.jpg,boat\n{FIRST}.jpg,car\n")),
+        *(WSSS, "stands there twice", table(f"{ONE}{FIRST}.jpg,boat;car\n{FIRST}.jpg,car\n")),
     ),
     Case("too many cells in the table", WSSS, "quotes", table(f"{ONE}{FIRST}.jpg,boat,car\n")),
     Case("table not UTF-8", WSSS, "UTF-8", table(b"image,tags\n\xff\xfe,boat\n")),
