@@ -22,11 +22,12 @@ import torch
 
 from core import distributed
 from core.centroids import select, write_shard
+from core.checks import check_inputs
 from core.config import Config, make_parser, parse
 from core.crf import announced
 from core.debias import mark_biased
 from core.debias_image import crf_settings, find_clusters, refine, similarity
-from core.errors import UserError, run_script
+from core.errors import run_script
 from core.features import FeatureSource, feature_files, feature_source
 from core.files import read_arrays, written_whole
 from core.labels import BIASED_ON_DISK, read_label, to_disk, write_label
@@ -55,6 +56,8 @@ def main() -> None:
         check_upstream(run.wsss, "wsss", config)
     if not config.uss.features_dir:
         check_upstream(run.uss, "uss", config)
+    files, classes = inputs.get("features", ()), config.data.classes
+    check_inputs(split, labels, classes, config.workers, features=files)
     features = feature_source(config, split, device, autocast(config, device))
     cluster_images(config, run, split, labels, features)
     stage.save()
@@ -79,8 +82,6 @@ def cluster_images(
         index, feat = item
         image_id = split.ids[index]
         label = read_label(labels[index], len(config.data.classes))
-        if (label == BIASED_ON_DISK).any():
-            raise UserError(f"{labels[index]} is debiased already; give the labels before that")
         seed = config.seed ^ zlib.crc32(image_id.encode())  # of the image, not of its place
         centroids, cells = find_clusters(feat, label, settings, seed)
         vectors = np.concatenate([np.zeros((0, len(feat)), np.float32), *centroids.values()])
@@ -168,7 +169,7 @@ def write_debiased_labels(
     run_over(split, work, features, todo, config.workers, "debiasing")
 
     def count(index: int) -> np.ndarray:
-        wsss = read_label(labels[index])
+        wsss = read_label(labels[index], size - 1)
         biased = read_label(folder / f"{split.ids[index]}.png") == BIASED_ON_DISK
         counted = (wsss[wsss < size], wsss[biased])
         return np.stack([np.bincount(values, minlength=size) for values in counted])
