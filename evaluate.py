@@ -248,6 +248,8 @@ def print_table(result: dict) -> None:
         f"{title} {'-' if result[key] is None else format(100 * result[key], '.1f') + ' %'}"
         for key, title in (("miou", "mIoU"), ("fp", "FP"), ("fn", "FN"))
     )
+    for note in result["notes"]:
+        print(f"note: {note}")
     skipped = f", {len(images['skipped'])} skipped" if images.get("skipped") else ""
     print(f"{means}   ({images['scored']}/{images['of']} images{skipped})")
     if skipped or images["scored"] < images["of"]:

@@ -23,6 +23,7 @@ import torch
 
 from core import distributed
 from core.centroids import select, write_shard
+from core.checks import check_inputs
 from core.config import Config, make_parser, parse
 from core.crf import announced
 from core.debias import mark_biased
@@ -47,8 +48,9 @@ def main() -> None:
     )
     check_upstream_of(config, split, "wsss", "uss")
     check_classes(run.wsss_labels, config.data.classes)
+    files: tuple[Path, ...] = ()
     if config.uss.features_dir:
-        feature_files(Path(config.uss.features_dir), split)
+        files = feature_files(Path(config.uss.features_dir), split)
     elif not (run.uss / "checkpoint.pth").is_file():
         raise UserError(f"{run.uss} holds no features; run train_uss.py, or set uss.features_dir")
     stage = Stage(
@@ -56,6 +58,7 @@ def main() -> None:
     )
     if stage.already_done():
         return
+    check_inputs(split, labels, config.data.classes, config.workers, features=files)
     stage.sign(run.debias / "labels")
     device = pick_device(config)
     features = feature_source(config, split, device, autocast(config, device))
@@ -82,8 +85,6 @@ def cluster_images(
         index, feat = item
         image_id = split.ids[index]
         label = read_label(labels[index], len(config.data.classes))
-        if (label == BIASED_ON_DISK).any():
-            raise UserError(f"{labels[index]} is debiased already; give the labels before that")
         seed = config.seed ^ zlib.crc32(image_id.encode())  # of the image, not of its place
         centroids, cells = find_clusters(feat, label, settings, seed)
         vectors = np.concatenate([np.zeros((0, len(feat)), np.float32), *centroids.values()])
@@ -171,7 +172,7 @@ def write_debiased_labels(
     run_over(split, work, features, todo, config.workers, "debiasing")
 
     def count(index: int) -> np.ndarray:
-        wsss = read_label(labels[index])
+        wsss = read_label(labels[index], size - 1)
         biased = read_label(folder / f"{split.ids[index]}.png") == BIASED_ON_DISK
         counted = (wsss[wsss < size], wsss[biased])
         return np.stack([np.bincount(values, minlength=size) for values in counted])

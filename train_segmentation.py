@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from core import distributed
+from core.checks import check_inputs
 from core.config import Config, make_parser, parse
 from core.datasets import LabelledImages, batches_from
 from core.debias import labelled_pixels
@@ -49,6 +50,8 @@ def main() -> None:
     stage = Stage(folder, title, config, identity, split.skipped)
     if stage.already_done():
         return
+    kind = "truth" if config.segmentation.mode == "supervised" else "debiased"
+    check_inputs(split, labels, config.data.classes, config.workers, kind)
     train_network(config, stage, split, labels)
     stage.finish({})
     print(

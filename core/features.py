@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from core.splits import Split
 
 FeatureSource = Callable[[Sequence[int]], Iterator[tuple[int, Tensor]]]
 """Indices of images, ascending -> pairs of an index and its (D, h, w) float32 features."""
+FORM = "expected finite floats (D, h, w), one array of numpy.save"
 
 
 class SemanticFeatures(nn.Module):
@@ -107,16 +109,31 @@ def read_features(path: Path) -> Tensor:
     Raises:
         UserError: the file is missing, broken, pickled, of another form or not finite.
     """
-    try:
-        array = np.load(path, allow_pickle=False)
-    except Exception as error:  # noqa: BLE001 (a broken file fails in any way)
-        raise UserError(f"features {path} cannot be read ({error})") from None
-    if array.ndim != 3 or array.dtype.kind != "f" or not array.size or not np.isfinite(array).all():
-        raise UserError(
-            f"features {path} are {array.shape} {array.dtype}, perhaps not finite; "
-            "expected finite floats (D, h, w)"
-        )
+    array = _load(path)
+    if not np.isfinite(array).all():
+        raise UserError(f"features {path} are not finite; {FORM}")
     return torch.from_numpy(array.astype(np.float32))
+
+
+def feature_shape(path: Path) -> tuple[int, ...]:
+    """(D, h, w) of an .npy file, of which no more than the head is read; see `read_features`."""
+    return _load(path, mmap_mode="r").shape
+
+
+def _load(path: Path, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
+    try:
+        array = np.load(path, mmap_mode, allow_pickle=False)
+    except Exception as error:  # noqa: BLE001 (a broken file fails in any way)
+        raise UserError(f"features {path} cannot be read ({error}); {FORM}") from None
+    if not isinstance(array, np.ndarray):
+        array.close()
+        raise UserError(
+            f"features {path} are an archive, such as .npz or a checkpoint, whatever the name "
+            f"says; {FORM}"
+        )
+    if array.ndim != 3 or array.dtype.kind != "f" or not array.size:
+        raise UserError(f"features {path} are {array.shape} {array.dtype}; {FORM}")
+    return array
 
 
 def write_features(source: FeatureSource, split: Split, folder: Path) -> None:

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from core.errors import UserError
 from core.finder import PHOTOGRAPHS
 from core.png import is_cut
 
 LARGEST = 100_000_000  # pixels; decoded they take 0.3 GB, and a small file may claim any number
+TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 Image.MAX_IMAGE_PIXELS = LARGEST
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # UserError says what matters
 
@@ -43,6 +44,27 @@ def read_image(path: Path) -> np.ndarray:
             "off the list"
         )
     return image
+
+
+def read_header(path: Path) -> tuple[tuple[int, int] | None, int]:
+    """Size and orientation of a photograph, without decoding it.
+
+    Returns:
+        (H, W) as `read_image` gives it, None where Pillow cannot tell; and the EXIF orientation by
+        which `read_image` turns the stored pixels: 1 is none, 3 half a turn, 6 and 8 a quarter.
+    """
+    try:
+        with Image.open(path) as image:
+            exif = Image.Exif()  # not image.getexif(): that also heeds XMP, which OpenCV does not
+            if image.format in ("JPEG", "MPO", "PNG", "WEBP"):
+                exif.load(image.info.get("exif"))
+            orientation = int(exif.get(ExifTags.Base.Orientation, 1))
+            size = image.size if orientation in TURNED else image.size[::-1]
+            if image.format == "TIFF":  # whose size Pillow gives upright
+                orientation = int(image.tag_v2.get(ExifTags.Base.Orientation, 1))
+    except Exception:  # noqa: BLE001 (not a kind that Pillow knows, or broken)
+        return None, 1
+    return size, orientation
 
 
 def _refuse_huge(path: Path) -> None:

@@ -12,23 +12,28 @@ _GREY, _INDEXED = 0, 3
 _FOLLOWING = {b"IDAT", b"IEND", b"PLTE", b"tRNS", b"pHYs", b"gAMA", b"tEXt", b"tIME"}
 
 
-def decode(data: bytes) -> np.ndarray | None:
+def decode(data: bytes, palette: bytes = b"") -> np.ndarray | None:
     """The values of an 8-bit grey or indexed PNG without row filters, which suit photographs only.
 
     Every checksum is verified, and no more memory is taken than the stated size asks for.
 
     Args:
         data: the file's content, untrusted.
+        palette: red, green, blue of the first colours that an indexed file must have, as far as its
+        own palette goes.
 
     Returns:
-        (H, W) uint8; None if the file is of another kind, damaged, or larger than Pillow allows.
+        (H, W) uint8; None if the file is of another kind, has another palette, is damaged, or is
+        larger than Pillow allows.
     """
     chunks = _chunks(data)
     if chunks is None:
         return None
     width, height, *kind = struct.unpack(">IIBBBBB", chunks[b"IHDR"])
     plain = kind == [8, _GREY, 0, 0, 0] or (kind == [8, _INDEXED, 0, 0, 0] and b"PLTE" in chunks)
-    if not plain or not 0 < width * height <= (Image.MAX_IMAGE_PIXELS or 0):
+    colours = chunks.get(b"PLTE", b"")[: len(palette)]
+    possible = 0 < width * height <= (Image.MAX_IMAGE_PIXELS or 0)
+    if not (plain and possible and palette.startswith(colours)):
         return None
     size = height * (1 + width)
     inflate = zlib.decompressobj()

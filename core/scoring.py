@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
+from core.checks import Seen, judge, look_at
 from core.errors import UserError, refuse_together
 from core.finder import LABELS, Files
-from core.labels import read_label, read_truth
 from core.metrics import confusion_matrix, scores
 from core.notes import note
 from core.threads import in_threads
@@ -48,7 +48,8 @@ def score_files(
     """Scores predicted label maps against masks, file by file.
 
     Raises:
-        UserError: a prediction is missing and that is not allowed, or a file is not a label map.
+        UserError: a prediction is missing and that is not allowed, a file is not a label map, or
+        no mask holds any class.
     """
     pairs = [(p, m) for p, m in zip(predictions, masks, strict=True) if p.is_file()]
     missing = len(masks) - len(pairs)
@@ -59,19 +60,24 @@ def score_files(
             "of the images is not comparable. Make them, or give --allow-missing"
         )
 
-    def count(part: Sequence[tuple[Path, Path]]) -> np.ndarray:
-        matrix = np.zeros((1 + len(classes),) * 2, np.int64)
+    def count(part: Sequence[tuple[Path, Path]]) -> tuple[np.ndarray, list[tuple[Seen, Seen]]]:
+        matrix, seen = np.zeros((1 + len(classes),) * 2, np.int64), []
         for prediction, mask in part:
-            truth = read_truth(mask, len(classes))
-            predicted = read_label(prediction, len(classes), truth.shape)
+            truth, true = look_at(mask, len(classes), biased=False)
+            predicted, guessed = look_at(prediction, len(classes), truth.shape)
             matrix += confusion_matrix(predicted, truth, len(classes))
-        return matrix
+            seen.append((guessed, true))
+        return matrix, seen
 
-    matrix = np.zeros((1 + len(classes),) * 2, np.int64)
+    matrix, seen = np.zeros((1 + len(classes),) * 2, np.int64), []
     parts = [pairs[k : k + PART] for k in range(0, len(pairs), PART)]
-    for counts in in_threads(count, parts, workers, "scoring", len(parts), unit="part"):
+    for counts, looked in in_threads(count, parts, workers, "scoring", len(parts), unit="part"):
         matrix += counts
-    return summarise(matrix, classes, len(pairs), len(masks))
+        seen += looked
+    found = judge([m for _, m in pairs], [s for _, s in seen], classes, "truth")
+    found += judge([p for p, _ in pairs], [s for s, _ in seen], classes, "prediction")
+    found.refuse()
+    return {**summarise(matrix, classes, len(pairs), len(masks)), "notes": found.warnings}
 
 
 def summarise(matrix: np.ndarray, classes: Sequence[str], scored: int, total: int) -> dict:

@@ -10,7 +10,7 @@ import yaml
 from conftest import ROOT, run_python, tiny_config
 from PIL import Image
 
-from core.labels import write_label
+from core.labels import read_label, write_label
 from core.splits import Split
 
 sys.path.insert(0, str(ROOT / "tools"))
@@ -33,10 +33,9 @@ def data(tmp_path) -> Path:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         shape = (20 + k % 3, 24)
         Image.fromarray(rng.integers(0, 255, (*shape, 3)).astype(np.uint8)).save(root / name)
-        label = rng.integers(0, 4, shape).astype(np.uint8)
+        label = (rng.integers(0, 2, shape) * (1, 3, 2)[k % 3]).astype(np.uint8)
         label[0] = 255
         write_label(root / "masks" / f"{stem(k)}.png", label)
-        label[1] = 254
         write_label(tmp_path / "labels" / f"{stem(k)}.png", label)
         features = tmp_path / "features" / f"{stem(k)}.npy"
         features.parent.mkdir(parents=True, exist_ok=True)
@@ -103,7 +102,7 @@ def plant(root: Path) -> dict[str, str]:
     cut(masks / f"{stem(23)}.png")
     write_label(masks / f"{stem(24)}.png", np.zeros((24, 20), np.uint8))
     write_label(masks / f"{stem(25)}.png", np.full((21, 24), 4, np.uint8))
-    Image.new("RGB", (24, 22)).save(masks / f"{stem(26)}.png")
+    Image.new("RGB", (24, 22), (9, 9, 9)).save(masks / f"{stem(26)}.png")
     write_label(masks / f"{stem(27)}.png", np.full((20, 24), 254, np.uint8))
     (labels / f"{stem(12)}.png").unlink()
     write_label(labels / f"{stem(13)}.png", np.zeros((20, 24), np.uint8))
@@ -129,7 +128,7 @@ def plant(root: Path) -> dict[str, str]:
         f"masks/{stem(23)}.png": "cannot be read",
         f"masks/{stem(24)}.png": "20x24 pixels",
         f"masks/{stem(25)}.png": "holds label 4",
-        f"masks/{stem(26)}.png": "mode RGB",
+        f"masks/{stem(26)}.png": "Save class numbers, not colours",
         f"masks/{stem(27)}.png": "no ground truth",
         f"labels/{stem(12)}.png": "is missing",
         f"labels/{stem(13)}.png": "a label map has the size of its image",
@@ -177,6 +176,23 @@ def test_defects_of_a_voc_data_set_are_found_in_both_lists(tiny_data, tmp_path):
         assert name in done.stdout
 
 
+def test_what_is_wrong_throughout_is_told_once(data):
+    """Numbers in another order, features channels last; and photographs that EXIF turns."""
+    folder, exif = data.parent, Image.Exif()
+    for path in (folder / "labels").rglob("*.png"):
+        write_label(path, np.array([0, 2, 3, 1] + [255] * 252, np.uint8)[read_label(path)])
+    for path in (folder / "features").rglob("*.npy"):
+        np.save(path, np.ones((3, 4, 30), np.float32))
+    exif[0x0112] = 3
+    for name in IMAGES[:3]:
+        Image.open(data / name).save(data / name, exif=exif)
+    done = check(data)
+    assert done.returncode == 1 and "2 problems, 2 warnings" in done.stdout, done.stdout
+    order = "data.classes in the order [train, boat, traffic light] would fit"
+    for told in (order, "save array.transpose(2, 0, 1)", "3 photographs are mirrored or upside"):
+        assert told in done.stdout
+
+
 @pytest.mark.parametrize("missing", ["tags.csv", "val.txt"])
 def test_missing_table_or_list_is_told(data, missing):
     (data / missing).unlink()
@@ -217,6 +233,8 @@ def test_tags_that_debiasing_learns_little_from_are_warned_of(tags, expected):
 
 def test_warnings_alone_leave_the_status_at_zero(data):
     lines = [f"{name},{'boat;train' if k % 2 else 'boat'}" for k, name in enumerate(IMAGES)]
+    for path in (data.parent / "labels").rglob("*.png"):
+        write_label(path, np.minimum(read_label(path), 1))
     (data / "tags.csv").write_text("\n".join(["image,tags", *lines]) + "\n")
     done = check(data, masks=None, classes=sorted(NAMES))
     assert done.returncode == 0, done.stdout + done.stderr

@@ -5,9 +5,11 @@ import json
 import numpy as np
 import pytest
 from conftest import run_python, sample
+from PIL import Image
 from sklearn.metrics import confusion_matrix
 
-from core.labels import read_label, write_label
+from core.errors import UserError
+from core.labels import palette, read_label, write_label
 from core.scoring import score_files
 
 
@@ -89,6 +91,40 @@ def test_scores_do_not_depend_on_the_number_of_threads(tmp_path):
     assert np.array_equal(
         one["confusion_matrix"], confusion_matrix(truth.ravel(), guess.ravel(), labels=range(3))
     )
+
+
+@pytest.mark.parametrize(
+    ("of_truth", "of_guess", "told"),
+    [
+        ((0, 255), (0, 0), "masks holds any class: all 3 hold 0 and 255 alone"),
+        ((255, 255), (0, 1), "masks holds any class: all 3 hold 255 alone"),
+        ((0, 0), (0, 1), "masks holds any class: all 3 hold 0, background"),
+        ((0, 1), (0, 255), "predictions holds any class: all 3 hold 0 and 255 alone"),
+    ],
+)
+def test_nothing_is_scored_where_no_class_occurs(folders, of_truth, of_guess, told):
+    paths = {name: sorted((folders / name).iterdir()) for name in ("masks", "predictions")}
+    for name, (low, high) in {"masks": of_truth, "predictions": of_guess}.items():
+        for path in paths[name]:
+            write_label(path, np.where(read_label(path) > 0, high, low).astype(np.uint8))
+    with pytest.raises(UserError, match=told):
+        score_files(paths["predictions"], paths["masks"], ["a", "b"], False, 1)
+
+
+def test_predictions_without_any_class_score_next_to_nothing_and_say_so(folders):
+    paths = {name: sorted((folders / name).iterdir()) for name in ("masks", "predictions")}
+    for path in paths["predictions"]:
+        write_label(path, np.zeros((20, 30), np.uint8))
+    scores = score_files(paths["predictions"], paths["masks"], ["a", "b"], False, 1)
+    assert scores["miou"] < 0.2 and "predictions holds any class" in scores["notes"][0]
+
+
+def test_predictions_in_colours_of_voc_are_scored_and_it_is_said(folders):
+    for path in (folders / "predictions").iterdir():
+        Image.fromarray(palette()[read_label(path)]).quantize(8).save(path)
+    done = evaluate(folders)
+    assert done.returncode == 0 and "mIoU 100.0 %" in done.stdout
+    assert "note: 3 of 3 label maps in" in done.stdout and "read by their colours" in done.stdout
 
 
 @pytest.mark.parametrize("trouble", ["truncated", "wrong label", "wrong size", "empty"])

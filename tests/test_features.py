@@ -9,10 +9,12 @@ from core.features import (
     SemanticFeatures,
     centred,
     feature_files,
+    feature_shape,
     feature_source,
     file_features,
     mean_feature,
     network_features,
+    read_features,
 )
 from core.models.backbones import ViT
 from core.splits import read_split
@@ -55,6 +57,37 @@ def test_pickled_and_missing_files_are_refused(split, tmp_path):
         np.save(tmp_path / f"{image_id}.npy", np.array([{}], object))
     with pytest.raises(UserError, match="cannot be read"):
         list(file_features(feature_files(tmp_path, split))([0]))
+
+
+def saved_as(kind: str, file) -> None:
+    array = np.ones((3, 2, 4), np.float32)
+    if kind == "archive":
+        np.savez_compressed(file, features=array)
+    elif kind == "checkpoint":
+        torch.save(torch.from_numpy(array), file)
+    elif kind == "objects":
+        np.lib.format.write_array(file, np.array([{"features": 1}]))
+    else:
+        file.write({"text": b"0.1,0.2\n", "half a file": b"\x93NUMPY\x01\0v\0", "none": b""}[kind])
+
+
+@pytest.mark.parametrize(
+    "kind", ["archive", "checkpoint", "objects", "text", "half a file", "none"]
+)
+@pytest.mark.parametrize("read", [read_features, feature_shape])
+def test_other_files_under_the_name_of_an_array_are_one_message(tmp_path, kind, read):
+    with (tmp_path / "x.npy").open("wb") as file:
+        saved_as(kind, file)
+    told = (
+        "x.npy are an archive.*" if kind in ("archive", "checkpoint") else "x.npy cannot be read.*"
+    )
+    with pytest.raises(UserError, match=told + r"expected finite floats \(D, h, w\)"):
+        read(tmp_path / "x.npy")
+
+
+def test_shape_is_that_of_the_array(tmp_path):
+    np.save(tmp_path / "x.npy", np.asfortranarray(np.ones((3, 2, 4), np.float16)))
+    assert feature_shape(tmp_path / "x.npy") == read_features(tmp_path / "x.npy").shape == (3, 2, 4)
 
 
 def test_centred_features_have_mean_zero(split, tmp_path):

@@ -11,7 +11,7 @@ from PIL import Image
 from test_splits import picture, save
 
 from core.errors import UserError
-from core.images import read_image
+from core.images import read_header, read_image
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
@@ -32,6 +32,29 @@ def test_photograph_is_upright(tmp_path, suffix, orientation, shape, red):
     opposite = tuple(-1 - n for n in red)
     assert image.shape == (*shape, 3)
     assert image[red][0] > 180 and image[opposite].max() < 20
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif", "bmp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_header_tells_size_and_turn_without_decoding(tmp_path, suffix, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    save(tmp_path / f"a.{suffix}", exif=exif)
+    told = 1 if suffix == "bmp" else orientation
+    assert read_header(tmp_path / f"a.{suffix}") == (
+        read_image(tmp_path / f"a.{suffix}").shape[:2],
+        told,
+    )
+
+
+def test_header_heeds_what_the_decoder_heeds(tmp_path):
+    """An orientation in XMP alone turns nothing; a file that is no picture has no header."""
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><tiff:Orientation>6</tiff:Orientation></x:xmpmeta>'
+    save(tmp_path / "a.jpg", xmp=xmp)
+    assert read_image(tmp_path / "a.jpg").shape[:2] == (24, 40)
+    assert read_header(tmp_path / "a.jpg") == ((24, 40), 1)
+    (tmp_path / "b.jpg").write_bytes(b"not a picture")
+    assert read_header(tmp_path / "b.jpg") == read_header(tmp_path / "none.jpg") == (None, 1)
 
 
 @pytest.mark.parametrize(

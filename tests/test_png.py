@@ -51,6 +51,15 @@ def test_indexed_label_map_is_read():
     assert np.array_equal(decode(saved(indexed())), label_map())
 
 
+def test_indexed_file_of_another_palette_is_left_to_pillow():
+    image, first = indexed(), palette()[:254].tobytes()
+    assert np.array_equal(decode(saved(image), first), label_map())
+    image.putpalette(palette()[:21].tobytes())  # as far as it goes
+    assert decode(saved(image), first) is not None
+    image.putpalette(palette()[::-1].tobytes())
+    assert decode(saved(image), first) is None and decode(saved(image)) is not None
+
+
 def test_values_may_come_in_several_parts():
     assert decode(png(b"\0\1\2\0\3\4", 2, 2, parts=7)).tolist() == [[1, 2], [3, 4]]
     assert decode(png(b"\0\7", 1, 1)).tolist() == [[7]]

@@ -124,7 +124,7 @@ def removal(config: Config, run: Run, folder: Path, split: Split, masks: list[np
     size = len(config.data.classes) + 1
     false, false_out, true, true_out = (np.zeros(size, np.int64) for _ in range(4))
     for image_id, mask in zip(split.ids, masks, strict=True):
-        label = read_label(run.wsss_labels / f"{image_id}.png")
+        label = read_label(run.wsss_labels / f"{image_id}.png", size - 1)
         marked = read_label(folder / f"{image_id}.png") == BIASED_ON_DISK
         right = label == mask
         valid = (mask < size) & (label < size)

@@ -113,7 +113,7 @@ class Clusters:
     def pixels_of(self, row: int) -> np.ndarray:
         """(H, W) bool: a background cluster's pixels, or a class cluster's removed ones."""
         image = self.images[row]
-        cells, label, debiased = read_maps(self.paths[image])
+        cells, label, debiased = read_maps(self.paths[image], len(self.labelled) - 1)
         inside = cells == row - np.searchsorted(self.images, image)
         return (
             inside
@@ -122,10 +122,12 @@ class Clusters:
         )
 
 
-def read_maps(paths: tuple[Path, Path, Path]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def read_maps(
+    paths: tuple[Path, Path, Path], num_classes: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Cluster, pseudo label and debiased label of every pixel of an image, each (H, W)."""
-    label = read_label(paths[1])
-    debiased = read_label(paths[2], size=label.shape)
+    label = read_label(paths[1], num_classes)
+    debiased = read_label(paths[2], num_classes, label.shape)
     (cells,) = read_arrays(paths[0], "cells")
     return cv2.resize(cells, label.shape[::-1], interpolation=cv2.INTER_NEAREST), label, debiased
 
@@ -161,7 +163,7 @@ def read_debiased(config: Config, run: Run, split: Split) -> Clusters:
     labelled, marked = (np.zeros(size, np.int64) for _ in range(2))
     pixels, paths = [], [*zip(cells, labels, debiased, strict=True)]
     for k in tqdm(range(len(split)), "reading", unit="image"):
-        own, label, after = read_maps(paths[k])
+        own, label, after = read_maps(paths[k], size - 1)
         if own.max() >= first[k + 1] - first[k]:
             raise UserError(f"{path} was made of other images than {paths[k][0]}; {REMEDY}")
         rows = np.maximum(own, 0) + first[k]

@@ -3,24 +3,24 @@
     python tools/check_data.py --config configs/voc.yaml
 
 Looks at both lists: ids, images, tags, masks where there are any, and the folders of
-wsss.labels_dir and uss.features_dir. Ends with status 1 if anything has to be mended; warnings are
-about data from which less can be learnt.
+wsss.labels_dir and uss.features_dir, each file for itself and against images and tags. Ends with
+status 1 if anything has to be mended; warnings are about what is odd in some files, and about data
+from which less can be learnt.
 """
 
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from core import notes
-from core.config import Config, DataConfig, make_parser, parse
+from core.checks import Findings, Kind, Photograph, check_features, check_labels, headers
+from core.config import Config, make_parser, parse
 from core.errors import UserError, run_script
 from core.features import read_features
 from core.finder import FEATURES, LABELS, Files
 from core.images import read_image
-from core.labels import read_label, read_truth
 from core.splits import Split, gather, masks_folder
 from core.threads import in_threads
 
@@ -53,57 +53,54 @@ def check_list(config: Config, which: str) -> tuple[list[str], list[str]]:
         split, problems = gather(data, which)
     except UserError as error:
         return [f"{which}: {error}"], []
-    sizes, found = check_images(split, config.workers)
-    problems += found
-    folder = masks_folder(data)
+    found = Findings(problems + check_images(split, config.workers))
+    photographs, folder = headers(split, config.workers), masks_folder(data)
     if folder is not None:  # only a part of the training images needs to have a mask
-        needed = which == "val"
-        problems += check_labels(folder, split, sizes, data, config.workers, read_truth, needed)
+        found += labels_of(split, photographs, folder, config, "truth", which == "val")
     if which == "val":
-        return problems, []
+        return found.problems, found.warnings
     if config.wsss.labels_dir:
-        labels = Path(config.wsss.labels_dir)
-        problems += check_labels(labels, split, sizes, data, config.workers)
+        found += labels_of(split, photographs, Path(config.wsss.labels_dir), config, "pseudo")
     if config.uss.features_dir:
-        problems += check_features(Path(config.uss.features_dir), split, config.workers)
-    return problems, doubtful_tags(split, data.classes)
+        files = [*map(Files(Path(config.uss.features_dir), FEATURES).of_id, split.ids)]
+        found += check_features(
+            files, photographs, config.workers, lambda p: tuple(read_features(p).shape)
+        )
+    return found.problems, found.warnings + doubtful_tags(split, data.classes)
 
 
-def check_images(split: Split, workers: int) -> tuple[list[tuple[int, int] | None], list[str]]:
-    """(H, W) of every image that can be decoded to its end, and the problems with the others."""
-    paths = [(p,) for p in split.images]
-    return _each(lambda path: read_image(path).shape[:2], paths, "images", workers)
+def check_images(split: Split, workers: int) -> list[str]:
+    """Problems with the images that cannot be decoded to their end."""
+
+    def problem(path: Path) -> str | None:
+        try:
+            read_image(path)
+        except UserError as error:
+            return str(error)
+
+    told = in_threads(problem, split.images, workers, "images", len(split), unit="file")
+    return [text for text in told if text]
 
 
-def check_labels(
-    folder: Path,
+def labels_of(
     split: Split,
-    sizes: list,
-    data: DataConfig,
-    workers: int,
-    read: Callable = read_label,
+    photographs: Sequence[Photograph],
+    folder: Path,
+    config: Config,
+    kind: Kind,
     all_of_them: bool = True,
-) -> list[str]:
-    """Problems with the label maps of a list: missing, broken, of another size, other values."""
-    paths = map(Files(folder, LABELS).of_id, split.ids)
-    items = [
-        (path, len(data.classes), size)
-        for path, size in zip(paths, sizes, strict=True)
-        if all_of_them or path.exists()
-    ]
-    return _each(read, items, folder.name, workers)[1]
-
-
-def check_features(folder: Path, split: Split, workers: int) -> list[str]:
-    """Problems with feature files: missing, broken, not finite, of different widths."""
-    items = [(path,) for path in map(Files(folder, FEATURES).of_id, split.ids)]
-    shapes, problems = _each(lambda p: read_features(p).shape[0], items, "features", workers)
-    widths = Counter(w for w in shapes if w)
-    if len(widths) > 1:
-        usual = widths.most_common(1)[0][0]
-        odd = [p for (p,), w in zip(items, shapes, strict=True) if w not in (None, usual)]
-        problems += [f"features {path} have another width than {usual}" for path in odd]
-    return problems
+) -> Findings:
+    """What is wrong with a folder of label maps; without `all_of_them`, none has to be there."""
+    paths = [*map(Files(folder, LABELS).of_id, split.ids)]
+    some = [k for k, path in enumerate(paths) if all_of_them or path.exists()]
+    return check_labels(
+        [paths[k] for k in some],
+        [photographs[k] for k in some],
+        split.tags[some],
+        config.data.classes,
+        config.workers,
+        kind,
+    )
 
 
 def doubtful_tags(split: Split, classes: tuple[str, ...]) -> list[str]:
@@ -126,22 +123,6 @@ def doubtful_tags(split: Split, classes: tuple[str, ...]) -> list[str]:
     if untagged:
         warnings.append(f"{untagged} training images have no tag: background only")
     return warnings
-
-
-def _each(
-    work: Callable, items: Iterable[tuple], title: str, workers: int
-) -> tuple[list, list[str]]:
-    """Results (None where it failed) and messages of `work` on every item, in parallel."""
-    items = list(items)
-
-    def attempt(item: tuple):
-        try:
-            return work(*item), None
-        except UserError as error:
-            return None, str(error)
-
-    pairs = [*in_threads(attempt, items, workers, title, len(items), unit="file")]
-    return [r for r, _ in pairs], [m for _, m in pairs if m]
 
 
 if __name__ == "__main__":

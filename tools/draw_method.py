@@ -70,7 +70,8 @@ def images_figure(
         image, name = split.read_image(index), split.ids[index]
         size = image.shape[:2]
         label, after = (
-            read_label(f / f"{name}.png") for f in (run.wsss_labels, run.debias / "labels")
+            read_label(f / f"{name}.png", len(config.data.classes))
+            for f in (run.wsss_labels, run.debias / "labels")
         )
         (cells,) = read_arrays(run.debias / f"clusters/{name}.npz", ("cells",), REMEDY).values()
         clusters = cv2.resize(cells, size[::-1], interpolation=cv2.INTER_NEAREST)

@@ -194,12 +194,69 @@ def label(make: Callable[[Path], object]) -> Callable[[Box], None]:
     return spoil
 
 
-def labels_of(value: int) -> Callable[[Box], None]:
+def labels_of(*values: int) -> Callable[[Box], None]:
     def spoil(box: Box) -> None:
         box.folder_of_features()
-        box.folder_of_labels(lambda name: np.full((128, 128), value, np.uint8))
+        rows = np.array(values, np.uint8).repeat(128 // len(values))
+        box.folder_of_labels(lambda name: rows[:, None].repeat(128, 1))
 
     return spoil
+
+
+def objects_alone(box: Box) -> None:
+    """Every label map is all of one class that its photograph shows."""
+    box.folder_of_features()
+    masks = box.data / "SegmentationClass"
+
+    def make(name: str) -> np.ndarray:
+        mask = np.array(Image.open(masks / f"{name}.png"))
+        return np.full_like(mask, mask[(mask > 0) & (mask < 255)].max())
+
+    box.folder_of_labels(make)
+
+
+def renumbered(path: Path) -> None:
+    for other in path.parent.glob("*.png"):
+        values = np.array(Image.open(other))
+        values[(values > 0) & (values < 255)] %= len(CLASSES)
+        values[values < 255] += np.array(Image.open(other))[values < 255] > 0
+        Image.fromarray(values).save(other)
+
+
+def contradictory(path: Path) -> None:
+    image = Image.fromarray(np.arange(128 * 128, dtype=np.uint8).reshape(128, 128) % 3)
+    image.putpalette([0, 0, 0, 0, 128, 0, 0, 128, 0])
+    image.save(path)
+
+
+def jpeg(path: Path) -> None:
+    Image.open(path).convert("L").save(path, "JPEG")
+
+
+def lying(box: Box) -> Callable[[Path], object]:
+    """A photograph that is stored on its side, with a label map that is, too."""
+
+    def make(path: Path) -> None:
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        Image.open(box.image).resize((128, 96)).save(box.image, exif=exif)
+        Image.open(path).resize((128, 96), Image.Resampling.NEAREST).save(path)
+
+    return make
+
+
+def reshaped(*shape: int) -> Callable[[Path], None]:
+    def make(path: Path) -> None:
+        for other in path.parent.glob("*.npy"):
+            np.save(other, np.load(other).reshape(shape))
+
+    return make
+
+
+def archived(path: Path) -> None:
+    array = np.load(path)
+    with path.open("wb") as file:
+        np.savez(file, array)
 
 
 def feature(make: Callable[[Path], object]) -> Callable[[Box], None]:
@@ -339,9 +396,20 @@ CASES = [
     Case("label missing", DEBIAS, "1 of 16 label maps", label(lambda path: path.unlink())),
     Case("folder of labels missing", DEBIAS, "missing", option("--wsss.labels_dir=nowhere")),
     Case("label of another size", DEBIAS, "size of its image", label(png(mode="P", size=(9, 9)))),
-    Case("label in colours", DEBIAS, "mode RGB", label(png(mode="RGB", size=(128, 128)))),
-    Case("label of 16 bits", DEBIAS, "mode I", label(png(mode="I;16", size=(128, 128)))),
-    Case("label with transparency", DEBIAS, "mode LA", label(png(mode="LA", size=(128, 128)))),
+    Case(
+        "label in colours",
+        *(DEBIAS, "not colours", label(png(mode="RGB", size=(128, 128), color=(7, 70, 7)))),
+    ),
+    Case(
+        "label in VOC's colours and its own at once",
+        *(DEBIAS, "number and colour contradict", label(contradictory)),
+    ),
+    Case("label is a JPEG", DEBIAS, "is a JPEG picture, whatever its name", label(jpeg)),
+    Case(
+        "label of 16 bits",
+        *(DEBIAS, "numbers end at 255", label(png(mode="I;16", size=(128, 128), color=999))),
+    ),
+    Case("label with transparency", DEBIAS, "transparent", label(png(mode="LA", size=(128, 128)))),
     Case(
         "label with an unknown number",
         *(DEBIAS, "holds label 77", label(png(mode="L", size=(128, 128), color=77))),
@@ -349,7 +417,17 @@ CASES = [
     Case("label truncated", DEBIAS, "cannot be read", label(broken)),
     Case("label of 0 bytes", DEBIAS, "cannot be read", label(lambda path: path.write_bytes(b""))),
     Case("labels debiased before", DEBIAS, "debiased already", labels_of(254)),
-    Case("labels without background", DEBIAS, "no label map .* has background", labels_of(1)),
+    Case("labels without background", DEBIAS, "no label map .* has background", objects_alone),
+    Case("labels of 0 and 255", DEBIAS, "hold 0 and 255 alone", labels_of(0, 255)),
+    Case("labels without any class", DEBIAS, "holds any class: all 16", labels_of(0)),
+    Case(
+        "labels numbered in another order",
+        *(DEBIAS, "data.classes in the order", label(renumbered)),
+    ),
+    Case(
+        "labels of photographs that EXIF turns",
+        *(DEBIAS, "Width and height are swapped", lambda b: label(lying(b))(b)),
+    ),
     # Features
     Case("features missing", DEBIAS, "feature files are missing", feature(lambda p: p.unlink())),
     Case(
@@ -380,9 +458,15 @@ CASES = [
     Case(
         "features of another width",
         DEBIAS,
-        "wide, those of",
+        "another width than 4",
         feature(lambda p: np.save(p, np.ones((5, 8, 8), np.float32))),
     ),
+    Case(
+        "features channels last",
+        *(DEBIAS, r"\(h, w, D\): save array.transpose", feature(reshaped(8, 8, 4))),
+    ),
+    Case("features as tokens", DEBIAS, "list of tokens", feature(reshaped(4, 64, 1))),
+    Case("features are an archive", DEBIAS, "are an archive", feature(archived)),
     Case(
         "features without cells",
         DEBIAS,
@@ -405,8 +489,10 @@ CASES = [
     Case(
         "prediction in colours",
         SCORE,
-        "mode RGB",
-        lambda b: predictions(b, lambda f: Image.new("RGB", (128, 128)).save(f / "val_00000.png")),
+        "not colours",
+        lambda b: predictions(
+            b, lambda f: Image.new("RGB", (128, 128), "orange").save(f / "val_00000.png")
+        ),
     ),
     Case(
         "prediction with an unknown class",
