@@ -152,6 +152,11 @@ def train_head(config: Config, network: SemanticFeatures, split: Split, run: Run
     if settings.batch_size < 2 * distributed.world():
         raise UserError("uss.batch_size must be at least 2 for each process: pairs of images")
     squares = SquareImages(split, settings.resolution, 5 if settings.five_crops else 1)
+    if len(squares) < 2:
+        raise UserError(
+            "STEGO compares different images, and the training list has one; add images, or set "
+            "uss.method to frozen"
+        )
     folder, cast = run.uss / "stego", autocast(config, device)
     neighbours = nearest_neighbours(config, network, squares, folder / "neighbours.npy")
     networks = {"head": network.head.train()}

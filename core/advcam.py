@@ -59,7 +59,7 @@ def climbed_map(
 
 def _grad_cam(classifier: CamClassifier, views: Tensor, label: int) -> tuple[Tensor, Tensor]:
     """(h, w) map of one class summed over both views, and (C,) pooled scores, both with a graph."""
-    features = classifier.backbone(views)[1]
+    features = classifier.backbone(views)[-1]
     maps = classifier.classifier(features).relu()
     (slope,) = torch.autograd.grad(maps[:, label].sum(), features, retain_graph=True)
     weight = slope.sum((2, 3), keepdim=True) / (slope > 0).sum().clamp(min=1)

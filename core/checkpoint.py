@@ -186,19 +186,26 @@ def find_state_dict(content: Mapping[str, Any]) -> dict[str, Tensor]:
     return state
 
 
-def load_weights(network: nn.Module, path: Path) -> None:
+def load_weights(network: nn.Module, path: Path, names: Mapping[str, str] | None = None) -> None:
     """Loads pre-trained weights into `network`; what the file has beside them (a head) is left out.
+
+    Args:
+        network: the network that is changed.
+        path: the file.
+        names: the file's names of the network's tensors; None: the network's own.
 
     Raises:
         UserError: a tensor that the network needs is missing or has another shape.
     """
-    state = find_state_dict(load_foreign(path))
+    found = find_state_dict(load_foreign(path))
     wanted = network.state_dict()
+    names = names or {k: k for k in wanted}
+    state = {k: found[names[k]] for k in wanted if names[k] in found}
     missing = [k for k in wanted if k not in state and not k.endswith("num_batches_tracked")]
     if missing:
         raise UserError(
             f"{path} lacks {len(missing)} of the {len(wanted)} tensors of this network, first: "
-            f"{missing[0]}; is it the file of another architecture?"
+            f"{names[missing[0]]}; is it the file of another architecture?"
         )
     wrong = [k for k in wanted if k in state and state[k].shape != wanted[k].shape]
     if wrong:
@@ -207,7 +214,7 @@ def load_weights(network: nn.Module, path: Path) -> None:
             f"{path}: {k} has shape {tuple(state[k].shape)}, expected {tuple(wanted[k].shape)}; "
             "the network's name or arguments differ from those of the file"
         )
-    network.load_state_dict({k: state[k] for k in wanted if k in state}, strict=False)
+    network.load_state_dict(state, strict=False)
 
 
 Rules = Sequence[tuple[str, str | None]]

@@ -17,7 +17,7 @@ from typing import Any, Literal, NoReturn, get_args
 
 import jsonargparse
 
-from core.errors import UserError
+from core.errors import UserError, report_in
 from core.tags import folder_tags
 
 VOC_CLASSES = (
@@ -37,14 +37,16 @@ class BackboneConfig:
     """A network of timm's, by name, and where its weights come from."""
 
     name: str = "resnet50.tv_in1k"
-    """timm's architecture name, such as resnet101 or vit_base_patch8_224; or wide_resnet38."""
+    """timm's architecture name, such as resnet101, efficientnet_b0, convnext_tiny or, for stage 1,
+    vit_base_patch8_224; or wide_resnet38."""
     arguments: dict[str, Any] = field(default_factory=dict)
     """Further constructor arguments of that architecture, for sizes of one's own."""
     weights: str = "timm"
     """A local .pth or .safetensors file; `timm`: timm fetches its own; `none`: random ones."""
     dilation: Literal["torchvision", "delayed", "none"] = "torchvision"
-    """Of ResNet layers that keep their size. torchvision: a layer's first block has the dilation of
-    the layer before; delayed: it has none (the author's code); none: no block has (IRNet)."""
+    """Dilation of ResNet layers that keep their size; other networks have timm's. torchvision: a
+    layer's first block has the dilation of the layer before; delayed: it has none (the author's
+    code); none: no block has (IRNet)."""
 
     def without_weights(self) -> "BackboneConfig":
         """The same network for a checkpoint that holds all of it."""
@@ -253,9 +255,10 @@ class UssConfig:
     backbone: BackboneConfig = field(
         default_factory=lambda: BackboneConfig(name="vit_base_patch8_224.dino")
     )
-    """A vision transformer, or a ResNet."""
+    """A vision transformer, or any network whose stages give feature maps."""
     stage: int = 4
-    """The ResNet's stage that gives the features, 1 to 4; a ViT always gives its last tokens."""
+    """Stage that gives the features, 1 to 4. A ResNet's has stride 8 (stage 1: 4), for which it is
+    dilated; other networks' have their own strides 4, 8, 16 and 32. A ViT gives its last tokens."""
     features_dir: str | None = None
     """Use <id>.npy feature files, (D, h, w), from this folder instead of stage 1."""
     self_supervised: SelfSupervisedConfig = field(default_factory=SelfSupervisedConfig)
@@ -325,10 +328,7 @@ class UssConfig:
         _check(min(self.scales, default=0) > 0, "uss.scales needs positive numbers")
         _check(self.batch_size >= 1, f"uss.batch_size must be at least 1, got {self.batch_size}")
         _check(self.iterations >= 1, f"uss.iterations must be at least 1, got {self.iterations}")
-        _check(
-            self.method != "leopart" or "resnet" not in self.backbone.name,
-            "uss.method leopart needs a vision transformer; change uss.backbone or uss.method",
-        )
+        _check(1 <= self.stage <= 4, f"uss.stage must lie in 1..4, got {self.stage}")
         _check(self.samples > 0, f"uss.samples must be positive, got {self.samples}")
         _check(self.probe_clusters >= 0, "uss.probe_clusters must not be negative")
         _check(
@@ -454,9 +454,10 @@ class PairConfig:
     """A released checkpoint of this network (IRNet's or PSA's), used instead of training one."""
 
     def __post_init__(self):
-        _check(self.epochs >= 1, f"the epochs of pairs must be at least 1, got {self.epochs}")
-        _check(self.radius >= 2, "the radius of pairs must be at least 2")
-        _check(self.batch_size >= 1, "the batch size of pairs must be at least 1")
+        section = f"wsss.{type(self).__name__.removesuffix('Config').lower()}"
+        for key, least in (("epochs", 1), ("radius", 2), ("batch_size", 1)):
+            got = getattr(self, key)
+            _check(got >= least, f"{section}.{key} must be at least {least}, got {got}")
 
 
 @dataclass
@@ -527,7 +528,8 @@ class WsssConfig:
     advcam: AdvCAM's maps, spread in the same way; seam: SEAM's maps, spread by PSA's;
     rsepm: a decoder's maps by our reconstruction of RS+EPM, spread by IRNet's walk."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
-    """The ResNet."""
+    """A network with maps at strides 4 to 32 (irn, advcam and rsepm spread along boundaries, for
+    which the same network needs a map at stride 2, too)."""
     irn: IrnConfig = field(default_factory=IrnConfig)
     """Settings of IRNet's second half."""
     psa: PsaConfig = field(default_factory=PsaConfig)
@@ -544,12 +546,13 @@ class WsssConfig:
     labels_dir: str | None = None
     """Use <id>.png pseudo labels from this folder instead of stage 2."""
     output_stride: Literal[8, 16] = 16
-    """Pixels per cell of the activation map."""
+    """Pixels per cell of the activation map. The last stages are dilated for it; where timm cannot
+    do that (Swin, PVT, HRNet, DenseNet), their maps are enlarged and stay as coarse as before."""
     norm: Literal["train", "frozen"] = "train"
     """Backbone normalisation: batch statistics, or those of the weight file."""
     fixed_layers: int | None = None
-    """The ResNet's stem and so many of its four layers are not trained (IRNet: 2; AdvCAM: 0, the
-    stem alone). None: everything is trained."""
+    """So many of the backbone's four stages (a ResNet's layers), and all before them, are not
+    trained (IRNet: 2; AdvCAM: 0, its first convolution alone). None: everything is trained."""
     pooling: Literal["mean", "logmeanexp"] = "mean"
     """From map to class score: the mean, as IRNet; log-mean-exp learns small objects faster."""
     epochs: int = 5
@@ -664,11 +667,11 @@ class SegmentationConfig:
     backbone: BackboneConfig = field(
         default_factory=lambda: BackboneConfig(name="resnet101.tv_in1k")
     )
-    """The ResNet."""
+    """A network with maps at strides 4 to 32."""
     network: Literal["deeplabv1", "deeplabv2", "deeplabv3plus"] = "deeplabv3plus"
     """The head on the backbone."""
     output_stride: Literal[8, 16] = 8
-    """Pixels per cell of the deepest feature map."""
+    """Pixels per cell of the deepest feature map; see wsss.output_stride."""
     aspp_dim: int = 256
     """Width of v3+'s ASPP and decoder, or of v1's head (512 in the literature)."""
     low_dim: int = 48
@@ -716,7 +719,7 @@ class SegmentationConfig:
         _check(
             0 <= min(self.dropout, *self.head_dropout)
             and max(self.dropout, *self.head_dropout) < 1,
-            "segmentation.dropout and head_dropout must lie in [0, 1)",
+            "segmentation.dropout and segmentation.head_dropout must lie in [0, 1)",
         )
         _check(self.batch_size >= 1, "segmentation.batch_size must be at least 1")
         _check(len(self.rates) > 0, "segmentation.rates needs at least one dilation")
@@ -862,6 +865,7 @@ def parse(parser: jsonargparse.ArgumentParser, args: list[str] | None = None) ->
     values = vars(namespace)
     names = {f.name for f in dataclasses.fields(Config)}
     config = Config(**{k: v for k, v in values.items() if k in names})
+    report_in(Path(config.run_dir))
     config.data = config.data.with_classes()
     if config.log == "jsonl":
         sys.stdout = sys.stderr  # what is printed; core.logs.tell keeps the other

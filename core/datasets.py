@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from core import distributed
 from core.config import AugmentConfig, Config
-from core.errors import UserError
+from core.errors import NamesFile, UserError
 from core.labels import read_label, to_training
 from core.splits import Split
 from core.transforms import TrainingView, normalise
@@ -102,7 +102,7 @@ class Draws:
 def make_loader(dataset: Dataset, draws: Draws, workers: int) -> DataLoader:
     """Batches of `dataset` in the order of `draws`."""
     return DataLoader(
-        dataset,
+        _NamedFiles(dataset),
         batch_sampler=draws,
         num_workers=workers,
         persistent_workers=False,
@@ -129,6 +129,16 @@ def batches_from(
         return make_loader(dataset, draws, config.workers)
 
     return batches
+
+
+class _NamedFiles(Dataset):
+    """The items of a data set, whose unforeseen errors name the last file read."""
+
+    def __init__(self, dataset: Dataset):
+        self._item = NamesFile(dataset.__getitem__)
+
+    def __getitem__(self, draw: tuple[int, int]) -> dict[str, Tensor | str]:
+        return self._item(draw)
 
 
 def _one_thread(worker: int) -> None:

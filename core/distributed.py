@@ -124,15 +124,23 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
         return (centred * scale[:, None, None] + self.bias[:, None, None]).to(kind)
 
 
+class SharedBatchNormAct2d(SharedBatchNorm2d):
+    """The same for timm's layers that end with an activation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.drop(super().forward(x)))
+
+
 def share_normalisation(network: nn.Module) -> None:
     """Makes each batch normalisation of `network` see the batches of all processes."""
     for module in network.modules():
-        if type(module) is nn.BatchNorm2d:
-            module.__class__ = SharedBatchNorm2d
+        if isinstance(module, nn.BatchNorm2d):
+            active = hasattr(module, "act") and hasattr(module, "drop")
+            module.__class__ = SharedBatchNormAct2d if active else SharedBatchNorm2d
 
 
 def _average(tensors: list[Tensor]) -> None:
-    for dtype in {t.dtype for t in tensors}:
+    for dtype in dict.fromkeys(t.dtype for t in tensors):  # alike on all processes
         alike = [t for t in tensors if t.dtype == dtype]
         joined = torch.cat([t.flatten() for t in alike])
         dist.all_reduce(joined)

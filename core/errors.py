@@ -1,9 +1,17 @@
-"""Errors that a user can cause and mend, told in one message."""
+"""Errors that a user can cause and mend, told in one message; and those that nobody foresaw."""
 
 import os
+import re
+import shlex
 import sys
+import sysconfig
+import tempfile
+import threading
+import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NoReturn
 
 AGAIN = "the same command goes on from here."
 OUT_OF_MEMORY = (
@@ -14,6 +22,7 @@ LOADER_LOST = (
     "a process that loads images ended suddenly; memory or shared memory (/dev/shm) may be short. "
     "Set workers: 0, or give docker --shm-size 8g"
 )
+OTHER_ENDED = "another process of this run ended; its own message says why"
 TOO_MANY_FILES = "too many open files; raise the limit (`ulimit -n 4096`) or set workers: 0"
 
 
@@ -38,16 +47,20 @@ def run_script(main: Callable[[], None]) -> None:
     """Runs a script's `main`; what a user can cause ends in one message, not a traceback.
 
     Below torchrun, joins the processes before; those but the first print errors alone (their
-    progress bars are switched off in core/__init__.py).
+    progress bars are switched off in core/__init__.py). An error that nobody foresaw becomes one
+    message, too, with its traceback in a file; with MARS_TRACEBACK=1 in the environment it is
+    printed instead.
     """
+    watch_files()
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if several:
         from core import distributed  # imports torch, which some tools do without
 
         if distributed.rank():
             sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 (until the end)
-        distributed.start()
     try:
+        if several:
+            distributed.start()
         main()
         if several:
             distributed.stop()
@@ -56,10 +69,91 @@ def run_script(main: Callable[[], None]) -> None:
     except (OSError, MemoryError, RuntimeError) as error:
         told = _told(error)
         if told is None:
-            raise
+            _report(error)
         sys.exit(f"error: {told}\nNothing finished was lost; {AGAIN}")
     except KeyboardInterrupt:
         sys.exit(f"\nstopped; {AGAIN}")
+    except Exception as error:  # noqa: BLE001 (the last resort: reported, its traceback is kept)
+        _report(error)
+
+
+_reading = threading.local()
+_reports: list[Path] = []  # the run folder, once it is known
+_LAST = "last file read: "
+_CODE = (".py", ".pyc", ".so", ".nbi", ".nbc")
+_SYSTEM = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+_SYSTEM += ("/proc/", "/sys/", "/dev/", "/etc/")
+
+
+def report_in(folder: Path) -> None:
+    """Says where the traceback of an unforeseen error goes: the run folder."""
+    _reports[:] = [folder]
+
+
+def watch_files() -> None:
+    """From now on, each thread of this process remembers the last data file that it opened."""
+    if not getattr(watch_files, "on", False):
+        watch_files.on = True
+        sys.addaudithook(_remember)
+
+
+def _remember(event: str, arguments: tuple[Any, ...]) -> None:
+    if event != "open" or not isinstance(arguments[0], str):
+        return
+    path, mode = arguments[:2]
+    if str(mode).startswith("r") and not path.endswith(_CODE) and not path.startswith(_SYSTEM):
+        _reading.last = path
+
+
+@dataclass(frozen=True)
+class NamesFile:
+    """A function for another thread or process, whose unforeseen errors name the last file read
+    there."""
+
+    work: Callable[[Any], Any]
+
+    def __call__(self, item: Any) -> Any:
+        watch_files()
+        _reading.last = None
+        try:
+            return self.work(item)
+        except UserError:
+            raise
+        except Exception as error:
+            if _reading.last and hasattr(error, "add_note"):  # from Python 3.11 on
+                error.add_note(f"{_LAST}{_reading.last}")
+            raise
+
+
+def _report(error: Exception) -> NoReturn:
+    """Ends the script with one message about an error that nobody foresaw."""
+    if os.environ.get("MARS_TRACEBACK", "0") not in ("", "0"):
+        raise error
+    text = "".join(traceback.format_exception(error))
+    files = re.findall(rf"^{_LAST}(.+)$", text, re.MULTILINE) or [getattr(_reading, "last", None)]
+    lines = [line for line in str(error).strip().splitlines() if not line.startswith(_LAST)]
+    what = f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__
+    working = f"\n{_LAST}{files[-1]}" if files[-1] else ""
+    command = f"command: {shlex.join(sys.argv)}\nPython {sys.version}\n"
+    path = _saved(f"{command}{working.strip()}\n{text}")
+    sys.exit(
+        f"error: unforeseen {what}{working}\nThis is a fault of the program, or a kind of input "
+        f"that it does not know. Please report it, with {path}: the traceback is there "
+        "(MARS_TRACEBACK=1 prints it)"
+    )
+
+
+def _saved(text: str) -> Path:
+    rank = os.environ.get("RANK", "0")
+    name = f"traceback-{Path(sys.argv[0]).stem}{f'-{rank}' if rank != '0' else ''}.txt"
+    for folder in (*_reports, Path(tempfile.gettempdir())):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(text, "utf-8", errors="backslashreplace")
+        except OSError:
+            continue
+        return folder / name
+    return Path("the output above")
 
 
 def _told(error: Exception) -> str | None:
@@ -69,6 +163,8 @@ def _told(error: Exception) -> str | None:
         return OUT_OF_MEMORY
     if "Too many open files" in text:
         return TOO_MANY_FILES
+    if any(part in text for part in ("closed by peer", "reset by peer", "remote process exited")):
+        return OTHER_ENDED
     lost = any(part in text for part in ("DataLoader worker (pid", "shared memory", "shm_open"))
     if lost or isinstance(error, ConnectionError):
         return LOADER_LOST

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 from core import distributed
 from core.config import Config, LeopartConfig
 from core.datasets import batches_from
+from core.errors import UserError
 from core.models.backbones import ViT
 from core.pictures import principal_components
 from core.self_supervision import sinkhorn
@@ -276,6 +277,11 @@ def part_loss(
 
 def train_leopart(config: Config, backbone: ViT, split: Split, folder: Path) -> None:
     """Trains `backbone` in place on images alone; it ends with the teacher's weights."""
+    if not isinstance(backbone, ViT) or backbone.joined_attention is None:
+        raise UserError(
+            "uss.method leopart needs a vision transformer with one layer for queries, keys and "
+            "values, such as vit_small_patch16_224.dino; change uss.backbone or uss.method"
+        )
     settings, device = config.uss.leopart, pick_device(config)
     seed_everything(config.seed)  # the heads, whatever was drawn before
     student = LeopartNetwork(backbone, settings).to(device).train()

@@ -7,6 +7,8 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from core.errors import NamesFile
+
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
@@ -30,13 +32,13 @@ def in_threads(
         workers: threads; 0 counts as 1.
         title, total, done, unit: of the progress bar; `total` includes those `done` before.
     """
-    workers = max(1, workers)
+    workers, named = max(1, workers), NamesFile(work)
     waiting: deque[Future] = deque()
     bar = tqdm(desc=title, total=total, initial=done, unit=unit)
     with ThreadPoolExecutor(workers) as pool, bar:
         try:
             for item in items:
-                waiting.append(pool.submit(work, item))
+                waiting.append(pool.submit(named, item))
                 if len(waiting) > 4 * workers:
                     yield waiting.popleft().result()
                     bar.update()

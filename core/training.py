@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,8 +30,12 @@ def pick_device(config: Config) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise UserError(f"device {name!r} is unknown; use auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):  # mps has no float64, and other parts lack there, too
+        raise UserError(f"device {name!r} is not supported; use auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device {name!r} was asked for, but this PyTorch sees no GPU; use auto")
+    if (device.index or 0) >= max(1, torch.cuda.device_count()):
+        raise UserError(f"device {name!r}: there are {torch.cuda.device_count()} GPUs, from 0 on")
     if device.index is not None and distributed.world() > 1:
         raise UserError(f"several processes cannot share {name}; leave device at auto")
     return device
@@ -182,6 +187,19 @@ def refuse_non_finite_weights(
         )
 
 
+def write_log(path: Path, entries: Sequence[Mapping[str, Any]], anew: bool = False) -> None:
+    """Adds one line of JSON for each entry to a file, or begins it anew; a file of no lines is not
+    made. Of several processes the first one writes."""
+    if distributed.rank():
+        return
+    if anew:
+        path.unlink(missing_ok=True)
+    if entries:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            file.write("".join(json.dumps(entry) + "\n" for entry in entries))
+
+
 def train(
     name: str,
     networks: Mapping[str, nn.Module],
@@ -210,7 +228,7 @@ def train(
         step: (batch, t) -> losses and figures to log; the key "loss" is minimised. It may add to
             gradients itself, as `in_parts` does.
         iterations: steps in all.
-        folder: gets `checkpoint.pth` and `log.jsonl`.
+        folder: gets `checkpoint.pth` and `log.jsonl`, to which lines are added as training goes.
         config: seed, `checkpoint_every`.
         ema: updated after each step; its network must be among `networks`.
         pictures: batch -> what TensorBoard shows of it ten times, (B, 3, H, W) uint8 by name; must
@@ -227,6 +245,7 @@ def train(
         for key, network in networks.items():
             network.load_state_dict(state[key])
         optimizer.load_state_dict(state["optimizer"])
+    write_log(log_path, log, anew=True)  # what a killed run wrote after its checkpoint comes again
     sums: dict[str, Tensor] = state["sums"] if start else {}
     unseen = Unseen(name, path)
     rates = [group.setdefault("initial_lr", group["lr"]) for group in optimizer.param_groups]
@@ -262,6 +281,7 @@ def train(
             unseen.refuse_non_finite()
             entry = {key: float(total / count) for key, (total, count) in sums.items()}
             log.append({"iteration": t + 1, **{k: round(v, 6) for k, v in entry.items()}})
+            write_log(log_path, log[-1:])
             tell(config, "progress", training=name, of=iterations, **log[-1])
             board.scalars(t + 1, entry)
             sums = {}
@@ -287,6 +307,4 @@ def train(
         seconds = time.monotonic() - began
         rate, share = seconds / (iterations - start), f"{waited / seconds:.0%}"
         print(f"{name}: {iterations} iterations, {rate:.3f} s each, {share} of it waiting for data")
-    if distributed.rank() == 0:
-        log_path.write_text("".join(json.dumps(entry) + "\n" for entry in log))
     distributed.meet()

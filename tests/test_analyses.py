@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from core.files import write_json
 from core.labels import read_label
 from core.runs import Run
 from core.splits import read_split
-from tools import analyse, reproduce
+from tools import analyse, reproduce, summarise_runs
 from tools.analyses import ablation, gains, published, selection, sensitivity
 from tools.analyses.results import Analysis, paper, publish
 
@@ -415,3 +416,26 @@ def test_quick_reproduction_is_whole_and_resumes(tmp_path):
     assert len(before) >= 6
     assert run_python(*command).returncode == 0
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("scores.json")} == before
+
+
+def test_class_that_occurs_nowhere_has_no_part_in_a_summary(tmp_path, capsys, monkeypatch):
+    """Its IoU is null in scores.json; and in one run, no biased class occurs at all."""
+    share = {"context_removed": 0.8, "object_kept": None}
+    for k, iou in enumerate(([0.9, 0.5, None, 0.3], [0.9, None, None, 0.7])):
+        run = tmp_path / f"run{k}"
+        settings = {"data.biased_classes": ["a", "b"]}
+        write_json(run / "wsss/manifest.json", {"settings": settings})
+        scores = {"classes": ["background", "a", "b", "c"], "per_class": {"iou": iou}}
+        scores |= {"miou": 0.5 + k / 10, "fp": 0.1, "fn": None}
+        for name in (*summarise_runs.LABELS, *summarise_runs.MODES):
+            write_json(run / "evaluation" / name / "scores.json", scores)
+        table = {"mean_biased": share, "mean_unbiased": share}
+        selection_part = {"mean_selected": 0.9, "mean_all": None}
+        parts = {"selection": selection_part, "removal": table, "control": table}
+        write_json(run / "analysis.json", parts)
+    monkeypatch.setattr(sys, "argv", ["summarise_runs.py", *map(str, tmp_path.iterdir())])
+    summarise_runs.main()
+    said = capsys.readouterr().out
+    row = "| 55.0 (50.0 .. 60.0) | 10.0 (10.0 .. 10.0) | – | 50.0 | 50.0 (30.0 .. 70.0) |"
+    assert f"| pseudo labels {row}" in said
+    assert "Targets among all centroids: – %" in said and "nan" not in said

@@ -4,16 +4,16 @@ from safetensors.torch import save_file
 from torch import nn
 
 from core import checkpoint
-from core.config import BackboneConfig, UssConfig
+from core.config import BackboneConfig
 from core.errors import UserError
-from core.models.backbones import DenseResNet, ResNet, ViT, feature_network
+from core.models.backbones import Backbone, ViT
 
 TINY = {"embed_dim": 32, "depth": 2, "num_heads": 2}
 SMALL = {"channels": [8, 8, 16, 24]}
 
 
-def small_resnet(weights: str = "none") -> ResNet:
-    return ResNet(BackboneConfig("resnet18", SMALL, weights), output_stride=8)
+def small_resnet(weights: str = "none") -> Backbone:
+    return Backbone(BackboneConfig("resnet18", SMALL, weights), (1, 4), output_stride=8)
 
 
 @pytest.mark.parametrize("nest", ["plain", "state_dict", "module", "teacher"])
@@ -54,7 +54,7 @@ def test_half_precision_safetensors_load(tmp_path):
 
 
 def test_names_of_torchvision_resnets_are_kept():
-    names = set(ResNet(BackboneConfig("resnet50", {}, "none"), 16).net.state_dict())
+    names = set(Backbone(BackboneConfig("resnet50", {}, "none"), (4,), 16).net.state_dict())
     assert {"conv1.weight", "bn1.running_mean", "layer1.0.downsample.0.weight"} <= names
     assert "layer4.2.conv3.weight" in names and not any(n.startswith("fc") for n in names)
 
@@ -88,7 +88,7 @@ def test_file_of_another_width_is_refused(tmp_path):
         "resnet18", {**SMALL, "channels": [8, 8, 16, 32]}, str(tmp_path / "x.pth")
     )
     with pytest.raises(UserError, match="has shape"):
-        ResNet(wide, 8)
+        Backbone(wide, (4,), 8)
 
 
 def test_missing_weights_are_an_error_never_random_ones(tmp_path):
@@ -112,7 +112,7 @@ def test_pickled_objects_are_not_loaded(tmp_path):
 
 def test_unknown_backbone_names_its_neighbours():
     with pytest.raises(UserError, match="resnet18"):
-        ResNet(BackboneConfig("resnet18x", {}, "none"), 8)
+        Backbone(BackboneConfig("resnet18x", {}, "none"), (4,), 8)
 
 
 def test_vit_gives_a_map_at_any_multiple_of_its_patch():
@@ -120,13 +120,6 @@ def test_vit_gives_a_map_at_any_multiple_of_its_patch():
     vit = ViT(BackboneConfig("vit_tiny_patch16_224", arguments, "none")).eval()
     assert vit(torch.zeros(1, 3, 32, 32)).shape == (1, 16, 4, 4)
     assert vit(torch.zeros(2, 3, 40, 64)).shape == (2, 16, 5, 8)
-
-
-def test_stage_of_a_resnet_is_a_feature_map_at_stride_8():
-    backbone = BackboneConfig("resnet18", SMALL, "none")
-    network = feature_network(UssConfig(backbone=backbone, stage=3)).eval()
-    assert isinstance(network, DenseResNet) and network.dim == 16
-    assert network(torch.zeros(1, 3, 64, 40)).shape == (1, 16, 8, 5)
 
 
 @pytest.mark.parametrize(

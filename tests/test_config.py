@@ -1,7 +1,10 @@
 import ast
+import dataclasses
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from core.config import Config, make_parser, parse
 from core.errors import UserError
@@ -22,6 +25,19 @@ LEAVES = {
 MAY_IMPORT = {"compiled", "errors", "files", "labels", "permutohedral", "png", "tags"}
 
 
+def differences(written: dict, found: dict, prefix: str = "") -> list[str]:
+    """Keys of a file whose values are not those of the settings made from it."""
+    keys = []
+    for key, value in written.items():
+        if isinstance(value, dict):
+            keys += differences(value, found[key], f"{prefix}{key}.")
+        elif isinstance(value, list):
+            keys += [prefix + key] if value != [*found[key]] else []
+        elif value != found[key] and not (isinstance(value, str) and float(value) == found[key]):
+            keys.append(prefix + key)  # YAML reads 1e-4 as text
+    return keys
+
+
 def parsed(*arguments: str) -> Config:
     return parse(make_parser("test", "test"), list(arguments))[0]
 
@@ -30,7 +46,8 @@ def parsed(*arguments: str) -> Config:
 def test_shipped_configurations_are_valid(path):
     classes = ["--data.classes=[a]"] if path.stem == "folder" else []  # those of the user's tags
     config = parsed(f"--config={path}", *classes)
-    assert set(config.data.biased_classes) <= set(config.data.classes)
+    written, found = yaml.safe_load(path.read_text()), dataclasses.asdict(config)
+    assert not differences(written, found)
 
 
 def test_command_line_overrides_the_file():
@@ -69,13 +86,9 @@ def test_value_of_the_wrong_type_is_one_message():
     ],
 )
 def test_value_outside_its_range_is_refused(argument):
-    with pytest.raises(UserError, match=argument.split("=")[0].lstrip("-").split(".")[-1]):
+    key = ".".join(argument.split("=")[0].lstrip("-").split(".")[-2:])
+    with pytest.raises(UserError, match=rf"\b{re.escape(key)} .*(must|needs|names)"):
         parsed(argument)
-
-
-def test_leopart_asks_for_a_transformer():
-    with pytest.raises(UserError, match="needs a vision transformer"):
-        parsed("--uss.method=leopart", "--uss.backbone.name=resnet50.tv_in1k")
 
 
 @pytest.mark.parametrize("key", ["wsss.scales", "debias.alpha", "data.root"])
@@ -90,6 +103,8 @@ def test_empty_value_is_refused(tmp_path, key):
 
 def test_imports_go_one_way():
     """Core imports no script and no tool, and its leaves import next to nothing."""
+    scripts = {path.stem for path in ROOT.glob("*.py")}
+    assert len(scripts) == 5
     for path in (ROOT / "core").rglob("*.py"):
         names = set()
         for node in ast.walk(ast.parse(path.read_text())):
@@ -98,7 +113,7 @@ def test_imports_go_one_way():
             elif isinstance(node, ast.Import):
                 names |= {alias.name for alias in node.names}
         ours = {n.split(".")[1] for n in names if n.startswith("core.")}
-        outside = {n.split(".")[0] for n in names} & {"tools", "tests", "train_uss", "evaluate"}
+        outside = {n.split(".")[0] for n in names} & {"tools", "tests", *scripts}
         assert not outside, f"{path} imports {outside}"
         if path.stem in LEAVES and path.parent.name == "core":
             assert ours <= MAY_IMPORT, f"{path} imports {ours - MAY_IMPORT}"

@@ -1,5 +1,6 @@
 """Stages started by torchrun on two processes, against one."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -15,6 +16,8 @@ from torch import nn
 
 from core import checkpoint, distributed
 from core.leopart import Queue
+
+from timm.layers import BatchNormAct2d  # isort: skip (after core.vision)
 
 STAGES = ("train_uss.py", "train_wsss.py", "make_debiased_labels.py", "train_segmentation.py")
 
@@ -201,3 +204,27 @@ def test_averages_over_twins_change_nothing(twin):
     distributed.average_statistics([norm])
     assert norm.running_mean.tolist() == [2, 2, 2] and norm.num_batches_tracked == 0
     assert distributed.mean(torch.tensor(3)) == 3
+
+
+def test_shared_normalisation_keeps_the_activation_behind_it(monkeypatch):
+    """timm joins the two in one layer, in EfficientNet and others."""
+    network = nn.Sequential(BatchNormAct2d(4, act_layer=nn.ReLU), nn.BatchNorm2d(4)).eval()
+    images = torch.randn(2, 4, 5, 5)
+    before = network(images)
+    distributed.share_normalisation(network)
+    assert all(isinstance(m, distributed.SharedBatchNorm2d) for m in network)
+    assert torch.equal(network(images), before)
+    monkeypatch.setattr(distributed, "world", lambda: 2)
+    monkeypatch.setattr(distributed, "all_reduce", lambda value: value * 2)
+    assert network[0].train()(images).min() == 0
+
+
+def test_tensors_of_several_types_are_averaged_in_the_order_in_which_they_come(monkeypatch):
+    """Processes that exchanged them in orders of their own would wait for each other for ever."""
+    seen = []
+    monkeypatch.setattr(distributed.dist, "all_reduce", lambda tensor: seen.append(tensor.dtype))
+    types = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+    for order in itertools.permutations(types):
+        seen.clear()
+        distributed._average([torch.ones(2, dtype=kind) for kind in order])
+        assert tuple(seen) == order

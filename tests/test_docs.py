@@ -1,6 +1,8 @@
 """README and docs name what exists: files, links, headings, settings, options, configurations."""
 
+import ast
 import dataclasses
+import functools
 import re
 from pathlib import Path
 
@@ -75,12 +77,33 @@ def missing_files(text: str) -> list[str]:
     return sorted({path for path in [*named, *run] if not (ROOT / path).exists()})
 
 
+@functools.cache
+def options_of(script: Path) -> set[str]:
+    """Options that a script declares; a shell script's are its own and those of what it runs."""
+    text = script.read_text()
+    if script.suffix == ".sh":
+        names = re.findall(r"(?<![\w/.])[\w/\[\]*-]+\.(?:py|sh)", text)
+        run = {path for name in names for path in ROOT.glob(name.lstrip("/"))} - {script}
+        found = {*re.findall(r"--([a-z][\w-]+)\)", text)}
+        return found.union(*(options_of(path) for path in run))
+    calls = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Call)]
+    calls = [c for c in calls if getattr(c.func, "attr", "") in ("add_argument", "addoption")]
+    words = [a.value for c in calls for a in c.args if isinstance(a, ast.Constant)]
+    found = {word[2:] for word in words if str(word).startswith("--")} | {"help"}
+    return found | ({*KEYS, "config"} if "make_parser(" in text else set())
+
+
 def unknown_options(text: str) -> list[str]:
-    """Options that no script, test or key knows."""
-    written = {*re.findall(r"(?<![\w-])--([a-z][\w-]+)(?![\w.-])", text)}
-    sources = "\n".join(path.read_text() for path in SCRIPTS)
-    ours = {*re.findall(r"--([a-z][\w-]+)", sources), "config", "help"} | FOREIGN
-    return sorted(o for o in written if o not in ours and o not in KEYS)
+    """Options that the script of a command lacks, and others that nothing knows."""
+    option = r"(?<![\w-])--([a-z][\w-]+)(?![\w.-])"
+    text = re.sub(r"\\\n\s*", "", text)
+    command = r"((?:tools/|tests/faults/)?\w+\.(?:py|sh)) ([^`\n|;&#]*)"
+    unknown = set()
+    for name, rest in re.findall(command, text):
+        if (ROOT / name).is_file():
+            unknown |= {*re.findall(option, rest)} - options_of(ROOT / name)
+    every = set().union(FOREIGN, KEYS, *map(options_of, SCRIPTS))
+    return sorted(unknown | ({*re.findall(option, text)} - every))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -101,6 +124,10 @@ def test_what_does_not_exist_is_found(tmp_path):
     text = "`tools/none.py`, python train_none.py, `tools/run_all.sh`, `core/debias.py`"
     assert missing_files(text) == ["tools/none.py", "train_none.py"]
     assert unknown_options("--allow-missing --alow-missing") == ["alow-missing"]
+    text = (
+        "`python train_uss.py --config x --corpus` `bash tools/demo.sh --quick --supervised-masks`"
+    )
+    assert unknown_options(text) == ["corpus", "supervised-masks"]
 
 
 def test_every_configuration_has_a_card():
@@ -127,3 +154,15 @@ def test_pictures_are_small_and_used():
     pictures = [*(ROOT / "docs").glob("*.png")]
     assert sum(path.stat().st_size for path in pictures) < 700_000
     assert all(f"{path.name})" in text for path in pictures)
+
+
+def lines_of(path: Path) -> set[str]:
+    lines = (line.strip() for line in path.read_text().splitlines())
+    return {line for line in lines if line and not line.startswith("#")}
+
+
+def test_an_image_of_docker_holds_nothing_that_git_ignores():
+    """Data sets of many gigabytes, weights and results would be sent to Docker otherwise."""
+    patterns = {line.strip("/") for line in lines_of(ROOT / ".gitignore")}
+    wanted = {p if "/" in p else f"**/{p}" for p in patterns}
+    assert wanted <= lines_of(ROOT / ".dockerignore")

@@ -8,6 +8,7 @@ from conftest import CLASSES, run_python
 
 from core import checkpoint, leopart
 from core.config import BackboneConfig, DataConfig, LeopartConfig, make_parser, parse
+from core.errors import UserError
 from core.leopart import (
     LeopartNetwork,
     MultiCrops,
@@ -20,7 +21,7 @@ from core.leopart import (
     part_loss,
     roi_align,
 )
-from core.models.backbones import ViT
+from core.models.backbones import ViT, feature_network
 from core.splits import read_split
 
 TINY = BackboneConfig(
@@ -230,3 +231,12 @@ def test_training_goes_on_after_a_stop_with_the_same_weights(leopart_experiment,
         leopart.train_leopart(config, backbone, split, leopart_experiment.parent / name)
         found.append(backbone.state_dict())
     assert all(torch.equal(found[0][k], found[1][k]) for k in found[0])
+
+
+def test_leopart_asks_for_a_transformer(leopart_experiment):
+    options = ["--config", str(leopart_experiment), "--uss.backbone.name", "test_convnext"]
+    config, _ = parse(make_parser("test", ""), [*options, "--uss.backbone.arguments", "{}"])
+    split = read_split(config.data, "train")
+    backbone = feature_network(config.uss)
+    with pytest.raises(UserError, match="leopart needs a vision transformer"):
+        leopart.train_leopart(config, backbone, split, leopart_experiment.parent / "leopart")

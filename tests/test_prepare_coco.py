@@ -279,6 +279,107 @@ def test_defect_of_the_instances_is_told(made, changes, message):
     assert done.returncode == 1 and message in done.stderr
 
 
+BAD = {
+    "null": None,
+    "nothing": [],
+    "words": [["1", "1", "7", "1", "7", "7"]],
+    "a box": [[1, 1, 7, 7]],
+    "an odd number": [[1, 1, 7, 1, 7, 7, 1]],
+    "points in space": [[[1, 1, 0], [7, 1, 0], [7, 7, 0]]],
+    "shares": [[0.1, 0.1, 0.9, 0.1, 0.9, 0.9]],
+    "elsewhere": [[9, 9, 12, 9, 12, 12]],
+    "far away": [[1, 1, 1e9, 1, 7, 7]],
+    "not a number": [[1, 1, float("nan"), 1, 7, 7]],
+    "no counts": {"size": [8, 8]},
+    "no size": {"counts": [48, 16]},
+    "another size": {"size": [16, 4], "counts": [48, 16]},
+    "too short": {"size": [8, 8], "counts": [48, 8]},
+    "negative": {"size": [8, 8], "counts": [48, -8, 24]},
+    "background": {"size": [8, 8], "counts": [64]},
+    "damaged text": {"size": [8, 8], "counts": "garbage!!"},
+    "cut text": {"size": [8, 8], "counts": "0X"},
+}
+
+
+def with_segmentation(made: Path, segmentation: object, **changes) -> None:
+    path = made / "annotations/instances_train2014.json"
+    content = json.loads(path.read_text())
+    content["annotations"][1] |= {"id": 77, "segmentation": segmentation, **changes}
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("segmentation", BAD.values(), ids=BAD)
+def test_annotation_without_a_usable_region_is_told(segmentation):
+    with pytest.raises(ValueError, match="it|a point of its polygon"):
+        prepare_coco.region(segmentation, 8, 8)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"area": None}, {"area": "9"}, {"image_id": [5]}, {"category_id": {}}], ids=str
+)
+def test_values_of_other_kinds_are_told(made, changes):
+    content = json.loads((made / "annotations/instances_train2014.json").read_text())
+    content["annotations"][1] |= changes
+    with pytest.raises(prepare_coco.UserError, match="annotation 50 of train2014, image"):
+        prepare_coco.group(content, "train2014")
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [
+        [1, 1, 7, 1, 7, 7, 1, 7],
+        [[1, 1], [7, 1], [7, 7], [1, 7]],
+        [[[1, 1], [7, 1], [7, 7], [1, 7]]],
+    ],
+    ids=["numbers", "points", "polygons of points"],
+)
+def test_polygons_of_other_tools_are_read(segmentation):
+    item = {**SQUARE, "iscrowd": 0, "segmentation": segmentation, "label": 1}
+    found = prepare_coco.draw_mask(8, 8, [item], "smaller")
+    assert np.array_equal(found, expected_mask(SQUARE_AREA))
+
+
+def test_bad_annotation_stops_or_is_left_out_of_mask_and_tags(made):
+    with_segmentation(made, None)
+    done = prepare(made)
+    assert done.returncode == 1 and not (made / "masks").exists()
+    assert (
+        "annotation 77 of train2014, image bar_first.jpg: its segmentation is None" in done.stderr
+    )
+    assert "--on-bad-annotation skip" in done.stderr
+    done = prepare(made, "--on-bad-annotation", "skip")
+    assert done.returncode == 0, done.stderr
+    assert "train2014: 1 annotation" in done.stdout and "annotation 77" in done.stdout
+    mask = made / "masks/train2014/bar_first.png"
+    assert np.array_equal(read_label(mask), expected_mask(CROWD_AREA, BAR_AREA))
+    assert read_table(made / "tags.csv")["train2014/bar_first.jpg"] == ["train", "toothbrush"]
+
+    with_segmentation(made, SQUARE["segmentation"])  # mended: the mask is drawn again
+    assert prepare(made).returncode == 0
+    assert np.array_equal(read_label(mask), expected_mask(CROWD_AREA, SQUARE_AREA, BAR_AREA))
+    assert "annotations_left_out" not in json.loads((made / "prepared.json").read_text())
+
+
+def test_file_without_any_usable_annotation_is_refused(made):
+    path = made / "annotations/instances_train2014.json"
+    content = json.loads(path.read_text())
+    damage(path, annotations=[{**a, "segmentation": []} for a in content["annotations"]])
+    done = prepare(made, "--on-bad-annotation", "skip")
+    assert done.returncode == 1 and "4 problems" in done.stderr
+
+
+def test_run_lengths_as_text_are_those_of_cocos_own_reader():
+    from pycocotools import mask as coco_mask
+
+    generator = np.random.default_rng(0)
+    for share in (0.02, 0.5, 0.98):
+        mask = np.asfortranarray(generator.random((37, 51)) < share, np.uint8)
+        packed = coco_mask.encode(mask)
+        text = {"size": packed["size"], "counts": packed["counts"].decode()}
+        item = {"segmentation": text, "label": 1, "iscrowd": 1, "area": 1}
+        assert np.array_equal(prepare_coco.draw_mask(37, 51, [item], "smaller"), mask)
+
+
 def test_splits_with_different_categories_are_refused(made):
     damage(made / "annotations/instances_val2014.json", categories=CATEGORIES[:2])
     done = prepare(made)

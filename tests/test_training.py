@@ -137,6 +137,24 @@ def test_log_has_one_json_object_per_line(tmp_path):
     assert [entry["iteration"] for entry in lines] == list(range(1, 11))
 
 
+def test_log_grows_with_the_training_and_has_no_line_twice_after_a_stop(tmp_path):
+    fit(tmp_path / "a")
+    whole = (tmp_path / "a/log.jsonl").read_text()
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "b", stop_at=8)  # a checkpoint is written after 6 of the 8 iterations
+    assert (tmp_path / "b/log.jsonl").read_text().splitlines() == whole.splitlines()[:8]
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "b", stop_at=6)
+    assert (tmp_path / "b/log.jsonl").read_text().splitlines() == whole.splitlines()[:6]
+    fit(tmp_path / "b")
+    assert (tmp_path / "b/log.jsonl").read_text() == whole
+    fit(tmp_path / "b")  # there is nothing left to do
+    assert (tmp_path / "b/log.jsonl").read_text() == whole
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "c", stop_at=0)
+    assert not (tmp_path / "c").exists()
+
+
 def test_figures_are_averaged_over_the_steps_that_have_them(tmp_path):
     state = fit(tmp_path, iterations=200)  # an entry for two steps
     assert [entry["odd"] for entry in json.loads(state["log"])] == list(range(1, 200, 2))
@@ -210,9 +228,20 @@ def test_empty_training_list_is_refused():
         Draws(0, 1, 1, 0)
 
 
-def test_unknown_device_is_refused():
-    with pytest.raises(UserError, match="unknown"):
-        pick_device(Config(device="abacus"))
+@pytest.mark.parametrize(
+    ("name", "said"), [("abacus", "unknown"), ("mps", "not supported"), ("meta", "not supported")]
+)
+def test_other_devices_are_refused_by_name(name, said):
+    with pytest.raises(UserError, match=f"'{name}' is {said}; use auto, cpu, cuda"):
+        pick_device(Config(device=name))
+
+
+def test_gpu_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert pick_device(Config(device="cuda:1")).index == 1
+    with pytest.raises(UserError, match="'cuda:2': there are 2 GPUs"):
+        pick_device(Config(device="cuda:2"))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")

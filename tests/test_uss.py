@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -85,3 +86,14 @@ def test_released_checkpoint_is_used_instead_of_training(experiment):
     saved = checkpoint.load(experiment.parent / "run/uss/checkpoint.pth")["network"]
     assert all(torch.equal(saved[k], v) for k, v in network.state_dict().items() if k != "mean")
     assert not (experiment.parent / "run/uss/stego").exists()
+
+
+def test_single_image_has_no_pairs_for_stego(experiment):
+    config = yaml.safe_load(experiment.read_text())
+    lists = Path(config["data"]["root"]) / "ImageSets/Segmentation"
+    (lists / "one.txt").write_text((lists / "train.txt").read_text().splitlines()[0])
+    done = run_python("train_uss.py", "--config", experiment, "--data.train_list=one")
+    assert done.returncode == 1 and "the training list has one; add images" in done.stderr
+    options = ("--data.train_list=one", "--uss.five_crops=true")  # five squares, which differ
+    done = run_python("train_uss.py", "--config", experiment, *options)
+    assert done.returncode == 0, done.stderr

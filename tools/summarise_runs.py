@@ -42,15 +42,17 @@ def main() -> None:
     print("| | mIoU | FP | FN | IoU, biased classes | IoU, others |\n|---|---|---|---|---|---|")
     for name, title in {**LABELS, **MODES}.items():
         rows = np.array([figures(run, name) for run in runs])
-        print(f"| {title} | " + " | ".join(spread(column) for column in rows.T) + " |")
+        print(f"| {title} | " + " | ".join(shown(column) for column in rows.T) + " |")
     base, mars, full = (
         np.array([figures(run, name) for run in runs])
         for name in ("wsss_best", "mars", "supervised")
     )
     gain = mars - base
-    print(f"\nGap closed: {spread(100 * gain[:, 0] / (full - base)[:, 0])} %")
+    with np.errstate(divide="ignore", invalid="ignore"):  # where plain labels leave no gap
+        closed = 100 * gain[:, 0] / (full - base)[:, 0]
+    print(f"\nGap closed: {shown(closed)} %")
     for column, name in enumerate(("mIoU", "FP", "FN", "biased IoU", "other IoU")):
-        print(f"Gain of MARS in {name}: {spread(gain[:, column])}")
+        print(f"Gain of MARS in {name}: {shown(gain[:, column])}")
     for path, title in (
         (("selection", "mean_selected"), "Targets among the selected centroids"),
         (("selection", "mean_all"), "Targets among all centroids"),
@@ -60,24 +62,33 @@ def main() -> None:
         (("control", "mean_biased", "context_removed"), "Control: context removed, biased"),
         (("control", "mean_biased", "object_kept"), "Control: object kept, biased"),
     ):
-        print(f"{title}: {spread(100 * np.array([analysis(run, path) for run in runs]))} %")
+        values = np.array([analysis(run, path) for run in runs], float)
+        print(f"{title}: {shown(100 * values)} %")
+
+
+def shown(values: np.ndarray) -> str:
+    """Mean and spread over the runs that have the figure; a dash where none has."""
+    known = values[np.isfinite(values)]
+    return str(spread(known)) if len(known) else "–"
 
 
 def figures(run: Path, name: str) -> list[float]:
-    """mIoU, FP, FN and the two groups' IoU of one score file, in per cent."""
+    """mIoU, FP, FN and the two groups' IoU of one score file, in per cent.
+
+    NaN stands for what the file has not: a class that occurs nowhere has no IoU.
+    """
     scores = read_json(run / "evaluation" / name / "scores.json")
     settings = read_json(run / "wsss" / "manifest.json")["settings"]
     biased = set(settings["data.biased_classes"])
     iou = dict(zip(scores["classes"], scores["per_class"]["iou"], strict=True))
-    groups = [
-        [v for c, v in iou.items() if c != "background" and (c in biased) == chosen]
-        for chosen in (True, False)
-    ]
-    values = [scores["miou"], scores["fp"], scores["fn"], *(np.mean(g) for g in groups)]
-    return [100 * v for v in values]
+    iou = {c: v for c, v in iou.items() if c != "background" and v is not None}
+    groups = [[v for c, v in iou.items() if (c in biased) == chosen] for chosen in (True, False)]
+    means = [np.mean(group) if group else None for group in groups]
+    values = [scores["miou"], scores["fp"], scores["fn"], *means]
+    return [100 * v for v in np.array(values, float)]
 
 
-def analysis(run: Path, path: tuple[str, ...]) -> float:
+def analysis(run: Path, path: tuple[str, ...]) -> float | None:
     value = read_json(run / "analysis.json")
     for key in path:
         value = value[key]

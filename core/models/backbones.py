@@ -1,11 +1,27 @@
-"""Backbones by timm's names, with weights from a local file, from timm, or none when asked for."""
+"""Backbones by timm's names, with weights from a local file, from timm, or none when asked for.
 
+Random weights, images of odd sizes, forward and backward, through stage 1's features, the
+classifiers of stage 2 and every head of stage 4 (tests/test_backbones.py):
+
+    ResNet, ResNeXt, RegNet, EfficientNet, EfficientNet-Lite,
+    MobileNet v3 and v4, ConvNeXt, NFNet                       dilated to the output stride
+    Swin v1 and v2, MaxViT, MambaOut, PVT v2, HRNet,
+    DenseNet, DLA                                              maps enlarged to the output stride
+    ViT, DINOv2, DINOv3                                        stage 1 alone: maps of one stride
+
+Networks that take images of one size alone (CoAtNet, LeViT, Nest), or whose maps leave out the
+border of the image (Inception), are refused by name.
+"""
+
+import contextlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from core import vision  # noqa: F401 (before timm, which imports torchvision)
 from core.checkpoint import load_weights
@@ -14,36 +30,214 @@ from core.errors import UserError
 from core.models.wide_resnet import WideResNet38
 
 import timm  # isort: skip
+from timm.models import resnet  # isort: skip
+
+FIXES = (
+    "resnet50, efficientnet_b0, convnext_tiny and swin_tiny_patch4_window7_224 are known to work"
+)
 
 
 def _create(config: BackboneConfig, **arguments: Any) -> nn.Module:
-    arguments = {**config.arguments, **arguments}
+    """Builds a network of timm, with timm's own weights or random ones."""
     try:
-        network = timm.create_model(config.name, pretrained=config.weights == "timm", **arguments)
+        return timm.create_model(
+            config.name, pretrained=config.weights == "timm", **{**config.arguments, **arguments}
+        )
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
-        near = ", ".join(timm.list_models(f"*{config.name.split('.')[0]}*")[:4])
-        hint = f"; timm knows {near}" if near else "; timm.list_models() lists the names"
-        raise UserError(f"backbone {config.name!r} with {arguments}: {error}{hint}") from None
+        hint = ""
+        if not timm.is_model(config.name):
+            near = ", ".join(timm.list_models(f"*{config.name.split('.')[0]}*")[:4])
+            hint = f"; timm knows {near}" if near else "; timm.list_models() lists the names"
+        given = f" with {config.arguments}" if config.arguments else ""
+        raise UserError(f"backbone {config.name!r}{given}: {error}{hint}") from None
     except Exception as error:  # noqa: BLE001 (hub clients raise classes of their own when offline)
+        if config.weights != "timm":
+            reason = f"{type(error).__name__}: {error}"
+            raise UserError(f"backbone {config.name!r} cannot be built ({reason})") from None
         raise UserError(
             f"timm could not fetch the weights of {config.name!r} ({type(error).__name__}); "
             "download them once and set `weights` to the local file"
         ) from None
-    if config.weights not in ("timm", "none"):
-        load_weights(network, Path(config.weights))
-    return network
 
 
-def _stages(config: BackboneConfig, indices: Sequence[int], output_stride: int) -> nn.Module:
-    """A ResNet that gives the stages `indices`, with the configured dilation."""
-    net = _create(config, features_only=True, out_indices=indices, output_stride=output_stride)
+def _blank(config: BackboneConfig, **arguments: Any) -> nn.Module:
+    """The network without values, which tells the shapes of its maps at no cost."""
+    with torch.device("meta"):
+        return _create(config.without_weights(), **arguments).eval()
+
+
+def _accepted(config: BackboneConfig, **arguments: Any) -> dict[str, Any]:
+    """These arguments where the network takes them, else none."""
+    with contextlib.suppress(UserError):
+        _blank(config, features_only=True, **arguments)
+        return arguments
+    return {}
+
+
+def _strides(config: BackboneConfig) -> list[int]:
+    """Strides of all maps that timm gives of a network, without dilation."""
+    return [level["reduction"] for level in _blank(config, features_only=True).feature_info.info]
+
+
+def _load_local(net: nn.Module, config: BackboneConfig) -> None:
+    """Loads the configured file into a network of timm that gives feature maps.
+
+    Such a network renames its parts: `stages.0` of the file becomes `stages_0`, or has `model.`
+    before it.
+    """
+    if config.weights in ("timm", "none"):
+        return
+    in_file = _blank(config).state_dict()
+    names = {}
+    for key in net.state_dict():
+        plain = key.removeprefix("model.").removeprefix("body.")
+        part = plain.split(".")[0]
+        nested = (f"{plain[:k]}.{plain[k + 1 :]}" for k in range(len(part)) if part[k] == "_")
+        names[key] = next((name for name in (plain, *nested) if name in in_file), key)
+    load_weights(net, Path(config.weights), names)
+
+
+class Backbone(nn.Module):
+    """Feature maps of a network's stages.
+
+    Stage k, 0 to 4, ends with the last map of stride 2^(k + 1): a ResNet's stem and four layers.
+    Parameter names are the architecture's own (a ResNet's: torchvision's) below `net.`.
+
+    Args:
+        config: architecture and weights.
+        stages: the stages whose maps are wanted, ascending.
+        output_stride: largest stride of a map. Deeper stages are dilated where timm's network can
+            be; where it cannot, their maps are enlarged (bilinear).
+
+    Raises:
+        UserError: the network has no map of a stage, or cannot see images of any size.
+    """
+
+    def __init__(self, config: BackboneConfig, stages: Sequence[int], output_stride: int = 32):
+        super().__init__()
+        self.config, self._output_stride = config, output_stride
+        self.strides = [min(2 ** (stage + 1), output_stride) for stage in stages]
+        if config.name == "wide_resnet38":
+            self.net, self.dims = _wide_resnet(config, stages, output_stride)
+            self._multiple, self._channels_last = 1, False
+            self._taps = [stage - 1 for stage in stages]
+            return
+        indices = _indices(config, stages)
+        options = {"features_only": True, "out_indices": indices}
+        options |= _accepted(config, strict_img_size=False)
+        if output_stride < 32:
+            options |= _accepted(config, output_stride=output_stride)
+        blank = _blank(config, **options)
+        self.dims: list[int] = blank.feature_info.channels()
+        self._channels_last = getattr(blank, "output_fmt", "NCHW") == "NHWC"
+        self._multiple = self._multiple_of_sides(blank)
+        self._taps = range(len(indices))
+        self.net = _create(config, **options)
+        _load_local(self.net, config)
+        _set_dilation(self.net, config)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) -> of each stage (B, D, H/stride, W/stride), rounded up.
+
+        For networks that need it, images are first enlarged to the next multiple of their largest
+        stride or window.
+        """
+        size = [-(-n // self._multiple) * self._multiple for n in images.shape[-2:]]
+        fits = size == list(images.shape[-2:])
+        maps = self._maps(
+            self.net, images if fits else F.interpolate(images, size, mode="bilinear")
+        )
+        for k, stride in enumerate(self.strides):
+            cells = [-(-n // stride) for n in images.shape[-2:]]
+            if cells != list(maps[k].shape[-2:]):
+                maps[k] = F.interpolate(maps[k], cells, mode="bilinear")
+        return maps
+
+    def _maps(self, net: nn.Module, images: Tensor) -> list[Tensor]:
+        maps = net(images)
+        maps = [maps[k] for k in self._taps]
+        return [m.permute(0, 3, 1, 2) for m in maps] if self._channels_last else maps
+
+    def _multiple_of_sides(self, blank: nn.Module) -> int:
+        """The number whose multiples the network takes as sides of images: 1, its largest stride,
+        or the side that it was made for.
+
+        Raises:
+            UserError: there is none such.
+        """
+        made_for = self.config.arguments.get("img_size", blank.pretrained_cfg["input_size"][-1])
+        made_for = made_for if isinstance(made_for, int) else math.lcm(*made_for)
+        self._taps = range(len(self.dims))
+        strides = blank.feature_info.reduction()
+        for multiple in (1, max(strides), made_for):
+            sizes = [(multiple, multiple), (3 * multiple, 2 * multiple)]
+            sizes += [(37, 51)] if multiple == 1 else []
+            with contextlib.suppress(Exception):  # a network fails in any way
+                if all(self._covers(blank, size, strides) for size in sizes):
+                    return multiple
+        raise UserError(
+            f"backbone {self.config.name!r} takes images of one size alone, or its maps do not "
+            f"cover the image; {FIXES}"
+        )
+
+    def _covers(self, blank: nn.Module, size: tuple[int, int], strides: Sequence[int]) -> bool:
+        """Whether the maps of an image of this size have as many cells as their strides say."""
+        maps = self._maps(blank, torch.zeros(1, 3, *size, device="meta"))
+        expected = [
+            (1, dim, *(-(-n // stride) for n in size))
+            for dim, stride in zip(self.dims, strides, strict=True)
+        ]
+        return [tuple(m.shape) for m in maps] == expected
+
+    def fix_stages(self, count: int) -> None:
+        """Excludes the stages 0 to `count` from training."""
+        with torch.device("meta"):
+            blank = Backbone(self.config.without_weights(), (count,), self._output_stride).eval()
+            blank(torch.zeros(1, 3, 64, 64))[0].sum().backward()
+        for name, parameter in blank.named_parameters():
+            if parameter.grad is not None:  # the stage's map depends on it
+                self.get_parameter(name).requires_grad_(False)
+
+
+def _indices(config: BackboneConfig, stages: Sequence[int]) -> list[int]:
+    """Places of stages among all maps of a network.
+
+    Raises:
+        UserError: it has no such map.
+    """
+    strides = _strides(config)
+    last = {stride: k for k, stride in enumerate(strides)}
+    missing = [2 ** (stage + 1) for stage in stages if 2 ** (stage + 1) not in last]
+    if missing:
+        raise UserError(
+            f"backbone {config.name!r} has maps of stride {', '.join(map(str, last))}; here "
+            f"those of stride {', '.join(map(str, missing))} are needed, too; {FIXES}"
+        )
+    return [last[2 ** (stage + 1)] for stage in stages]
+
+
+def _set_dilation(net: nn.Module, config: BackboneConfig) -> None:
+    """Changes timm's dilation of a ResNet, torchvision's, to the configured one."""
+    if config.dilation == "torchvision":
+        return
+    if not _is_resnet(config):
+        raise UserError(
+            f"backbone {config.name!r}: dilation {config.dilation} is for ResNets; take its line "
+            "out, or set it to torchvision"
+        )
     for layer in (net[name] for name in ("layer3", "layer4") if name in net):
-        undilated = [_strided(layer[0])] if config.dilation == "delayed" else []
+        undilated = [_strided(layer[0])]
         if config.dilation == "none":
             undilated = [m for m in layer.modules() if getattr(m, "kernel_size", 0) == (3, 3)]
         for conv in undilated:
             conv.dilation, conv.padding = (1, 1), (1, 1)
-    return net
+
+
+def _is_resnet(config: BackboneConfig) -> bool:
+    net = _blank(config)
+    if not isinstance(net, resnet.ResNet):
+        return False
+    return isinstance(net.layer1[0], (resnet.BasicBlock, resnet.Bottleneck))
 
 
 def _strided(block: nn.Module) -> nn.Conv2d:
@@ -51,58 +245,25 @@ def _strided(block: nn.Module) -> nn.Conv2d:
     return block.conv2 if hasattr(block, "conv3") else block.conv1
 
 
-class ResNet(nn.Module):
-    """A dilated ResNet that gives its first stage (stride 4) and its last (stride 8 or 16).
-
-    Parameter names are torchvision's below `net.`.
-    """
-
-    def __init__(self, config: BackboneConfig, output_stride: int):
-        super().__init__()
-        self.net = _stages(config, (1, 4), output_stride)
-        self.low_dim, self.dim = self.net.feature_info.channels()
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 3, H, W) -> (B, low_dim, H/4, W/4) and (B, dim, H/stride, W/stride)."""
-        low, high = self.net(images)
-        return low, high
-
-    def fix_layers(self, count: int) -> None:
-        """Excludes the first `count` of the four layers, and all before them, from training."""
-        for name, module in self.net.named_children():
-            if not name.startswith("layer") or int(name.removeprefix("layer")) <= count:
-                module.requires_grad_(False)
-
-
-class WideResNet(nn.Module):
-    """Wide-ResNet-38 as a backbone; its first convolution is not trained, as in SEAM and PSA."""
-
-    def __init__(self, config: BackboneConfig):
-        super().__init__()
-        try:
-            self.net = WideResNet38(**config.arguments)
-        except TypeError as error:
-            raise UserError(f"backbone {config.name!r}: {error}") from None
-        self.net.conv1a.requires_grad_(False)
-        self.low_dim, *_, self.dim = self.net.dims
-        if config.weights == "timm":
-            raise UserError(f"timm has no weights of {config.name}; set `weights` to a local file")
-        if config.weights != "none":
-            load_weights(self.net, Path(config.weights))
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 3, H, W) -> (B, low_dim, H/4, W/4) and (B, dim, H/8, W/8)."""
-        low, *_, high = self.net(images)
-        return low, high
-
-
-def dilated_backbone(config: BackboneConfig, output_stride: int) -> "ResNet | WideResNet":
-    """The network below a segmenter."""
-    if config.name != "wide_resnet38":
-        return ResNet(config, output_stride)
+def _wide_resnet(
+    config: BackboneConfig, stages: Sequence[int], output_stride: int
+) -> tuple[WideResNet38, list[int]]:
+    """Wide-ResNet-38 and the widths of its stages; its first convolution is not trained, as in SEAM
+    and PSA."""
+    if 0 in stages:
+        raise UserError(f"wide_resnet38 has no map of stride 2, which is needed here; {FIXES}")
     if output_stride != 8:
         raise UserError(f"wide_resnet38 has output stride 8 alone, not {output_stride}")
-    return WideResNet(config)
+    try:
+        net = WideResNet38(**config.arguments)
+    except TypeError as error:
+        raise UserError(f"backbone {config.name!r}: {error}") from None
+    net.conv1a.requires_grad_(False)
+    if config.weights == "timm":
+        raise UserError(f"timm has no weights of {config.name}; set `weights` to a local file")
+    if config.weights != "none":
+        load_weights(net, Path(config.weights))
+    return net, [net.dims[stage - 1] for stage in stages]
 
 
 def tapped_backbone(config: BackboneConfig) -> nn.Module:
@@ -111,39 +272,13 @@ def tapped_backbone(config: BackboneConfig) -> nn.Module:
     Its normalisation layers have no trainable parameters, and of Wide-ResNet-38 the first layers
     are fixed, as in SEAM.
     """
-    if config.name == "wide_resnet38":
-        network = WideResNet(config).net
-        fixed = (network.conv1a, network.b2, network.b2_1, network.b2_2)
-    else:
-        network = Stages(config, (2, 3, 4), 8)
-        fixed = ()
+    network, fixed = Backbone(config, (2, 3, 4), 8), ()
+    if isinstance(network.net, WideResNet38):  # its names are those of the released files
+        network = network.net
+        fixed = (network.b2, network.b2_1, network.b2_2)
     for module in (*fixed, *norms(network)):
         module.requires_grad_(False)
     return network
-
-
-class Stages(nn.Module):
-    """Some stages of a ResNet as a list of maps."""
-
-    def __init__(self, config: BackboneConfig, stages: Sequence[int], output_stride: int):
-        super().__init__()
-        self.net = _stages(config, stages, output_stride)
-        self.dims: list[int] = self.net.feature_info.channels()
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        return self.net(images)
-
-
-class Pyramid(Stages):
-    """All five stages of a ResNet at strides 4, 4, 8, 16 and 16 (the first one after pooling)."""
-
-    def __init__(self, config: BackboneConfig):
-        super().__init__(config, range(5), 16)
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) -> five maps."""
-        first, *rest = self.net(images)
-        return [nn.functional.max_pool2d(first, 3, 2, 1), *rest]
 
 
 class ViT(nn.Module):
@@ -161,14 +296,19 @@ class ViT(nn.Module):
     def __init__(self, config: BackboneConfig, tokens: str = "last"):
         super().__init__()
         self.net = _create(config, num_classes=0, dynamic_img_size=True)
+        _load_local(self.net, config)
         self.patch: int = self.net.patch_embed.patch_size[0]
         self.dim: int = self.net.embed_dim
         self._keys: Tensor | None = None
         if tokens == "keys":
-            attention = self.net.blocks[-1].attn
-            joined = getattr(attention, "qkv", None)  # some networks have one layer for each
-            (joined or attention.k_proj).register_forward_hook(self._keep_keys)
+            keys = self.joined_attention or self.net.blocks[-1].attn.k_proj
+            keys.register_forward_hook(self._keep_keys)
         self.tokens = tokens
+
+    @property
+    def joined_attention(self) -> nn.Module | None:
+        """The last block's layer for queries, keys and values; None where each has its own."""
+        return getattr(self.net.blocks[-1].attn, "qkv", None)
 
     def _keep_keys(self, layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
         start = self.dim if output.shape[-1] == 3 * self.dim else 0  # queries, keys, values
@@ -184,25 +324,50 @@ class ViT(nn.Module):
         return tokens.transpose(1, 2).unflatten(2, (rows, cols))
 
 
-class DenseResNet(Stages):
-    """One stage of a ResNet at stride 8 as a feature map."""
-
-    patch = 8
+class StageFeatures(Backbone):
+    """One stage of a network as a feature map: a ResNet's at stride 8 (the first one's is 4), for
+    which it is dilated, and other networks' at the stage's own stride, 4 to 32."""
 
     def __init__(self, config: BackboneConfig, stage: int):
-        super().__init__(config, (stage,), 8)
+        wide = config.name == "wide_resnet38"
+        dilated = wide or _is_resnet(config)
+        super().__init__(config, (stage,), 8 if dilated else 32)
         (self.dim,) = self.dims
+        self.patch = 8 if dilated else max(*self.strides, self._multiple)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, D, H/8, W/8)."""
+        """(B, 3, H, W), sides multiples of `patch` -> (B, D, H/stride, W/stride)."""
         return super().forward(images)[0]
 
 
-def feature_network(config: UssConfig) -> "ViT | DenseResNet":
-    """The network below unsupervised features: of a ResNet `stage`, of a ViT its `tokens`."""
-    if "resnet" in config.backbone.name:
-        return DenseResNet(config.backbone, config.stage)
-    return ViT(config.backbone, config.tokens)
+def feature_network(config: UssConfig) -> ViT | StageFeatures:
+    """The network below unsupervised features: of a ViT its `tokens`, of others a `stage`.
+
+    Raises:
+        UserError: it has neither maps of several strides nor patch tokens at any image size.
+    """
+    backbone = config.backbone
+    if backbone.name == "wide_resnet38":
+        return StageFeatures(backbone, config.stage)
+    _blank(backbone)  # refuses unknown names and wrong arguments
+    strides = []
+    with contextlib.suppress(UserError):  # some networks give no maps
+        strides = _strides(backbone)
+    if len({*strides}) > 1:
+        return StageFeatures(backbone, config.stage)
+    _refuse_unless_vit(backbone, config.tokens)
+    return ViT(backbone, config.tokens)
+
+
+def _refuse_unless_vit(config: BackboneConfig, tokens: str) -> None:
+    with contextlib.suppress(Exception), torch.device("meta"):  # a network fails in any way
+        vit = ViT(config.without_weights(), tokens).eval()
+        if vit(torch.zeros(1, 3, 2 * vit.patch, 3 * vit.patch)).shape == (1, vit.dim, 2, 3):
+            return
+    raise UserError(
+        f"backbone {config.name!r} has neither maps of several strides nor patch tokens at any "
+        f"image size (uss.tokens: {tokens}); vit_small_patch16_224, {FIXES}"
+    )
 
 
 def norms(network: nn.Module) -> list[nn.Module]:

@@ -7,11 +7,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core.config import WsssConfig
-from core.models.backbones import ResNet, freeze_norms
+from core.models.backbones import Backbone, freeze_norms
 
 
 class CamClassifier(nn.Module):
-    """ResNet and a 1x1 convolution; the class logits are the map's global average (as in IRNet).
+    """A backbone and a 1x1 convolution; the class logits are the map's mean (as in IRNet).
 
     With log-mean-exp pooling they lie between the average and the maximum (Pinheiro and Collobert,
     CVPR 2015), so that a small object is not outvoted by its surroundings.
@@ -21,10 +21,10 @@ class CamClassifier(nn.Module):
         super().__init__()
         self.pooling = config.pooling
         self.frozen_norm = config.norm == "frozen"
-        self.backbone = ResNet(config.backbone, config.output_stride)
-        self.classifier = nn.Conv2d(self.backbone.dim, num_classes, 1, bias=False)
+        self.backbone = Backbone(config.backbone, (4,), config.output_stride)
+        self.classifier = nn.Conv2d(self.backbone.dims[-1], num_classes, 1, bias=False)
         if config.fixed_layers is not None:
-            self.backbone.fix_layers(config.fixed_layers)
+            self.backbone.fix_stages(config.fixed_layers)
 
     def train(self, mode: bool = True) -> "CamClassifier":
         super().train(mode)
@@ -34,7 +34,7 @@ class CamClassifier(nn.Module):
 
     def maps(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, C, H/stride, W/stride) class scores, any sign."""
-        return self.classifier(self.backbone(images)[1])
+        return self.classifier(self.backbone(images)[-1])
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, C) logits."""

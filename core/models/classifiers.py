@@ -2,8 +2,11 @@
 
 from dataclasses import replace
 
+import torch
+
 from core.config import WsssConfig
 from core.models.cam import CamClassifier
+from core.models.pairs import BoundaryNetwork
 from core.models.rsepm import RsEpmClassifier
 from core.models.seam import SeamClassifier
 
@@ -14,6 +17,11 @@ def build_classifier(settings: WsssConfig, num_classes: int) -> Classifier:
     """The configured method's network, which has `activation` and `parameter_groups`."""
     if settings.weights:  # of all of it
         settings = replace(settings, backbone=settings.backbone.without_weights())
+    if settings.method in ("irn", "advcam", "rsepm"):
+        with torch.device(
+            "meta"
+        ):  # refuses backbones without boundaries before anything is trained
+            BoundaryNetwork(settings.backbone.without_weights())
     if settings.method == "seam":
         return SeamClassifier(settings, num_classes)
     if settings.method == "rsepm":

@@ -1,4 +1,4 @@
-"""DeepLab v1, v2 and v3+ on a dilated ResNet or Wide-ResNet-38."""
+"""DeepLab v1, v2 and v3+ on any backbone with maps at stride 4 and deeper."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from core.config import SegmentationConfig
 from core.debias import weighted_cross_entropy
-from core.models.backbones import dilated_backbone, freeze_norms, norms
+from core.models.backbones import Backbone, freeze_norms, norms
 
 
 def segmenter(config: SegmentationConfig, num_classes: int) -> "DeepLab":
@@ -32,8 +32,8 @@ class DeepLab(nn.Module):
 
     def __init__(self, config: SegmentationConfig, num_classes: int, head: "type[Head]"):
         super().__init__()
-        self.backbone = dilated_backbone(config.backbone, config.output_stride)
-        self.head = head(self.backbone.low_dim, self.backbone.dim, config, num_classes + 1)
+        self.backbone = Backbone(config.backbone, (1, 4), config.output_stride)
+        self.head = head(*self.backbone.dims, config, num_classes + 1)
         self.frozen_norm = config.norm == "frozen"
         for module in norms(self.backbone) if self.frozen_norm else ():
             module.requires_grad_(False)  # scale and shift are the weight file's, too

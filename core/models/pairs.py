@@ -5,11 +5,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core.config import BackboneConfig
-from core.models.backbones import Pyramid, freeze_norms, tapped_backbone
+from core.models.backbones import Backbone, freeze_norms, tapped_backbone
 
 
 class BoundaryNetwork(nn.Module):
-    """IRNet's boundaries: five stages of a frozen ResNet, reduced to 32 channels each and joined.
+    """IRNet's boundaries: five stages of a frozen backbone, reduced to 32 channels each and joined.
+
+    They have strides 4 (the first one after pooling), 4, 8, 16 and 16.
 
     IRNet has a second branch, of displacements to the centre of an instance. It shares no trainable
     weight with this one and class labels do not need it, so it is left out. Parameter names are
@@ -18,7 +20,7 @@ class BoundaryNetwork(nn.Module):
 
     def __init__(self, backbone: BackboneConfig):
         super().__init__()
-        self.backbone = Pyramid(backbone).requires_grad_(False)
+        self.backbone = Backbone(backbone, range(5), 16).requires_grad_(False)
         for k, channels in enumerate(self.backbone.dims, 1):
             reduce = nn.Sequential(nn.Conv2d(channels, 32, 1, bias=False), nn.GroupNorm(4, 32))
             setattr(self, f"fc_edge{k}", reduce)
@@ -27,7 +29,8 @@ class BoundaryNetwork(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, 1, H/4, W/4) logits of a boundary."""
         with torch.no_grad():
-            stages = self.backbone(images)
+            first, *rest = self.backbone(images)
+            stages = [F.max_pool2d(first, 3, 2, 1), *rest]
         size = stages[1].shape[-2:]
         edges = []
         for k, features in enumerate(stages, 1):

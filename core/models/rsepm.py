@@ -1,9 +1,9 @@
-"""The network of RS+EPM: activation maps and a decoder on one ResNet."""
+"""The network of RS+EPM: activation maps and a decoder on one backbone."""
 
 from torch import Tensor, nn
 
 from core.config import WsssConfig
-from core.models.backbones import Stages
+from core.models.backbones import Backbone
 from core.models.deeplab import ASPP, Decoder
 
 
@@ -16,7 +16,7 @@ class RsEpmClassifier(nn.Module):
     def __init__(self, config: WsssConfig, num_classes: int):
         super().__init__()
         settings = config.rsepm
-        self.backbone = Stages(config.backbone, (1, 2, 3, 4), config.output_stride)
+        self.backbone = Backbone(config.backbone, (1, 2, 3, 4), config.output_stride)
         low, *_, last = self.backbone.dims
         self.classifier = nn.Conv2d(last, num_classes, 1, bias=False)
         self.aspp = ASPP(last, settings.width, settings.rates, dropout=0.5, mean_norm=True)
