@@ -475,7 +475,9 @@ class PairConfig:
 
 @dataclass
 class IrnConfig(PairConfig):
-    """IRNet's second half: boundaries at stride 4 (all defaults: its code)."""
+    """IRNet's second half: boundaries at stride 4 (all defaults: its code). Unlike there, the
+    network sees the bare image and not a canvas of 512 x 512, and seeds come from maps at a quarter
+    of the size."""
 
     foreground: float = 0.30
     """A class that beats this background score is confident."""
@@ -502,8 +504,10 @@ class IrnConfig(PairConfig):
 
 @dataclass
 class PsaConfig(PairConfig):
-    """PSA's affinity network as SEAM uses it: features at stride 8 (all defaults: SEAM's code, but
-    seeds are sampled at the cells' centres where it averages scores over 8 x 8 pixels)."""
+    """PSA's affinity network as SEAM uses it: features at stride 8 (all defaults: SEAM's code).
+    Unlike there, seeds are sampled at the cells' centres, where it averages scores over 8 x 8
+    pixels; the walk takes every pair inside the image, where it leaves out those of the frame; and
+    cells are stretched onto the image, where it pads and crops."""
 
     epochs: int = 8
     """Passes over the training images."""

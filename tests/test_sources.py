@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from core import affinity, irn, leopart, seam, stego
+from core import affinity, irn, leopart, psa, seam, stego
 from core.advcam import climbed_map
 from core.config import (
     AdvCamConfig,
     BackboneConfig,
     IrnConfig,
+    PsaConfig,
     SegmentationConfig,
 )
 from core.crf import DenseCRF
@@ -132,6 +133,27 @@ def test_psa_loss():  # voc12/data.py ExtractAffinityLabelInRadius, resnet38_aff
     loss.backward()
     assert close(loss.item(), 0.782534)
     assert close(features.grad, [3.14534e-13, 0.000241415, 2.59245e-05, 0.0, -0.000322156])
+
+
+def test_psa_walk_differs_in_pairs_of_the_frame_and_in_cells():  # infer_aff.py
+    features, size, config = given(11, 1, 8, 13, 17), (99, 131), PsaConfig()
+    maps = blocks(given(12, 2, 4, 5).sigmoid(), 32)[:, :99, :131]
+    margin = config.radius - 1
+    padded = F.pad(features, (margin, margin, 0, margin))
+    pairs = affinity.feature_affinity(padded, config.radius)[0]
+    # There no pair has its upper cell in the outer four on the left, right and lower sides, and
+    # maps with a background are padded to whole cells and averaged.
+    theirs = pairs.clone()
+    theirs[:, -margin:], theirs[:, :, :margin], theirs[:, :, -margin:] = 0, 0, 0
+    scores = torch.cat([(1 - maps.amax(0, keepdim=True)) ** config.walk_exponent, maps])
+    scores = F.avg_pool2d(F.pad(scores, (0, 5, 0, 5)), 8)
+    walked = affinity.random_walk(scores, theirs, config.radius, config.beta, config.doublings)
+    assert close(walked, [0.288726, 0.288726, 0.00545399, 0.394456, 0.395619])
+    # Here all pairs inside the image are walked along: 0, 7413, 5556 there.
+    label = psa.walked_label(features[0], np.array([1, 2]), maps, size, config)
+    counts = [int((label == k).sum()) for k in range(3)]
+    assert counts == pytest.approx([0, 7413, 5556], abs=0.08 * label.size)
+    assert counts != [0, 7413, 5556]
 
 
 def test_seam_losses():  # train_SEAM.py, tool/visualization.py max_norm
