@@ -93,12 +93,6 @@ def test_class_names_in_yaml_are_text(tmp_path, text, encoding):
     assert parsed(f"--config={tmp_path / 'a.yaml'}").data.classes == NAMES
 
 
-def test_configuration_that_holds_itself_is_one_message(tmp_path):
-    (tmp_path / "a.yaml").write_text("data: &d {classes: [no], data: *d}\nwsss: &w {wsss: *w}\n")
-    with pytest.raises((SystemExit, UserError)):
-        parsed(f"--config={tmp_path / 'a.yaml'}")
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
