@@ -879,8 +879,8 @@ def _with_names_quoted(text: str, path: str) -> str:
     except yaml.YAMLError:
         return text  # refused by the parser
     changes = {}
-    for key, node in _entries(root):
-        if key not in NAME_LISTS or node.tag == YAML + "null":
+    for key, node in _name_lists(root):
+        if node.tag == YAML + "null":
             continue
         if isinstance(node, yaml.ScalarNode) and node.tag == YAML + "str":
             end = "\n" * node.value.endswith("\n")
@@ -899,12 +899,15 @@ def _with_names_quoted(text: str, path: str) -> str:
     return text
 
 
-def _entries(node: yaml.Node | None, prefix: str = "") -> Iterator[tuple[str, yaml.Node]]:
-    """The keys of a YAML mapping, with those of the mappings in it, and their values."""
+def _name_lists(node: yaml.Node | None, prefix: str = "") -> Iterator[tuple[str, yaml.Node]]:
+    """Those of `NAME_LISTS` that a YAML mapping has, and their values."""
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
-            yield f"{prefix}{key.value}", value
-            yield from _entries(value, f"{prefix}{key.value}.")
+            name = f"{prefix}{key.value}"
+            if name in NAME_LISTS:
+                yield name, value
+            elif any(full.startswith(f"{name}.") for full in NAME_LISTS):
+                yield from _name_lists(value, f"{name}.")
 
 
 def make_parser(prog: str, description: str) -> jsonargparse.ArgumentParser:
