@@ -106,10 +106,12 @@ def _grid(path: Path, form: list[str]) -> tuple[list[str], Rows]:
     text = re.sub(r"\A\s*sep=.\n", "\n", text)  # Excel's
     first = text.strip().partition("\n")[0]
 
+    def known(headings: list[str]) -> bool:
+        return any(_heading(h) in names for h in headings for names in IMAGE_COLUMNS)
+
     def columns(separator: str) -> int:
-        cells = next(csv.reader([first], delimiter=separator), [])
-        images = {_heading(cell) for cell in cells} & set().union(*IMAGE_COLUMNS)
-        return len(cells) if images else 0
+        cells = next(csv.reader([first], delimiter=separator, skipinitialspace=True), [])
+        return len(cells) if known(cells) else 0
 
     separator = max(COLUMN_SEPARATORS, key=columns)  # the first of equals: commas
     if separator != ",":
@@ -120,7 +122,7 @@ def _grid(path: Path, form: list[str]) -> tuple[list[str], Rows]:
     except csv.Error as error:
         raise UserError(f"the tags {path} cannot be read ({error})") from None
     rows = [(number, cells) for number, cells in rows if any(cells)]
-    if len(rows) < 2 or not columns(separator):
+    if len(rows) < 2 or not known(rows[0][1]):
         raise UserError(f"{path} is no table of tags; its first line must be: image,tags")
     return rows[0][1], rows[1:]
 
@@ -239,9 +241,10 @@ def _items(cell: str) -> list[str] | None:
 
 def _unquoted(text: str) -> str:
     try:
-        return ast.literal_eval(text)
+        text = ast.literal_eval(text)
     except (SyntaxError, ValueError):  # a backslash that begins no escape, a line's end
         return text[1:-1]
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # JSON writes pairs
 
 
 def write_table(path: Path, table: Mapping[str, Sequence[str]]) -> None:

@@ -93,6 +93,7 @@ def test_what_programs_export_is_read_and_told(table, monkeypatch, content, told
         ("\"['dog'\n 'cat']\"", ["dog", "cat"]),
         ('"[""dog"", ""M\\u00f6we""]"', ["dog", "Möwe"]),
         ('"[""dog\'s bowl"", None]"', ["dog's bowl"]),
+        ('"[""\\ud83d\\ude00"", ""\\x""]"', ["😀", "\\x"]),
         ('"{dog,traffic light}"', ["dog", "traffic light"]),
         ("\"('dog', 'cat')\"", ["dog", "cat"]),
         *((text, []) for text in ("[]", "nan", "NaN", "None", "<NA>", "null", "['nan']")),
@@ -143,6 +144,7 @@ def test_image_without_tags_keeps_its_place(table):
         ("image,label,class\na.jpg,1,dog\n", "rename the right one to tags"),
         ("image,dog,cat\na.jpg,1,0.7\n", "'cat' holds '0.7', not 0 or 1"),
         ("image,dog\na.jpg,0\n", "no 1 in it"),
+        ('x,"image\na.jpg,dog\n', "no table of tags"),
     ],
 )
 def test_what_is_no_table_is_refused(table, content, message):
