@@ -1,8 +1,9 @@
 """The methods' own code on given inputs: numbers that it produced, and what this project makes.
 
-Each number was computed by a function of the repository named beside it, run apart from this
-project on the same inputs. Inputs come from NumPy's generator with fixed seeds. Where a block
-differs on purpose, a test states by how much. docs/not_reproduced.md has the table of all
+Each number was computed by the function, or the lines of a script, that is named beside it, run
+apart from this project on the same inputs, without its GPU calls and, for Leopart's foreground,
+with SciPy's labelling for skimage's. Inputs come from NumPy's generator with fixed seeds. Where a
+block differs on purpose, a test states by how much. docs/not_reproduced.md has the table of all
 differences.
 """
 
@@ -262,8 +263,8 @@ def test_leopart_loss():  # src/leopart.py spatial_loss: two large crops, one sm
     assert close(masked.item(), 4.74901, rel=0.01)
 
 
-# DeepLab: github.com/kazuto1011/deeplab-pytorch at f3dc79f, YudeWang/semantic-segmentation-codebase
-# at 13b92f0, jfzhang95/pytorch-deeplab-xception at 5ee8735
+# DeepLab: github.com/kazuto1011/deeplab-pytorch at f3dc79f (models: 2760e35),
+# YudeWang/semantic-segmentation-codebase at 13b92f0, jfzhang95/pytorch-deeplab-xception at 5ee8735
 
 
 def head_settings(rates: tuple[int, ...], **changes) -> SegmentationConfig:
