@@ -21,7 +21,7 @@ from core.files import read_arrays
 from core.labels import BACKGROUND, BIASED_ON_DISK, IGNORE, palette, read_label
 from core.pages import data_url
 from core.runs import Run
-from core.segmenter import predict
+from core.segmenter import load_segmenter, predict
 from core.splits import Split, ground_truth, label_files, read_split
 from core.training import autocast, pick_device
 from tools.report.record import COMPARED, MODE_ROWS, Commands
@@ -188,7 +188,7 @@ def similarity(config: Config, split: Split, indices: Sequence[int]) -> list[np.
 def predictions(config: Config, weights: Path, split: Split) -> list[np.ndarray]:
     """(H, W) labels that a trained network gives a few images, by the settings of evaluate.py."""
     with tempfile.TemporaryDirectory() as folder:
-        predict(config, weights, split, Path(folder))
+        predict(config, load_segmenter(weights, config)[0], split, Path(folder))
         return [read_label(Path(folder) / f"{i}.png") for i in split.ids]
 
 
