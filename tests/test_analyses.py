@@ -423,9 +423,8 @@ def test_class_that_occurs_nowhere_has_no_part_in_a_summary(tmp_path, capsys, mo
     share = {"context_removed": 0.8, "object_kept": None}
     for k, iou in enumerate(([0.9, 0.5, None, 0.3], [0.9, None, None, 0.7])):
         run = tmp_path / f"run{k}"
-        settings = {"data.biased_classes": ["a", "b"]}
-        write_json(run / "wsss/manifest.json", {"settings": settings})
         scores = {"classes": ["background", "a", "b", "c"], "per_class": {"iou": iou}}
+        scores["data"] = {"biased_classes": ["a", "b"]}
         scores |= {"miou": 0.5 + k / 10, "fp": 0.1, "fn": None}
         for name in (*summarise_runs.LABELS, *summarise_runs.MODES):
             write_json(run / "evaluation" / name / "scores.json", scores)

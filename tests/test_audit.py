@@ -166,7 +166,7 @@ def test_missing_or_foreign_output_of_stage_3_is_one_message(debiased, tmp_path)
     original = read_label(label)
     write_label(label, np.full_like(original, 3))
     done = run_python("tools/audit_bias.py", "--config", debiased)
-    assert done.returncode and "was not made of" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode and "is stale" in done.stderr and "Traceback" not in done.stderr
     write_label(label, original)
     (folder / "centroids.npz").write_bytes(b"broken")
     done = run_python("tools/audit_bias.py", "--config", debiased)
