@@ -163,7 +163,8 @@ def _told(error: Exception) -> str | None:
         return OUT_OF_MEMORY
     if "Too many open files" in text:
         return TOO_MANY_FILES
-    if any(part in text for part in ("closed by peer", "reset by peer", "remote process exited")):
+    ended = any(part in text for part in ("closed by peer", "reset by peer", "process exited"))
+    if ended and isinstance(error, RuntimeError):  # of torch's exchange; a pipe's is an OSError
         return OTHER_ENDED
     lost = any(part in text for part in ("DataLoader worker (pid", "shared memory", "shm_open"))
     if lost or isinstance(error, ConnectionError):

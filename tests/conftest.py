@@ -1,5 +1,6 @@
 """A tiny data set in VOC's layout, and a tiny experiment on it."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+os.environ["MARS_TRACEBACK"] = "1"  # a test that looks for a traceback finds unforeseen errors
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = ROOT.parent / "shared" / "data"
 CLASSES = ["boat", "train", "bird", "bottle", "car", "cat", "sheep", "plane"]

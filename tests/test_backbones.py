@@ -129,7 +129,7 @@ def test_methods_of_their_own_take_other_networks(name):
         assert BoundaryNetwork(config(name)).eval()(images).shape == (2, 1, 12, 17)
         assert build_classifier(rsepm, 3).eval().activation(images).shape == (2, 3, 12, 17)
     else:
-        with pytest.raises(UserError, match="stride 2 are needed"):
+        with pytest.raises(UserError, match="stride 2 is needed"):
             build_classifier(rsepm, 3)
 
 

@@ -24,7 +24,7 @@ def script(folder: Path, body: str, **environment: str) -> subprocess.CompletedP
     for name in ("a.txt", "b.txt"):
         (folder / name).write_text(name)
     (folder / "odd_script.py").write_text(START + body)
-    values = {**os.environ, "TMPDIR": str(folder), **environment}
+    values = {**os.environ, "TMPDIR": str(folder), "MARS_TRACEBACK": "0", **environment}
     command = [sys.executable, "odd_script.py"]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=values)
 
@@ -145,14 +145,12 @@ run_script(main)
 def test_stage_keeps_the_traceback_in_its_run_folder(experiment, tmp_path):
     """A library that changes under the program's feet is something that nobody foresees."""
     (tmp_path / "sitecustomize.py").write_text(
-        "import sys\n"
-        "def fail(*args): raise AttributeError('planted')\n"
         "import numpy.random\n"
+        "def fail(*arguments):\n    raise AttributeError('planted')\n"
         "numpy.random.default_rng = fail\n"
     )
-    done = run_python(
-        "train_uss.py", "--config", experiment, env={**os.environ, "PYTHONPATH": str(tmp_path)}
-    )
+    values = {**os.environ, "PYTHONPATH": str(tmp_path), "MARS_TRACEBACK": "0"}
+    done = run_python("train_uss.py", "--config", experiment, env=values)
     assert done.returncode == 1, done.stdout
     assert "error: unforeseen AttributeError: planted" in done.stderr
     assert "Traceback" not in done.stderr

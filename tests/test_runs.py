@@ -142,7 +142,7 @@ def test_scripts_end_in_one_message(error, message):
         run_script(main)
 
 
-def test_errors_of_the_code_keep_their_traceback():
+def test_errors_of_the_code_keep_their_traceback_for_developers():
     def main():
         raise RuntimeError("a bug")
 
