@@ -4,9 +4,11 @@ import cv2
 import numpy as np
 import pytest
 import yaml
-from conftest import run_python
+from conftest import CLASSES, run_python
 
+from core.config import DataConfig
 from core.labels import write_label
+from core.splits import read_split
 
 
 @pytest.fixture
@@ -19,9 +21,10 @@ def debiased(tiny_data, experiment):
     experiment.write_text(yaml.safe_dump(settings))
     (folder / "features").mkdir()
     rng = np.random.default_rng(0)
-    for k in range(16):
+    split = read_split(DataConfig(root=str(tiny_data), classes=tuple(CLASSES)), "train")
+    for k, tags in enumerate(split.tags):
         label = np.zeros((128, 128), np.uint8)
-        label[32:96, 32:96] = 1 + k % 8
+        label[32:96, 32:96] = 1 + tags.argmax()
         write_label(folder / f"labels/train_{k:05d}.png", label)
         np.save(folder / f"features/train_{k:05d}.npy", rng.standard_normal((4, 8, 8)))
     done = run_python("make_debiased_labels.py", "--config", experiment)
