@@ -148,12 +148,12 @@ def _values_of(
             return label, True
         wrong = tuple(values[~known][0].tolist())
         raise UserError(
-            f"{path} is a picture in colours of which {wrong} is none of VOC's for these classes. "
+            f"{path} is a colour picture, and VOC draws none of these classes in {wrong}. "
             "Save class numbers, not colours: an indexed or grey PNG"
         )
+    odd = "has transparent pixels" if bits == 8 else f"is a {mode} picture of {bits} bits a channel"
     raise UserError(
-        f"{path} has mode {image.mode}, {bits} bits per channel, perhaps transparent pixels; a "
-        "label map is an indexed or grey PNG. Save class numbers, not colours"
+        f"{path} {odd}; a label map is an indexed or grey PNG. Save class numbers, not colours"
     )
 
 

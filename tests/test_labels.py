@@ -72,7 +72,7 @@ def test_truncated_file_is_refused(tmp_path):
 
 def test_colour_picture_is_not_a_label_map(tmp_path):
     Image.new("RGB", (4, 4), (9, 200, 9)).save(tmp_path / "x.png")
-    with pytest.raises(UserError, match=r"\(9, 200, 9\) is none of VOC's.*Save class numbers"):
+    with pytest.raises(UserError, match=r"\(9, 200, 9\).*Save class numbers"):
         read_label(tmp_path / "x.png")
 
 
@@ -152,7 +152,7 @@ def test_sixteen_bits_are_read_where_they_are_class_numbers(tmp_path):
 def test_sixteen_bits_of_which_eight_would_be_lost_are_refused(tmp_path, kind):
     channels = {2: 3, 4: 2, 6: 4}[kind[1]]
     (tmp_path / "x.png").write_bytes(png(b"\0" + b"\0\3" * channels, 1, 1, kind))
-    with pytest.raises(UserError, match="16 bits per channel"):
+    with pytest.raises(UserError, match="picture of 16 bits a channel"):
         read_label(tmp_path / "x.png", 20)
 
 

@@ -43,7 +43,7 @@ from core.errors import UserError
 from core.features import read_features
 from core.files import read_json
 from core.images import read_image
-from core.labels import read_label, write_label
+from core.labels import VOC, read_label, write_label
 from core.pseudo_labels import load_cam
 from core.splits import gather
 from core.submission import check_submission
@@ -83,7 +83,10 @@ def labels(folder: Path) -> list[Path]:
     write_label(folder / "a.png", label)
     Image.fromarray(label).save(folder / "b.png", optimize=True)
     Image.fromarray(label // 5).quantize(2).save(folder / "c.png", bits=1)
-    return [folder / f"{n}.png" for n in "abc"]
+    Image.fromarray(VOC[label]).convert("RGBA").save(folder / "d.png")
+    Image.fromarray(VOC[label]).quantize(16).save(folder / "e.png")
+    Image.fromarray(label.astype(np.uint16)).save(folder / "f.png")
+    return [folder / f"{n}.png" for n in "abcdef"]
 
 
 def features(folder: Path) -> list[Path]:
