@@ -181,8 +181,9 @@ class Stage:
         self._before = earlier["seconds"]
         self.manifest["finished"] = earlier["finished"]
         self.manifest["results"] = earlier["results"]
-        if self.finished:  # the versions that made the results, not those of a later look
-            self.manifest["environment"] = earlier["environment"]
+        if self.finished:  # what made the results, not a later look at them
+            for key in ("environment", "seconds_identifying"):
+                self.manifest[key] = earlier[key]
 
     @property
     def finished(self) -> bool:
