@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from core import checkpoint, distributed
+from core import distributed
 from core.config import Config, make_parser, parse
 from core.errors import UserError, run_script
 from core.files import read_json, write_json
@@ -156,7 +156,7 @@ def predict_list(config: Config, split: Split, options) -> tuple[Stage, list[Pat
     """Label maps of a list, in <run_dir>/evaluation/<name>/predictions."""
     run = Run(config)
     weights = trained_weights(run)
-    checkpoint.refuse_other(weights, checkpoint.load(weights), "segmentation", config, named=True)
+    network, classes = load_segmenter(weights, config, configured=True)
     name = options.name or options.submission or run.segmentation().name
     if not (options.name or options.submission or options.split == "val"):
         name = f"{name}_{options.split}"
@@ -164,14 +164,14 @@ def predict_list(config: Config, split: Split, options) -> tuple[Stage, list[Pat
         run.evaluation(name),
         f"stage 5, evaluation ({name})",
         config,
-        prediction_identity(config, split, weights, config.data.classes),
+        prediction_identity(config, split, weights, classes),
         split.skipped,
         "give this evaluation a --name of its own",
     )
     folder = stage.folder / "predictions"
     if not stage.already_done():
         stage.sign(folder)
-        predict(config, load_segmenter(weights, config)[0], split, folder)
+        predict(config, network, split, folder)
     return stage, [folder / f"{i}.png" for i in split.ids]
 
 

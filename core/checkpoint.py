@@ -284,7 +284,8 @@ def restore(
         key: which of its networks.
         section: section of the configuration that describes the network.
         config: the whole configuration.
-        named: whether the network tells classes apart, so that their names and order count.
+        named: whether the network tells classes apart, so that their names and order count, where
+            the configuration has any.
 
     Raises:
         UserError: the checkpoint holds another network, or one that was made with other settings.
@@ -328,6 +329,7 @@ def refuse_other(
     if not there:
         raise UserError(f"{path} is the checkpoint of {made['stage']}; here {section} is needed")
     lines = setting_differences(there, settings_with_influence(config, section))
+    named = named and bool(config.data.classes)
     classes = class_difference(made["classes"], config.data.classes) if named else None
     lines = [*([classes] if classes else []), *lines]
     if lines:

@@ -86,6 +86,7 @@ _UNUSED: tuple[tuple[str, Callable[[Config], bool], tuple[str, ...]], ...] = (
         lambda c: c.segmentation.network != "deeplabv3plus",
         ("low_dim", "head_dropout"),
     ),
+    ("segmentation", lambda c: c.segmentation.network != "deeplabv1", ("head_momentum",)),
     (
         "segmentation",
         lambda c: c.segmentation.network == "deeplabv2",

@@ -36,13 +36,22 @@ def trained_weights(run: Run) -> Path:
     return weights
 
 
-def load_segmenter(weights: Path, config: Config) -> tuple[DeepLab, tuple[str, ...]]:
+def load_segmenter(
+    weights: Path, config: Config, configured: bool = False
+) -> tuple[DeepLab, tuple[str, ...]]:
     """The EMA teacher of a training, which is what a user deploys, and the names of its classes.
 
     A checkpoint says itself which network it holds and what its labels are called, so nothing of
     the training data is needed; one that does not is taken for the configured network.
+
+    Args:
+        weights: the checkpoint.
+        config: the whole configuration.
+        configured: refuse a network that was trained with other settings or for other classes.
     """
     content = checkpoint.load(weights)
+    if configured:
+        checkpoint.refuse_other(weights, content, "segmentation", config, named=True)
     settings, classes = config.segmentation, config.data.classes
     made_from = content.get("made_from")
     if made_from is not None:

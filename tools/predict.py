@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from core import checkpoint, distributed
+from core import distributed
 from core.config import make_parser, parse
 from core.errors import UserError, run_script
 from core.files import written_whole
@@ -44,10 +44,7 @@ def main() -> None:
     weights = Path(options.weights) if options.weights else trained_weights(Run(config))
     if not weights.is_file():
         raise UserError(f"checkpoint {weights} is missing; mend --weights")
-    if not options.weights:
-        content = checkpoint.load(weights)
-        checkpoint.refuse_other(weights, content, "segmentation", config, bool(config.data.classes))
-    network, classes = load_segmenter(weights, config)
+    network, classes = load_segmenter(weights, config, configured=not options.weights)
     split = list_photographs(images, len(classes))
     if config.data.on_bad_image == "skip":
         split = without_bad_images(split)

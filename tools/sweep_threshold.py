@@ -16,11 +16,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from core.config import make_parser, parse
 from core.errors import run_script
-from core.files import write_json
+from core.files import read_json, write_json
 from core.labels import read_label, write_label
 from core.metrics import confusion_matrix, scores
 from core.pseudo_labels import background_score, cam_label, label_crf, load_cam
-from core.runs import Run
+from core.runs import SIGNATURE, Run, check_upstream_of
 from core.splits import ground_truth, read_split
 from core.threads import in_threads
 
@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=4, help="score every n-th training image")
     config, options = parse(parser)
     run, split = Run(config), read_split(config.data, "train")
+    check_upstream_of(config, split, "wsss")
     masks, crf = ground_truth(config.data, split), label_crf(config.wsss)
     classes = config.data.classes
 
@@ -61,6 +62,11 @@ def main() -> None:
         row |= {"biased": s.mean(s.iou, biased), "unbiased": s.mean(s.iou, others)}
         rows.append({k: round(v, 6) if np.isfinite(v) else None for k, v in row.items()})
     best = max(rows, key=lambda row: row["miou"])["threshold"]
+    if (run.wsss / "cams" / SIGNATURE).is_file():
+        made_from = read_json(run.wsss / "cams" / SIGNATURE)
+        made_from["stage"] = "the best threshold in hindsight"
+        made_from["settings"] |= {"wsss.threshold": best, "wsss.object_share": None}
+        write_json(run.wsss / "labels_best" / SIGNATURE, made_from)
     for _ in in_threads(write_best, everything, config.workers, "labels", len(split)):
         pass
     sweep = {"scores": rows, "chosen": best, "configured": configured}
