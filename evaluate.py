@@ -16,16 +16,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from core import distributed
 from core.config import Config, make_parser, parse
-from core.errors import UserError, run_script
-from core.files import read_json, write_json
-from core.finder import LABELS
-from core.identity import prediction_identity, segmentation_identity, stamp, summary
-from core.runs import Run, Stage, check_classes, paths_of, stale
+from core.data.finder import LABELS
+from core.data.splits import Split, ground_truth, list_name, masks_folder, read_split
+from core.run import distributed
+from core.run.errors import UserError, run_script
+from core.run.files import read_json, write_json
+from core.run.identity import prediction_identity, segmentation_identity, stamp, summary
+from core.run.stage import Run, Stage, check_classes, paths_of, stale
 from core.scoring import pair_folders, score_files
 from core.segmenter import load_segmenter, predict, trained_weights
-from core.splits import Split, ground_truth, list_name, masks_folder, read_split
 from core.submission import COMPETITIONS, check_submission, write_submission
 
 

@@ -8,7 +8,7 @@
 Reads the training images and tags, any folder of pseudo labels and any features. Writes below
 <run_dir>/debias/ (or debias.output_dir):
     clusters/<id>.npz   per image: vectors (n, D), labels (n,), sizes (n,), cells (h, w)
-    shards/             the same of many images in one file, and distances (core/centroids.py)
+    shards/             the same of many images in one file, and distances (core/debias_shards.py)
     centroids.npz       debiased centroids; up to 1 GiB: all centroids, distances, the selection
     labels/<id>.png     pseudo labels in which biased pixels are 254
 """
@@ -21,21 +21,21 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from core import distributed
-from core.centroids import select, write_shard
-from core.checks import check_inputs
 from core.config import Config, make_parser, parse
-from core.crf import announced
+from core.crf.dense import announced
+from core.data.checks import check_inputs
+from core.data.labels import BIASED_ON_DISK, read_label, to_disk, write_label
+from core.data.splits import Split, label_files, read_split
 from core.debias import mark_biased
 from core.debias_image import crf_settings, find_clusters, refine, similarity
-from core.errors import UserError, run_script
-from core.features import FeatureSource, feature_files, feature_source
-from core.files import read_arrays, written_whole
-from core.labels import BIASED_ON_DISK, read_label, to_disk, write_label
-from core.runs import Run, Stage, check_classes, check_upstream_of
-from core.splits import Split, label_files, read_split
-from core.threads import in_threads
-from core.training import autocast, pick_device
+from core.debias_shards import select, write_shard
+from core.run import distributed
+from core.run.errors import UserError, run_script
+from core.run.files import read_arrays, written_whole
+from core.run.loop import autocast, pick_device
+from core.run.stage import Run, Stage, check_classes, check_upstream_of
+from core.run.threads import in_threads
+from core.uss.features import FeatureSource, feature_files, feature_source
 
 IMAGES_PER_SHARD = 4096
 

@@ -15,20 +15,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from core import distributed
-from core.checks import check_inputs
+from core.complement import TeacherFill
 from core.config import Config, make_parser, parse
-from core.datasets import LabelledImages, batches_from
+from core.data.checks import check_inputs
+from core.data.loader import LabelledImages, batches_from
+from core.data.splits import Split, ground_truth, label_files, read_split
+from core.data.transforms import denormalise
 from core.debias import labelled_pixels
-from core.errors import run_script
-from core.identity import segmentation_identity
 from core.models.backbones import to_device
 from core.models.deeplab import segmenter
 from core.pictures import label_colours
-from core.runs import Run, Stage, check_classes, check_upstream_of
-from core.splits import Split, ground_truth, label_files, read_split
-from core.teacher import TeacherFill
-from core.training import (
+from core.run import distributed
+from core.run.errors import run_script
+from core.run.identity import segmentation_identity
+from core.run.loop import (
     EMA,
     autocast,
     in_parts,
@@ -37,7 +37,7 @@ from core.training import (
     seed_everything,
     train,
 )
-from core.transforms import denormalise
+from core.run.stage import Run, Stage, check_classes, check_upstream_of
 
 
 def main() -> None:

@@ -20,28 +20,28 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from core import checkpoint, distributed, vision
 from core.config import Config, UssConfig, make_parser, parse
-from core.datasets import Draws, make_loader
-from core.errors import UserError, run_script
-from core.features import (
+from core.data.loader import Draws, make_loader
+from core.data.splits import Split, read_split
+from core.data.transforms import denormalise, normalise
+from core.pictures import principal_components
+from core.run import checkpoint, distributed, vision
+from core.run.errors import UserError, run_script
+from core.run.files import written_whole
+from core.run.identity import uss_identity
+from core.run.loop import autocast, pick_device, seed_everything, train
+from core.run.stage import Run, Stage
+from core.uss.features import (
     SemanticFeatures,
     load_semantic_features,
     mean_feature,
     network_features,
     write_features,
 )
-from core.files import written_whole
-from core.identity import uss_identity
-from core.leopart import train_leopart
-from core.models.published import load_published
-from core.pictures import principal_components
-from core.runs import Run, Stage
-from core.self_supervision import train_backbone
-from core.splits import Split, read_split
-from core.stego import ClusterProbe, correspondence_loss, derangement, health, sample_points
-from core.training import autocast, pick_device, seed_everything, train
-from core.transforms import denormalise, normalise
+from core.uss.leopart import train_leopart
+from core.uss.self_supervision import train_backbone
+from core.uss.stego import ClusterProbe, correspondence_loss, derangement, health, sample_points
+from core.wsss.published import load_published
 
 
 def main() -> None:
@@ -232,7 +232,7 @@ def stego_losses(
     """STEGO's three terms on (features, codes) of a batch and of a neighbour of each image.
 
     Returns:
-        Each term, "loss", their weighted sum, and the figures of `core.stego.health`.
+        Each term, "loss", their weighted sum, and the figures of `core.uss.stego.health`.
     """
     settings = config.uss
     feat, code = anchor

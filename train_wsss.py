@@ -20,35 +20,18 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from core import checkpoint, distributed
-from core.advcam import Climb, in_shards
 from core.config import Config, make_parser, parse
-from core.datasets import LabelledImages, batches_by_size, batches_from
-from core.errors import UserError, run_script
-from core.identity import wsss_identity
+from core.data.labels import IGNORE, read_label, write_label
+from core.data.loader import LabelledImages, batches_by_size, batches_from
+from core.data.splits import Split, read_split
+from core.data.transforms import denormalise
 from core.inference import multi_scale
-from core.irn import irn_spreading
-from core.labels import IGNORE, read_label, write_label
 from core.models.backbones import to_device
-from core.models.cam import CamClassifier
-from core.models.classifiers import Classifier, build_classifier
-from core.models.published import load_published
 from core.pictures import heat
-from core.psa import psa_spreading
-from core.pseudo_labels import (
-    background_score,
-    cam_label,
-    label_crf,
-    load_cam,
-    normalise_cams,
-    save_cam,
-)
-from core.rsepm import RecurSeed
-from core.runs import Run, Stage
-from core.splits import Split, read_split
-from core.spreading import write_spread_labels
-from core.threads import in_threads
-from core.training import (
+from core.run import checkpoint, distributed
+from core.run.errors import UserError, run_script
+from core.run.identity import wsss_identity
+from core.run.loop import (
     EMA,
     autocast,
     in_parts,
@@ -57,7 +40,24 @@ from core.training import (
     seed_everything,
     train,
 )
-from core.transforms import denormalise
+from core.run.stage import Run, Stage
+from core.run.threads import in_threads
+from core.wsss.advcam import Climb, in_shards
+from core.wsss.cam import CamClassifier
+from core.wsss.classifiers import Classifier, build_classifier
+from core.wsss.irn import irn_spreading
+from core.wsss.psa import psa_spreading
+from core.wsss.pseudo_labels import (
+    background_score,
+    cam_label,
+    label_crf,
+    load_cam,
+    normalise_cams,
+    save_cam,
+)
+from core.wsss.published import load_published
+from core.wsss.rsepm import RecurSeed
+from core.wsss.spreading import write_spread_labels
 
 
 def main() -> None:

@@ -14,8 +14,8 @@ from typing import IO
 
 from tqdm import tqdm
 
-from core.errors import UserError
-from core.files import written_whole
+from core.run.errors import UserError
+from core.run.files import written_whole
 
 DAMAGED = (
     *(tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError),

@@ -14,8 +14,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from core.compiled import compiled
-from core.labels import BACKGROUND, IGNORE
+from core.data.labels import BACKGROUND, IGNORE
+from core.run.compiled import compiled
 
 RESTARTS = 10  # of K-means, scikit-learn's for many years
 CELL_STEPS, STEPS = 20, 50  # at most, on the cells and at the pixels

@@ -3,7 +3,7 @@
 All five scripts read the same file. Every key below can be overridden as `--section.key value`;
 a key that does not exist is refused, naming the nearest one. Sources: "Sec." and "Eq." are the MARS
 paper's (ICCV 2023); "default" marks a choice of ours where the paper is silent. A new key's default
-does what the code did without it: results of older code count as made with it (core/runs.py).
+does what the code did without it: results of older code count as made with it (core/run/stage.py).
 """
 
 import dataclasses
@@ -21,11 +21,11 @@ from typing import Any, Literal, NoReturn, get_args
 import jsonargparse
 import yaml
 
-from core.errors import UserError, refuse_together, report_in
-from core.finder import is_utf8, user_path
-from core.names import class_name, warn_of_names
-from core.tags import folder_tags
-from core.text import read_text
+from core.data.finder import is_utf8, user_path
+from core.data.names import class_name, warn_of_names
+from core.data.tags import folder_tags
+from core.run.errors import UserError, refuse_together, report_in
+from core.run.text import read_text
 
 VOC_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -148,7 +148,7 @@ class CrfConfig:
         _check(1 <= self.vertices <= 6, f"crf.vertices must be 1 to 6, got {self.vertices}")
 
     def settings(self) -> dict[str, Any]:
-        """The keyword arguments of `core.crf.DenseCRF`."""
+        """The keyword arguments of `core.crf.dense.DenseCRF`."""
         return dataclasses.asdict(self)
 
 
@@ -992,5 +992,5 @@ def parse(
     if named:
         config.data = config.data.with_classes()
     if config.log == "jsonl":
-        sys.stdout = sys.stderr  # what is printed; core.logs.tell keeps the other
+        sys.stdout = sys.stderr  # what is printed; core.run.log.tell keeps the other
     return config, namespace

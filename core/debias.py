@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from core.labels import BACKGROUND, BIASED, IGNORE
+from core.data.labels import BACKGROUND, BIASED, IGNORE
 
 
 def cell_labels(label: Tensor, size: tuple[int, int]) -> Tensor:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from core.bilinear import RESTARTS, pixel_centroids, pixel_score
 from core.config import DebiasConfig
-from core.crf import DenseCRF
+from core.crf.dense import DenseCRF
 from core.debias import debiased_score, image_centroids
 
 

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.errors import UserError
-from core.files import read_json, write_json
+from core.run.errors import UserError
+from core.run.files import read_json, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from core.compiled import compiled
-from core.labels import IGNORE
+from core.data.labels import IGNORE
+from core.run.compiled import compiled
 
 
 def confusion_matrix(prediction: np.ndarray, truth: np.ndarray, num_classes: int) -> np.ndarray:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from core.labels import BIASED, BIASED_ON_DISK, palette
-from core.transforms import drawn_from
+from core.data.labels import BIASED, BIASED_ON_DISK, palette
+from core.data.transforms import drawn_from
 
 
 def principal_components(feats: Sequence[Tensor], seed: int = 0) -> list[Tensor]:

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
-from core.checks import Seen, judge, look_at
-from core.errors import UserError, refuse_together
-from core.finder import LABELS, Files
+from core.data.checks import Seen, judge, look_at
+from core.data.finder import LABELS, Files
 from core.metrics import confusion_matrix, scores
-from core.notes import note
-from core.threads import in_threads
+from core.run.errors import UserError, refuse_together
+from core.run.notes import note
+from core.run.threads import in_threads
 
 PART = 32  # images that a thread scores at a time
 DEFINITIONS = {

@@ -7,21 +7,21 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from core import checkpoint, distributed
 from core.config import Config, EvaluationConfig, SegmentationConfig, overlaid
-from core.crf import DenseCRF, announced
-from core.datasets import batches_by_size
-from core.errors import UserError
-from core.files import read_json
+from core.crf.dense import DenseCRF, announced
+from core.data.labels import write_label
+from core.data.loader import batches_by_size
+from core.data.splits import Split
 from core.inference import multi_scale, windowed
-from core.labels import write_label
 from core.models.backbones import to_device
 from core.models.deeplab import DeepLab
 from core.models.deeplab import segmenter as build_segmenter
-from core.runs import Run
-from core.splits import Split
-from core.threads import in_threads
-from core.training import autocast, pick_device
+from core.run import checkpoint, distributed
+from core.run.errors import UserError
+from core.run.files import read_json
+from core.run.loop import autocast, pick_device
+from core.run.stage import Run
+from core.run.threads import in_threads
 
 
 def trained_weights(run: Run) -> Path:

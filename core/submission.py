@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 
 from core.archives import DAMAGED, tar_entries
-from core.errors import UserError, refuse_together
-from core.files import written_whole
+from core.run.errors import UserError, refuse_together
+from core.run.files import written_whole
 
 COMPETITIONS = ("comp5_test_cls", "comp6_test_cls", "comp5_val_cls", "comp6_val_cls")
 """comp5: trained on VOC alone; comp6: on anything else too, ImageNet included."""

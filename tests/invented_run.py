@@ -7,16 +7,16 @@ from xml.sax.saxutils import escape
 import numpy as np
 from PIL import Image
 
-from core import checkpoint
 from core.config import Config, make_parser, parse
-from core.files import read_json, write_json
-from core.identity import save_stamps, stamp, summary
-from core.labels import BIASED_ON_DISK, read_label, write_label
+from core.data.labels import BIASED_ON_DISK, read_label, write_label
+from core.data.splits import read_split
 from core.metrics import confusion_matrix
 from core.models.deeplab import segmenter
-from core.runs import Run, environment, own_stages
+from core.run import checkpoint
+from core.run.files import read_json, write_json
+from core.run.identity import save_stamps, stamp, summary
+from core.run.stage import Run, environment, own_stages
 from core.scoring import summarise
-from core.splits import read_split
 from tools import make_demo_dataset
 from tools.demo_world.scene import CLASSES
 from tools.report.record import LOGS, MODE_ROWS

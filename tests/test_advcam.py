@@ -3,10 +3,10 @@ import torch
 from conftest import CLASSES
 from torch import nn
 
-from core.advcam import Climb, climbed_map, climbed_maps, in_shards
 from core.config import AdvCamConfig, BackboneConfig, DataConfig, WsssConfig
-from core.models.cam import CamClassifier
-from core.splits import read_split
+from core.data.splits import read_split
+from core.wsss.advcam import Climb, climbed_map, climbed_maps, in_shards
+from core.wsss.cam import CamClassifier
 
 
 class Linear(nn.Module):

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from core.affinity import (
+from core.config import IrnConfig
+from core.wsss.affinity import (
     affinity_loss,
     feature_affinity,
     pair_ends,
@@ -13,8 +14,7 @@ from core.affinity import (
     path_affinity,
     random_walk,
 )
-from core.config import IrnConfig
-from core.irn import walk
+from core.wsss.irn import walk
 
 
 @pytest.mark.parametrize(("radius", "count"), [(2, 4), (5, 34), (10, 152)])

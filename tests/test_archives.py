@@ -7,7 +7,7 @@ import zipfile
 import pytest
 
 from core.archives import unpack
-from core.errors import UserError
+from core.run.errors import UserError
 from core.submission import check_submission
 
 

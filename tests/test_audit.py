@@ -10,9 +10,9 @@ from conftest import CLASSES, ROOT, run_python
 from torch.nn import functional as F
 
 from core.config import Config, DataConfig
-from core.labels import read_label, write_label
+from core.data.labels import read_label, write_label
+from core.data.splits import Split, ground_truth, read_split
 from core.pages import templates
-from core.splits import Split, ground_truth, read_split
 from tools.audit_bias import Audit, Clusters, area_under_curve, distinct, rank
 
 GRASS, RAILS, SKY, TRAIN, CAT = range(5)

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from core import checkpoint, vision
 from core.config import BackboneConfig, SegmentationConfig, UssConfig, WsssConfig
-from core.errors import UserError
-from core.features import SemanticFeatures
 from core.models.backbones import Backbone, feature_network
-from core.models.classifiers import build_classifier
 from core.models.deeplab import segmenter
-from core.models.pairs import AffinityNetwork, BoundaryNetwork
+from core.run import checkpoint, vision
+from core.run.errors import UserError
+from core.uss.features import SemanticFeatures
+from core.wsss.classifiers import build_classifier
+from core.wsss.pairs import AffinityNetwork, BoundaryNetwork
 
 DILATED = {
     "test_resnet": {},

@@ -7,15 +7,15 @@ import pytest
 import torch
 from conftest import run_python
 
-from core import centroids
-from core.centroids import (
+from core import debias_shards as centroids
+from core.debias import background_distance, debiased_centroid
+from core.debias_shards import (
     background_sum,
     select,
     write_distances,
     write_shard,
 )
-from core.debias import background_distance, debiased_centroid
-from core.errors import UserError
+from core.run.errors import UserError
 
 ROWS = ("vectors", "labels", "images", "sizes", "distance", "selected")
 

@@ -10,8 +10,8 @@ import yaml
 from conftest import ROOT, run_python, tiny_config
 from PIL import Image
 
-from core.labels import read_label, write_label
-from core.splits import Split
+from core.data.labels import read_label, write_label
+from core.data.splits import Split
 
 sys.path.insert(0, str(ROOT / "tools"))
 import check_data

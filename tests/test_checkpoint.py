@@ -3,10 +3,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from core import checkpoint
 from core.config import BackboneConfig
-from core.errors import UserError
 from core.models.backbones import Backbone, ViT
+from core.run import checkpoint
+from core.run.errors import UserError
 
 TINY = {"embed_dim": 32, "depth": 2, "num_heads": 2}
 SMALL = {"channels": [8, 8, 16, 24]}

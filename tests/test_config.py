@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from core.config import Config, make_parser, parse
-from core.errors import UserError
+from core.run.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 LEAVES = {

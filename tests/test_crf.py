@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 import pytest
 
-from core.crf import DenseCRF
-from core.errors import UserError
-from core.permutohedral import GridFilter, LatticeFilter
+from core.crf.dense import DenseCRF
+from core.crf.permutohedral import GridFilter, LatticeFilter
+from core.run.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 # Kernels as wide as the little images below ask for.
@@ -302,5 +302,5 @@ def test_auto_prefers_numba_and_falls_back(monkeypatch):
 
 
 def test_light_workers_need_no_torch():
-    code = "import sys, core.crf, core.permutohedral; sys.exit('torch' in sys.modules)"
+    code = "import sys, core.crf.dense, core.crf.permutohedral; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -14,8 +14,8 @@ import yaml
 from conftest import ROOT, tiny_config
 from torch import nn
 
-from core import checkpoint, distributed, vision
-from core.leopart import Queue
+from core.run import checkpoint, distributed, vision
+from core.uss.leopart import Queue
 
 STAGES = ("train_uss.py", "train_wsss.py", "make_debiased_labels.py", "train_segmentation.py")
 

@@ -7,8 +7,8 @@ import yaml
 from conftest import CLASSES, run_python
 
 from core.config import DataConfig
-from core.labels import write_label
-from core.splits import read_split
+from core.data.labels import write_label
+from core.data.splits import read_split
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ START = f"""
 import sys, tempfile
 from pathlib import Path
 sys.path.insert(0, {str(ROOT)!r})
-from core.errors import NamesFile, UserError, report_in, run_script
+from core.run.errors import NamesFile, UserError, report_in, run_script
 a, b, run = Path("a.txt"), Path("b.txt"), Path("run")
 def read(path):
     return path.read_text()
@@ -117,10 +117,10 @@ run_script(main)
 def test_error_of_a_loading_process_names_the_photograph(tiny_data, tmp_path, workers):
     """The fault is planted: what is done with an image after it was read."""
     body = f"""
-from core import vision
+from core.run import vision
 from core.config import AugmentConfig, Config, DataConfig
-from core.datasets import LabelledImages, batches_from
-from core.splits import read_split
+from core.data.loader import LabelledImages, batches_from
+from core.data.splits import read_split
 def main():
     split = read_split(DataConfig(root={str(tiny_data)!r}, classes={tuple(CLASSES)}), "train")
     data = LabelledImages(split, None, 20, AugmentConfig(crop=32))

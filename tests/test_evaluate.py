@@ -8,8 +8,8 @@ from conftest import run_python, sample
 from PIL import Image
 from sklearn.metrics import confusion_matrix
 
-from core.errors import UserError
-from core.labels import palette, read_label, write_label
+from core.data.labels import palette, read_label, write_label
+from core.run.errors import UserError
 from core.scoring import score_files
 
 

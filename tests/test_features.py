@@ -4,8 +4,11 @@ import torch
 from conftest import CLASSES, run_python
 
 from core.config import BackboneConfig, DataConfig, UssConfig, make_parser, parse
-from core.errors import UserError
-from core.features import (
+from core.data.splits import read_split
+from core.models.backbones import ViT
+from core.run.errors import UserError
+from core.run.vision import timm
+from core.uss.features import (
     SemanticFeatures,
     centred,
     feature_files,
@@ -16,9 +19,6 @@ from core.features import (
     network_features,
     read_features,
 )
-from core.models.backbones import ViT
-from core.splits import read_split
-from core.vision import timm
 
 RESNET = BackboneConfig("resnet18", {"channels": [8, 8, 16, 24]}, "none")
 

@@ -8,13 +8,13 @@ import pytest
 from conftest import run_python
 from PIL import Image
 
-from core import notes
 from core.config import DataConfig
-from core.errors import UserError
-from core.finder import FEATURES, LABELS, PHOTOGRAPHS, Files, listed_id, readable, user_path
+from core.data.finder import FEATURES, LABELS, PHOTOGRAPHS, Files, listed_id, readable, user_path
+from core.data.splits import read_split
+from core.data.tags import find_images, image_id
+from core.run import notes
+from core.run.errors import UserError
 from core.scoring import pair_folders, score_files
-from core.splits import read_split
-from core.tags import find_images, image_id
 
 COMPOSED, DECOMPOSED = (normalize(form, "Möwe") for form in ("NFC", "NFD"))
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from conftest import ROOT, run_python, tiny_config
 
-from core.labels import read_label
+from core.data.labels import read_label
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,10 @@ import pytest
 import yaml
 from conftest import tiny_config
 
-from core import checkpoint
-from core.errors import UserError
-from core.labels import read_label, write_label
-from core.tags import read_table, write_table
+from core.data.labels import read_label, write_label
+from core.data.tags import read_table, write_table
+from core.run import checkpoint
+from core.run.errors import UserError
 
 STAGES = ("train_uss", "train_wsss", "make_debiased_labels", "train_segmentation", "evaluate")
 DONE = "finished earlier"

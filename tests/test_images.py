@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 from test_splits import picture, save
 
-from core.errors import UserError
-from core.images import read_header, read_image
+from core.data.images import read_header, read_image
+from core.run.errors import UserError
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])

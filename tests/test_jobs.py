@@ -4,9 +4,9 @@ import sys
 import pytest
 from conftest import ROOT
 
-from core.errors import UserError
-from core.files import write_json
 from core.jobs import Job, run_jobs
+from core.run.errors import UserError
+from core.run.files import write_json
 
 sys.path.insert(0, str(ROOT / "tools"))
 import compare

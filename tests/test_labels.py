@@ -6,8 +6,7 @@ from conftest import sample
 from PIL import Image
 from test_png import png
 
-from core.errors import UserError
-from core.labels import (
+from core.data.labels import (
     BIASED,
     IGNORE,
     inspect_label,
@@ -18,6 +17,7 @@ from core.labels import (
     to_training,
     write_label,
 )
+from core.run.errors import UserError
 
 
 @pytest.mark.parametrize(

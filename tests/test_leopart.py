@@ -6,10 +6,13 @@ import torch
 import yaml
 from conftest import CLASSES, run_python
 
-from core import checkpoint, leopart
 from core.config import BackboneConfig, DataConfig, LeopartConfig, make_parser, parse
-from core.errors import UserError
-from core.leopart import (
+from core.data.splits import read_split
+from core.models.backbones import ViT, feature_network
+from core.run import checkpoint
+from core.run.errors import UserError
+from core.uss import leopart
+from core.uss.leopart import (
     LeopartNetwork,
     MultiCrops,
     Queue,
@@ -21,8 +24,6 @@ from core.leopart import (
     part_loss,
     roi_align,
 )
-from core.models.backbones import ViT, feature_network
-from core.splits import read_split
 
 TINY = BackboneConfig(
     "vit_tiny_patch16_224",

@@ -5,11 +5,11 @@ import torch
 from conftest import run_python
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from core import checkpoint
 from core.config import Config
-from core.labels import BIASED, IGNORE
-from core.logs import Board
+from core.data.labels import BIASED, IGNORE
 from core.pictures import heat, label_colours, principal_components
+from core.run import checkpoint
+from core.run.log import Board
 
 TRAININGS = {
     "train_uss.py": ("uss/stego", {"image", "code"}, ()),

@@ -2,11 +2,11 @@
 
 import pytest
 
-from core import notes
 from core.config import Config, DataConfig, make_parser, parse
-from core.errors import UserError
-from core.names import class_name, look_alikes, nearest, warn_of_names
-from core.tags import find_images
+from core.data.names import class_name, look_alikes, nearest, warn_of_names
+from core.data.tags import find_images
+from core.run import notes
+from core.run.errors import UserError
 
 
 @pytest.fixture(autouse=True)

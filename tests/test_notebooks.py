@@ -6,7 +6,7 @@ import numpy as np
 from conftest import CLASSES, ROOT
 from PIL import Image
 
-from core.labels import read_label, write_label
+from core.data.labels import read_label, write_label
 
 FOLDERS = ("IMAGES", "LABELS", "FEATURES", "OUTPUT")
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from core.pamr import OFFSETS, PAMR
+from core.crf.pamr import OFFSETS, PAMR
 
 
 def rand(*shape: int, seed: int = 0) -> torch.Tensor:

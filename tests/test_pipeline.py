@@ -14,7 +14,7 @@ import pytest
 import yaml
 from conftest import CLASSES, ROOT, run_python
 
-from core.labels import read_label
+from core.data.labels import read_label
 
 WEAK = ("train_uss.py", "train_wsss.py", "make_debiased_labels.py", "train_segmentation.py")
 

@@ -9,9 +9,9 @@ import pytest
 from conftest import sample
 from PIL import Image
 
-from core.errors import UserError
-from core.labels import palette, read_label
-from core.png import decode, is_cut
+from core.data.labels import palette, read_label
+from core.data.png import decode, is_cut
+from core.run.errors import UserError
 
 
 def label_map() -> np.ndarray:

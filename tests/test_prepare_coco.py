@@ -13,9 +13,9 @@ from conftest import ROOT, run_python, sample
 from PIL import Image
 
 from core.config import DataConfig
-from core.labels import read_label
-from core.splits import ground_truth, read_split
-from core.tags import read_table
+from core.data.labels import read_label
+from core.data.splits import ground_truth, read_split
+from core.data.tags import read_table
 
 sys.path.insert(0, str(ROOT / "tools"))
 import prepare_coco

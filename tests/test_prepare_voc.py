@@ -14,9 +14,9 @@ from PIL import Image
 from scipy.io import savemat
 
 from core.config import VOC_CLASSES, DataConfig
-from core.labels import palette, read_label
-from core.splits import ground_truth, read_split
-from core.tags import read_table
+from core.data.labels import palette, read_label
+from core.data.splits import ground_truth, read_split
+from core.data.tags import read_table
 
 sys.path.insert(0, str(ROOT / "tools"))
 import prepare_voc

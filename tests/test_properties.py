@@ -13,12 +13,20 @@ from hypothesis.extra import numpy as arrays
 from torch.nn import functional as F
 
 from core import debias
-from core.centroids import select, write_shard
-from core.crf import DenseCRF
-from core.datasets import Draws
-from core.labels import BACKGROUND, BIASED, IGNORE, read_label, to_disk, to_training, write_label
+from core.crf.dense import DenseCRF
+from core.data.labels import (
+    BACKGROUND,
+    BIASED,
+    IGNORE,
+    read_label,
+    to_disk,
+    to_training,
+    write_label,
+)
+from core.data.loader import Draws
+from core.data.tags import read_table, write_table
+from core.debias_shards import select, write_shard
 from core.metrics import confusion_matrix, scores
-from core.tags import read_table, write_table
 
 settings.register_profile(
     "project", deadline=None, derandomize=True, max_examples=60, database=None

@@ -5,21 +5,21 @@ import os
 import pytest
 import torch
 
-from core.checkpoint import load, save
 from core.config import BackboneConfig, IrnConfig, PsaConfig, UssConfig, WsssConfig
-from core.errors import UserError
-from core.features import SemanticFeatures
-from core.irn import irn_spreading
 from core.models.backbones import norms
-from core.models.cam import CamClassifier
-from core.models.published import load_published
-from core.models.rsepm import RsEpmClassifier
-from core.models.seam import SeamClassifier
 from core.models.wide_resnet import WideResNet38
-from core.psa import psa_spreading
-from core.vision import timm
+from core.run.checkpoint import load, save
+from core.run.errors import UserError
+from core.run.vision import timm
+from core.uss.features import SemanticFeatures
+from core.wsss.cam import CamClassifier
+from core.wsss.irn import irn_spreading
+from core.wsss.psa import psa_spreading
+from core.wsss.published import load_published
+from core.wsss.rsepm_network import RsEpmClassifier
+from core.wsss.seam_network import SeamClassifier
 
-from torchvision.models import resnet50  # isort: skip (after core.vision)
+from torchvision.models import resnet50  # isort: skip (after core.run.vision)
 
 RESNET = BackboneConfig("resnet50", {}, "none", "none")
 WIDE = BackboneConfig("wide_resnet38", {}, "none")

@@ -12,10 +12,10 @@ import torch
 from invented_run import make_run
 
 from core.config import Config, make_parser, parse
-from core.errors import UserError
-from core.labels import BIASED_ON_DISK
-from core.runs import Run
-from core.splits import Split, read_split
+from core.data.labels import BIASED_ON_DISK
+from core.data.splits import Split, read_split
+from core.run.errors import UserError
+from core.run.stage import Run
 from tools import make_report
 from tools.report import charts, figures, pictures
 from tools.report.analyses import PNG, cell, read_analyses

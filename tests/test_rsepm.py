@@ -6,9 +6,9 @@ import torch
 from torch.nn import functional as F
 
 from core.config import BackboneConfig, RsEpmConfig, WsssConfig
-from core.errors import UserError
-from core.models.rsepm import RsEpmClassifier
-from core.rsepm import (
+from core.run.errors import UserError
+from core.run.loop import EMA
+from core.wsss.rsepm import (
     RecurSeed,
     certain_label,
     correlated,
@@ -17,7 +17,7 @@ from core.rsepm import (
     mixed,
     self_correlation,
 )
-from core.training import EMA
+from core.wsss.rsepm_network import RsEpmClassifier
 
 RESNET = BackboneConfig("resnet18", {"channels": [8, 8, 16, 16]}, "none", "none")
 SMALL = RsEpmConfig(width=8, low_width=8, rates=(2, 4), recur_from=1, mix_from=2, edge=0.9)

@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from core import identity
 from core.config import Config, DebiasConfig, SegmentationConfig, overlaid
-from core.errors import UserError, refuse_together, run_script
-from core.files import read_json, write_json, written_whole
-from core.identity import Identity, settings_with_influence, weight_files
-from core.runs import Stage, check_upstream
+from core.run import identity
+from core.run.errors import UserError, refuse_together, run_script
+from core.run.files import read_json, write_json, written_whole
+from core.run.identity import Identity, settings_with_influence, weight_files
+from core.run.stage import Stage, check_upstream
 
 
 def stage(folder, config=None, tags=("cat", "dog"), classes=("cat", "dog"), files=()):

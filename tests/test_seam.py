@@ -2,8 +2,7 @@ import pytest
 import torch
 
 from core.config import BackboneConfig, WsssConfig
-from core.models.seam import SeamClassifier
-from core.seam import (
+from core.wsss.seam import (
     background_from_classes,
     classification_loss,
     consistency_losses,
@@ -11,6 +10,7 @@ from core.seam import (
     normalised,
     only_the_best_class,
 )
+from core.wsss.seam_network import SeamClassifier
 
 RESNET = BackboneConfig("resnet18", {"channels": [8, 8, 16, 16]}, "none")
 WIDE = BackboneConfig("wide_resnet38", {"width": 1 / 32}, "none")

@@ -5,13 +5,13 @@ from torch.nn import functional as F
 
 from core.config import BackboneConfig, EvaluationConfig, SegmentationConfig, WsssConfig
 from core.debias import labelled_pixels, weighted_cross_entropy
-from core.errors import UserError
 from core.models.backbones import norms
-from core.models.cam import CamClassifier
 from core.models.deeplab import segmenter
 from core.models.wide_resnet import WideResNet38
+from core.run.errors import UserError
+from core.run.loop import make_optimizer
 from core.segmenter import probabilities
-from core.training import make_optimizer
+from core.wsss.cam import CamClassifier
 
 RESNET = BackboneConfig("resnet18", {"channels": [8, 8, 16, 16]}, "none")
 WIDE = BackboneConfig("wide_resnet38", {"width": 1 / 32}, "none")

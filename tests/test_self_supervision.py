@@ -2,9 +2,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from core.datasets import RawImages
-from core.self_supervision import random_crops, random_mask, sinkhorn
-from core.splits import Split
+from core.data.loader import RawImages
+from core.data.splits import Split
+from core.uss.self_supervision import random_crops, random_mask, sinkhorn
 
 
 def test_photographs_of_any_size_become_squares_of_one(tmp_path):

@@ -13,8 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from core import affinity, irn, leopart, psa, seam, stego
-from core.advcam import climbed_map
 from core.config import (
     AdvCamConfig,
     BackboneConfig,
@@ -22,12 +20,15 @@ from core.config import (
     PsaConfig,
     SegmentationConfig,
 )
-from core.crf import DenseCRF
+from core.crf.dense import DenseCRF
+from core.crf.pamr import PAMR
 from core.inference import multi_scale
 from core.models.deeplab import DecodedASPP, LargeFov, SummedASPP, segmenter
-from core.pamr import PAMR
-from core.self_supervision import sinkhorn
-from core.training import poly
+from core.run.loop import poly
+from core.uss import leopart, stego
+from core.uss.self_supervision import sinkhorn
+from core.wsss import affinity, irn, psa, seam
+from core.wsss.advcam import climbed_map
 
 RESNET = BackboneConfig("resnet18", {"channels": [8, 8, 16, 16]}, "none")
 

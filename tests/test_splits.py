@@ -5,9 +5,9 @@ import pytest
 from PIL import Image
 
 from core.config import Config, DataConfig
-from core.errors import UserError
-from core.splits import ground_truth, masks_folder, read_split
-from core.tags import write_table
+from core.data.splits import ground_truth, masks_folder, read_split
+from core.data.tags import write_table
+from core.run.errors import UserError
 
 
 def picture(height: int = 24, width: int = 40) -> np.ndarray:

@@ -8,12 +8,12 @@ import torch
 import yaml
 from conftest import ROOT, run_python, tiny_config
 
-from core.checkpoint import load
 from core.config import BackboneConfig, IrnConfig
-from core.crf import DenseCRF
-from core.irn import confident_label, walk, walked_label
-from core.labels import read_label
-from core.models.pairs import BoundaryNetwork
+from core.crf.dense import DenseCRF
+from core.data.labels import read_label
+from core.run.checkpoint import load
+from core.wsss.irn import confident_label, walk, walked_label
+from core.wsss.pairs import BoundaryNetwork
 
 RESNET = BackboneConfig("resnet18", {"channels": [8, 8, 16, 16]}, "none")
 

@@ -3,7 +3,7 @@ import math
 import torch
 from torch.nn import functional as F
 
-from core.stego import (
+from core.uss.stego import (
     ClusterProbe,
     correspondence,
     correspondence_loss,

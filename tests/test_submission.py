@@ -10,8 +10,8 @@ import pytest
 from conftest import run_python
 from PIL import Image
 
-from core.errors import UserError
-from core.labels import write_label
+from core.data.labels import write_label
+from core.run.errors import UserError
 from core.submission import check_submission, member, write_submission
 
 IDS = [f"2008_{k:06}" for k in range(6)]

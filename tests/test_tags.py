@@ -5,11 +5,18 @@ import pytest
 from conftest import sample
 from PIL import Image
 
-from core import notes
 from core.config import VOC_CLASSES, DataConfig
-from core.errors import UserError
-from core.splits import read_split
-from core.tags import find_images, folder_tags, image_id, read_annotation, read_table, write_table
+from core.data.splits import read_split
+from core.data.tags import (
+    find_images,
+    folder_tags,
+    image_id,
+    read_annotation,
+    read_table,
+    write_table,
+)
+from core.run import notes
+from core.run.errors import UserError
 
 
 @pytest.fixture

@@ -2,8 +2,8 @@
 
 import pytest
 
-from core.errors import UserError
-from core.text import read_list, read_text
+from core.run.errors import UserError
+from core.run.text import read_list, read_text
 
 TEXT = "Möwe\nKüste 日本\n"
 

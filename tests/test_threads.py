@@ -2,7 +2,7 @@ import threading
 
 import pytest
 
-from core.threads import in_threads
+from core.run.threads import in_threads
 
 
 def test_results_come_in_order_and_items_are_drawn_as_needed():

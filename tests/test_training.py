@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from core import checkpoint, distributed
 from core.config import Config
-from core.datasets import Draws
-from core.errors import UserError
-from core.training import EMA, in_parts, make_optimizer, one_cycle, pick_device, poly, train
+from core.data.loader import Draws
+from core.run import checkpoint, distributed
+from core.run.errors import UserError
+from core.run.loop import EMA, in_parts, make_optimizer, one_cycle, pick_device, poly, train
 
 
 def fit(folder, stop_at=None, iterations=10, sick_at=None, weak_at=None):

@@ -8,12 +8,12 @@ import yaml
 from conftest import CLASSES, run_python
 
 import train_uss
-from core import checkpoint
 from core.config import BackboneConfig, DataConfig, UssConfig
-from core.errors import UserError
-from core.features import SemanticFeatures
-from core.splits import read_split
-from core.transforms import normalise
+from core.data.splits import read_split
+from core.data.transforms import normalise
+from core.run import checkpoint
+from core.run.errors import UserError
+from core.uss.features import SemanticFeatures
 
 
 @pytest.fixture

@@ -30,12 +30,12 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from core.config import Config, make_parser, parse
-from core.errors import UserError, run_script
-from core.files import written_whole
-from core.labels import BACKGROUND, BIASED_ON_DISK, read_label, read_truth
+from core.data.labels import BACKGROUND, BIASED_ON_DISK, read_label, read_truth
+from core.data.splits import Split, ground_truth, label_files, read_split
 from core.pages import encode, inline, templates
-from core.runs import Run, check_upstream_of
-from core.splits import Split, ground_truth, label_files, read_split
+from core.run.errors import UserError, run_script
+from core.run.files import written_whole
+from core.run.stage import Run, check_upstream_of
 from tools.analyse_bias import removal
 
 NEAREST = 10  # a distance to backgrounds is the mean over so many nearest ones

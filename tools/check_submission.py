@@ -14,10 +14,10 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from core.errors import UserError, run_script
-from core.finder import listed_id, user_path
+from core.data.finder import listed_id, user_path
+from core.run.errors import UserError, run_script
+from core.run.text import read_list
 from core.submission import COMPETITIONS, check_submission
-from core.text import read_list
 
 
 def main() -> None:

@@ -17,10 +17,10 @@ from safetensors.torch import save
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from core import checkpoint
-from core.errors import UserError, run_script
-from core.files import written_whole
-from core.finder import user_path
+from core.data.finder import user_path
+from core.run import checkpoint
+from core.run.errors import UserError, run_script
+from core.run.files import written_whole
 
 PREFIX = "backbone.net."
 

@@ -14,16 +14,16 @@ from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from core import checkpoint
 from core.config import Config, make_parser, parse
-from core.errors import run_script
-from core.features import load_semantic_features, network_features, write_features
-from core.identity import Identity, settings_with_influence
+from core.data.splits import Split, read_split
 from core.models.backbones import to_device
-from core.models.classifiers import Classifier, build_classifier
-from core.runs import Run, Stage
-from core.splits import Split, read_split
-from core.training import autocast, pick_device
+from core.run import checkpoint
+from core.run.errors import run_script
+from core.run.identity import Identity, settings_with_influence
+from core.run.loop import autocast, pick_device
+from core.run.stage import Run, Stage
+from core.uss.features import load_semantic_features, network_features, write_features
+from core.wsss.classifiers import Classifier, build_classifier
 
 
 def main() -> None:

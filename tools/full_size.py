@@ -26,20 +26,20 @@ from torch.nn import functional as F
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from core.advcam import climbed_map
-from core.affinity import affinity_loss
 from core.config import BackboneConfig, Config, LeopartConfig, make_parser, parse
-from core.errors import run_script
-from core.features import SemanticFeatures
 from core.inference import multi_scale
-from core.irn import irn_spreading
-from core.leopart import LeopartNetwork, Queue, crops_loss
 from core.models.backbones import ViT, to_device
-from core.models.classifiers import build_classifier
 from core.models.deeplab import segmenter
-from core.psa import psa_spreading
-from core.rsepm import RecurSeed
-from core.training import EMA, autocast, pick_device
+from core.run.errors import run_script
+from core.run.loop import EMA, autocast, pick_device
+from core.uss.features import SemanticFeatures
+from core.uss.leopart import LeopartNetwork, Queue, crops_loss
+from core.wsss.advcam import climbed_map
+from core.wsss.affinity import affinity_loss
+from core.wsss.classifiers import build_classifier
+from core.wsss.irn import irn_spreading
+from core.wsss.psa import psa_spreading
+from core.wsss.rsepm import RecurSeed
 
 PHOTOGRAPH = (375, 500)  # VOC's usual size
 

@@ -31,16 +31,16 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from core.config import Config, make_parser, parse
+from core.data.labels import IGNORE, palette, read_label
+from core.data.splits import Split, ground_truth, label_files, read_split
 from core.debias import image_centroids, kmeans
-from core.errors import UserError, run_script
-from core.features import feature_source
-from core.files import write_json, written_whole
-from core.labels import IGNORE, palette, read_label
 from core.pages import encode, inline, templates
 from core.pictures import principal_components
-from core.runs import Run
-from core.splits import Split, ground_truth, label_files, read_split
-from core.training import autocast, pick_device
+from core.run.errors import UserError, run_script
+from core.run.files import write_json, written_whole
+from core.run.loop import autocast, pick_device
+from core.run.stage import Run
+from core.uss.features import feature_source
 
 SIDE = 224  # height of a picture
 CODES = 64  # directions that a page's cosines are computed from

@@ -23,10 +23,10 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from core.errors import UserError, run_script
-from core.files import read_json, write_json, written_whole
-from core.finder import user_path
-from core.labels import write_label
+from core.data.finder import user_path
+from core.data.labels import write_label
+from core.run.errors import UserError, run_script
+from core.run.files import read_json, write_json, written_whole
 from tools.demo_world.scene import CLASSES, CORPUS_TAGS, SIZE, benchmark_scene, corpus_scene
 
 VERSION = 1  # of the pictures: raise it whenever the same seed gives other ones

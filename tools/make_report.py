@@ -16,12 +16,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from core.config import Config, make_parser, parse
-from core.errors import UserError, run_script
-from core.files import written_whole
-from core.labels import palette
+from core.data.labels import palette
+from core.data.splits import read_split
 from core.pages import templates
-from core.runs import Run, own_stages, stale
-from core.splits import read_split
+from core.run.errors import UserError, run_script
+from core.run.files import written_whole
+from core.run.stage import Run, own_stages, stale
 from tools.report.analyses import cell
 from tools.report.charts import sweep_chart, training_curves
 from tools.report.figures import (

@@ -20,16 +20,16 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from core import distributed
 from core.config import make_parser, parse
-from core.errors import UserError, run_script
-from core.files import written_whole
-from core.identity import prediction_identity
-from core.labels import palette, read_label
-from core.runs import Run, Stage
+from core.data.labels import palette, read_label
+from core.data.splits import Split, without_bad_images
+from core.data.tags import find_images, image_id
+from core.run import distributed
+from core.run.errors import UserError, run_script
+from core.run.files import written_whole
+from core.run.identity import prediction_identity
+from core.run.stage import Run, Stage
 from core.segmenter import load_segmenter, predict, trained_weights
-from core.splits import Split, without_bad_images
-from core.tags import find_images, image_id
 
 
 def main() -> None:

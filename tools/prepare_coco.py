@@ -34,11 +34,11 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from core.errors import NamesFile, UserError, refuse_together, run_script
-from core.files import read_json, write_json, written_whole
-from core.finder import user_path
-from core.labels import write_label
-from core.tags import write_table
+from core.data.finder import user_path
+from core.data.labels import write_label
+from core.data.tags import write_table
+from core.run.errors import NamesFile, UserError, refuse_together, run_script
+from core.run.files import read_json, write_json, written_whole
 
 # Images, and those with at least one annotation.
 KNOWN = {"train2014": (82783, 82081), "val2014": (40504, 40137)}

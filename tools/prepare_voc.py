@@ -27,12 +27,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from core.archives import unpack
 from core.config import VOC_CLASSES
-from core.errors import UserError, refuse_together, run_script
-from core.files import written_whole
-from core.finder import listed_id, user_path
-from core.labels import write_label
-from core.tags import read_annotation, write_table
-from core.text import read_list
+from core.data.finder import listed_id, user_path
+from core.data.labels import write_label
+from core.data.tags import read_annotation, write_table
+from core.run.errors import UserError, refuse_together, run_script
+from core.run.files import written_whole
+from core.run.text import read_list
 
 # What everybody's copy holds: images on each list, and images of train_aug that show each class.
 LISTS = {"train": 1464, "val": 1449, "test": 1456, "train_aug": 10582}

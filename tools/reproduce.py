@@ -24,9 +24,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from core.config import Config, DataConfig, make_parser, parse
-from core.errors import UserError, refuse_together, run_script
+from core.data.splits import gather, ground_truth
 from core.jobs import Job, run_jobs
-from core.splits import gather, ground_truth
+from core.run.errors import UserError, refuse_together, run_script
 from tools.analyses import published
 from tools.analyses.results import publish
 

@@ -29,7 +29,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from core.centroids import (
+from core.debias_shards import (
     background_sum,
     kept_counts,
     mean_of_kept,
@@ -37,7 +37,7 @@ from core.centroids import (
     write_distances,
     write_shard,
 )
-from core.errors import UserError, run_script
+from core.run.errors import UserError, run_script
 
 CHUNK = 500  # images drawn at once, from a seed of their own: shards of any size hold the same
 ALPHA = 0.4
@@ -140,7 +140,7 @@ def draw_clusters(first: int, classes: int, width: int) -> dict[str, np.ndarray]
 
 
 def select(shards: list[Path], classes: int, nearest: int | None) -> dict:
-    """The passes of core/centroids.py, timed."""
+    """The passes of core/debias_shards.py, timed."""
     stamps = [time.perf_counter()]
     background, found = background_sum(shards, classes)
     stamps.append(time.perf_counter())

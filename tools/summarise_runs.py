@@ -14,9 +14,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from core.errors import run_script
-from core.files import read_json
-from core.finder import user_path
+from core.data.finder import user_path
+from core.run.errors import run_script
+from core.run.files import read_json
 from tools.analyses.results import spread
 
 LABELS = {

@@ -15,14 +15,14 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from core.config import make_parser, parse
-from core.errors import run_script
-from core.files import read_json, write_json
-from core.labels import read_label, write_label
+from core.data.labels import read_label, write_label
+from core.data.splits import ground_truth, read_split
 from core.metrics import confusion_matrix, scores
-from core.pseudo_labels import background_score, cam_label, label_crf, load_cam
-from core.runs import SIGNATURE, Run, check_upstream_of
-from core.splits import ground_truth, read_split
-from core.threads import in_threads
+from core.run.errors import run_script
+from core.run.files import read_json, write_json
+from core.run.stage import SIGNATURE, Run, check_upstream_of
+from core.run.threads import in_threads
+from core.wsss.pseudo_labels import background_score, cam_label, label_crf, load_cam
 
 THRESHOLDS = (0.20, 0.25, 0.30, 0.35, 0.40, 0.45, 0.50, 0.60)
 

@@ -23,11 +23,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from core import vision
-from core.checkpoint import load_weights
 from core.config import BackboneConfig, UssConfig
-from core.errors import UserError
 from core.models.wide_resnet import WideResNet38
+from core.run import vision
+from core.run.checkpoint import load_weights
+from core.run.errors import UserError
 
 FIXES = "resnet50 and efficientnet_b0 are known to work"
 

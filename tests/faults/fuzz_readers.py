@@ -36,18 +36,18 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from core import checkpoint
 from core.archives import unpack
 from core.config import DataConfig, make_parser, parse
-from core.errors import UserError
-from core.features import read_features
-from core.files import read_json
-from core.images import read_image
-from core.labels import VOC, read_label, write_label
-from core.pseudo_labels import load_cam
-from core.splits import gather
+from core.data.images import read_image
+from core.data.labels import VOC, read_label, write_label
+from core.data.splits import gather
+from core.data.tags import read_annotation, read_table
+from core.run import checkpoint
+from core.run.errors import UserError
+from core.run.files import read_json
 from core.submission import check_submission
-from core.tags import read_annotation, read_table
+from core.uss.features import read_features
+from core.wsss.pseudo_labels import load_cam
 from make_debiased_labels import read_clusters
 from tools.prepare_coco import group, read_instances
 from tools.prepare_voc import read_sbd_mask

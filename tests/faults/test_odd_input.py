@@ -18,8 +18,8 @@ import yaml
 from conftest import ROOT, run_python, tiny_config
 from PIL import Image
 
-from core import checkpoint
-from core.labels import BIASED_ON_DISK, read_label, write_label
+from core.data.labels import BIASED_ON_DISK, read_label, write_label
+from core.run import checkpoint
 
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}  # sums in one order
 pytestmark = pytest.mark.slow

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from core.config import Config
-from core.files import read_json
+from core.data.splits import list_name
 from core.jobs import Job, run_jobs
-from core.runs import Run
-from core.splits import list_name
+from core.run.files import read_json
+from core.run.stage import Run
 from tools.analyses.results import NONE, Analysis, paper, percent
 
 MODES = {

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from core.files import read_json
+from core.run.files import read_json
 from tools.analyses.results import NONE, Analysis, paper, spread
 
 METHODS = {

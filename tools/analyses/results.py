@@ -9,7 +9,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from core.files import read_json, write_json, written_whole
+from core.run.files import read_json, write_json, written_whole
 
 PAPER = Path(__file__).with_name("paper.json")
 NONE = "–"  # a figure that there is none of

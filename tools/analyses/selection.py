@@ -7,10 +7,10 @@ from matplotlib.figure import Figure, SubFigure
 from sklearn.manifold import TSNE
 
 from core.config import Config
-from core.errors import UserError
-from core.labels import read_label
-from core.runs import Run
-from core.splits import ground_truth, read_split
+from core.data.labels import read_label
+from core.data.splits import ground_truth, read_split
+from core.run.errors import UserError
+from core.run.stage import Run
 from tools.analyse_bias import BIASED, TARGET, overlaps, target_share
 from tools.analyses.results import (
     BLUE,

@@ -18,10 +18,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from core.config import Config, DebiasConfig
-from core.errors import UserError
-from core.files import read_json
 from core.jobs import Job, run_jobs
-from core.runs import Run
+from core.run.errors import UserError
+from core.run.files import read_json
+from core.run.stage import Run
 from tools.analyses.results import BLUE, GREY, ORANGE, Analysis, percent, styled
 
 CLUSTERING = ("k_fg", "k_bg")  # settings that K-means depends on

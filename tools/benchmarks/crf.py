@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from core.crf import DenseCRF
+from core.crf.dense import DenseCRF
 from tools.benchmarks.common import drawing, photographs, ratio
 
 

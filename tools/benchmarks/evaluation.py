@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from core.labels import read_label, write_label
+from core.data.labels import read_label, write_label
 from core.scoring import score_files
 from tools.benchmarks.common import ellipses, interleaved, ratio
 

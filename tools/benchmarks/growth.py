@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 import yaml
 
-from core.labels import write_label
-from core.tags import write_table
+from core.data.labels import write_label
+from core.data.tags import write_table
 from tools.benchmarks.common import drawing, patch_features
 
 DRAWN = 50  # pictures, repeated

@@ -16,12 +16,12 @@ from core.config import (
     VOC_CLASSES,
     DebiasConfig,
 )
-from core.crf import DenseCRF
+from core.crf.dense import DenseCRF
+from core.data.labels import write_label
+from core.data.tags import read_table, write_table
 from core.debias import debiased_centroid
 from core.debias_image import crf_settings, find_clusters, refine, similarity
-from core.files import read_json
-from core.labels import write_label
-from core.tags import read_table, write_table
+from core.run.files import read_json
 from tools.benchmarks.common import drawing, patch_features, photographs, ratio, timed
 
 

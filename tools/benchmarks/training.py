@@ -7,13 +7,13 @@ import cv2
 import numpy as np
 import torch
 
+from core.complement import Completed, TeacherFill
 from core.config import BackboneConfig, Config, SegmentationConfig
-from core.labels import BIASED
+from core.data.labels import BIASED
+from core.data.transforms import normalise
 from core.models.backbones import to_device
 from core.models.deeplab import segmenter
-from core.teacher import Completed, TeacherFill
-from core.training import EMA, autocast, make_optimizer
-from core.transforms import normalise
+from core.run.loop import EMA, autocast, make_optimizer
 from tools.benchmarks.common import drawing, interleaved, ratio, timed
 
 

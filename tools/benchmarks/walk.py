@@ -4,11 +4,11 @@ import time
 
 import torch
 
-from core.affinity import pair_offsets, path_affinity
 from core.config import (
     IrnConfig,
 )
-from core.irn import walk
+from core.wsss.affinity import pair_offsets, path_affinity
+from core.wsss.irn import walk
 
 
 def benchmark_walk() -> None:

@@ -1,0 +1,1 @@
+"""Refinement of probabilities along the edges of the image."""

@@ -1,0 +1,233 @@
+"""Dense conditional random field: probabilities that follow the edges of the image.
+
+Every pair of pixels is linked, the more strongly the closer and the more alike in colour
+(Kraehenbuehl and Koltun, "Efficient Inference in Fully Connected CRFs with Gaussian Edge
+Potentials", 2011). With the unary U = -log(probability) and the Potts model, mean field repeats,
+for all pixels at once,
+
+    Q <- softmax(-U + w_g K~_g Q + w_b K~_b Q),    Q = softmax(-U) at first,
+
+where K~_g is a normalised Gaussian over position and K~_b one over position and colour. Our own
+backend needs numba and no compiler; `pydensecrf` is the original, from which it differs by rounding
+and by computing K~_g exactly instead of on a lattice. Neither needs torch.
+"""
+
+import importlib
+from typing import Any
+
+import numpy as np
+
+from core.run.errors import UserError
+
+REMEDIES = {
+    "numba": "pip install numba",
+    "pydensecrf": "pip install pydensecrf2 (needs a C++ compiler and Python 3.12 or older)",
+}
+
+
+class DenseCRF:
+    """Refines class probabilities by mean field in a dense CRF.
+
+    An object holds settings only, so threads may share it and processes may copy it; the numba
+    backend releases the GIL, so a thread pool refines several images at once.
+
+    Args:
+        backend: "numba"; "pydensecrf"; or "auto": the first of them that is installed.
+        iterations: T, of mean field; 0 returns the unary's posterior.
+        sxy_gaussian: width of the spatial kernel, pixels.
+        weight_gaussian: w_g, >= 0.
+        sxy_bilateral: spatial width of the bilateral kernel, pixels.
+        srgb_bilateral: colour width of the bilateral kernel, grey levels.
+        weight_bilateral: w_b, >= 0.
+        relaxation: r in (0, 2): each iteration moves the logits r times as far as mean field
+            would. 1 is mean field itself; 1.8 gets about as far in 6 iterations as 1 in 10.
+        vertices: corners of its simplex that a pixel is carried to, 1..6, the largest weights
+            first. 6 is the true lattice filter, 3 or 4 are faster and close.
+
+    Raises:
+        UserError: the backend is not installed, or is pydensecrf, which has neither `relaxation`
+            nor `vertices`, and one of them is asked for.
+        ValueError: no such backend, or a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        backend: str = "auto",
+        *,
+        iterations: int = 10,
+        sxy_gaussian: float = 1,
+        weight_gaussian: float = 3,
+        sxy_bilateral: float = 67,
+        srgb_bilateral: float = 3,
+        weight_bilateral: float = 4,
+        relaxation: float = 1,
+        vertices: int = 6,
+    ):
+        if iterations != int(iterations) or iterations < 0:
+            raise ValueError(f"iterations must be a whole number >= 0, got {iterations}")
+        widths = {"sxy_gaussian": sxy_gaussian, "sxy_bilateral": sxy_bilateral}
+        for name, width in {**widths, "srgb_bilateral": srgb_bilateral}.items():
+            if not 0 < width < np.inf:
+                raise ValueError(f"{name} must be positive, got {width}")
+        weights = {"weight_gaussian": weight_gaussian, "weight_bilateral": weight_bilateral}
+        for name, weight in weights.items():
+            if not 0 <= weight < np.inf:
+                raise ValueError(f"{name} must be at least 0, got {weight}")
+        if not 0 < relaxation < 2:
+            raise ValueError(f"relaxation must lie between 0 and 2, got {relaxation}")
+        if vertices not in range(1, 7):
+            raise ValueError(f"vertices must be a whole number from 1 to 6, got {vertices}")
+        self.backend = _choose(backend)
+        if self.backend == "pydensecrf" and (relaxation, vertices) != (1, 6):
+            raise UserError(
+                "dense CRF: pydensecrf has no relaxation and no vertices to choose; "
+                f"{REMEDIES['numba']}, or set crf.relaxation 1 and crf.vertices 6"
+            )
+        self.iterations = int(iterations)
+        self.sxy_gaussian = sxy_gaussian
+        self.weight_gaussian = weight_gaussian
+        self.sxy_bilateral = sxy_bilateral
+        self.srgb_bilateral = srgb_bilateral
+        self.weight_bilateral = weight_bilateral
+        self.relaxation = relaxation
+        self.vertices = int(vertices)
+
+    def __call__(self, image: np.ndarray, probs: np.ndarray) -> np.ndarray:
+        """Refines the probabilities of one image.
+
+        The cost grows with L: pass the labels that may occur in the image, not all of them.
+
+        Args:
+            image: (H, W, 3) uint8, the RGB image itself, not a normalised one.
+            probs: (L, H, W) float32 in [0, 1], L >= 1; clipped to [1e-5, 1]. They need not sum to
+            1.
+
+        Returns:
+            (L, H, W) float32 posterior; sums to 1 over L.
+
+        Raises:
+            ValueError: a wrong type or shape, sizes that differ, or values outside [0, 1].
+        """
+        _check(image, probs)
+        if len(probs) == 1:
+            return np.ones_like(probs)
+        unary = -np.log(np.clip(probs, 1e-5, 1)).reshape(len(probs), -1)
+        unary = np.ascontiguousarray(unary)  # `probs` may be a transposed view
+        infer = self._infer_pydensecrf if self.backend == "pydensecrf" else self._infer_numba
+        return infer(image, unary).reshape(probs.shape)
+
+    def _infer_numba(self, image: np.ndarray, unary: np.ndarray) -> np.ndarray:
+        """(H, W, 3) and (L, N) -> (L, N)."""
+        filters = self._filters(image)
+        # A softmax does not change when the same is added to all labels, and the kernels are
+        # linear. So label 0 can be taken from the others, in the logits and in Q: L - 1 channels
+        # say all that L do, exactly, and the usual two labels are one channel at half the cost.
+        given = unary[0] - unary[1:]  # (L - 1, N) logits of labels 1, 2, ... beside label 0
+        logits = given
+        for _ in range(self.iterations):
+            relative = _relative_posterior(logits)
+            updated = given.copy()
+            for gaussian in filters:
+                gaussian.add_to(updated, relative)
+            if self.relaxation != 1:
+                updated += np.float32(self.relaxation - 1) * (updated - logits)
+            logits = updated
+        return _posterior(logits)
+
+    def _filters(self, image: np.ndarray) -> list[Any]:
+        """w_g K~_g and w_b K~_b, as far as they do anything."""
+        # Here, because numba takes a moment to import and may be absent beside pydensecrf.
+        from core.crf.permutohedral import GridFilter, LatticeFilter
+
+        height, width = image.shape[:2]
+        filters = []
+        if self.weight_gaussian > 0:
+            filters.append(GridFilter(height, width, self.sxy_gaussian, self.weight_gaussian))
+        if self.weight_bilateral > 0:
+            features = np.empty((5, height, width), np.float32)
+            features[0] = np.arange(width) / self.sxy_bilateral
+            features[1] = np.arange(height)[:, None] / self.sxy_bilateral
+            features[2:] = image.transpose(2, 0, 1) / np.float32(self.srgb_bilateral)
+            lattice = LatticeFilter(
+                features.reshape(5, -1), self.weight_bilateral, vertices=self.vertices
+            )
+            filters.append(lattice)
+        return filters
+
+    def _infer_pydensecrf(self, image: np.ndarray, unary: np.ndarray) -> np.ndarray:
+        """(H, W, 3) and (L, N) -> (L, N)."""
+        from pydensecrf.densecrf import DenseCRF2D
+
+        height, width = image.shape[:2]
+        crf = DenseCRF2D(width, height, len(unary))
+        crf.setUnaryEnergy(unary)
+        # Both default to Potts compatibility and symmetric normalisation.
+        if self.weight_gaussian > 0:
+            crf.addPairwiseGaussian(sxy=self.sxy_gaussian, compat=self.weight_gaussian)
+        if self.weight_bilateral > 0:
+            crf.addPairwiseBilateral(
+                sxy=self.sxy_bilateral,
+                srgb=self.srgb_bilateral,
+                rgbim=np.require(image, requirements="CW"),  # no views, nothing read-only
+                compat=self.weight_bilateral,
+            )
+        return np.array(crf.inference(self.iterations), np.float32)
+
+
+def announced(settings: dict[str, Any]) -> DenseCRF:
+    """The CRF of a stage, with its backend told to the person who runs it."""
+    crf = DenseCRF(**settings)
+    print(f"dense CRF: {crf.backend}", flush=True)
+    return crf
+
+
+def _choose(backend: str) -> str:
+    """The backend to use, once it is known to import."""
+    if backend not in ("auto", *REMEDIES):
+        raise ValueError(f'backend must be "auto", "numba" or "pydensecrf", got "{backend}"')
+    wanted = list(REMEDIES) if backend == "auto" else [backend]
+    for name in wanted:
+        try:
+            importlib.import_module("pydensecrf.densecrf" if name == "pydensecrf" else name)
+            return name
+        except ImportError as error:
+            reason = error
+    remedy = ", or ".join(REMEDIES[name] for name in wanted)
+    raise UserError(f'dense CRF: backend "{backend}" cannot be imported; {remedy}') from reason
+
+
+def _check(image: np.ndarray, probs: np.ndarray) -> None:
+    for name, array, dtype, form in (
+        ("image", image, np.uint8, "(H, W, 3)"),
+        ("probs", probs, np.float32, "(L, H, W)"),
+    ):
+        if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim != 3:
+            got = f"{array.shape} {array.dtype}" if isinstance(array, np.ndarray) else type(array)
+            raise ValueError(f"{name} must be a {form} {np.dtype(dtype)} array, got {got}")
+    if image.shape[2] != 3:
+        raise ValueError(f"image must have 3 channels, last, got shape {image.shape}")
+    if 0 in probs.shape or probs.shape[1:] != image.shape[:2]:
+        raise ValueError(
+            f"probs must be (L, H, W) with L >= 1 and the image's height and width "
+            f"{image.shape[:2]}, got {probs.shape}"
+        )
+    low, high = probs.min(), probs.max()
+    if not (low >= -1e-3 and high <= 1 + 1e-3):  # written so that NaN is refused, too
+        raise ValueError(f"probs must lie in [0, 1], got {low} to {high}; apply softmax to logits")
+
+
+def _posterior(logits: np.ndarray) -> np.ndarray:
+    """(L - 1, N) logits beside label 0 -> (L, N) probabilities."""
+    logits = np.concatenate([np.zeros_like(logits[:1]), logits])
+    logits -= logits.max(0)
+    probs = np.exp(logits, out=logits)
+    probs /= probs.sum(0)
+    return probs
+
+
+def _relative_posterior(logits: np.ndarray) -> np.ndarray:
+    """(L - 1, N) logits beside label 0 -> (L - 1, N) probabilities minus that of label 0."""
+    if len(logits) == 1:
+        return np.tanh(logits / 2)  # equals sigmoid(x) - sigmoid(-x), the same in one step
+    probs = _posterior(logits)
+    return probs[1:] - probs[0]

@@ -1,0 +1,1 @@
+"""Images, tags and label maps: lists, files, views and batches."""

@@ -1,0 +1,98 @@
+"""Photographs from files of any common kind."""
+
+import contextlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import ExifTags, Image
+
+from core.data.finder import PHOTOGRAPHS
+from core.data.png import is_cut
+from core.run.errors import UserError
+
+LARGEST = 100_000_000  # pixels; decoded they take 0.3 GB, and a small file may claim any number
+TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+Image.MAX_IMAGE_PIXELS = LARGEST
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # UserError says what matters
+
+
+def read_image(path: Path) -> np.ndarray:
+    """(H, W, 3) uint8 RGB, whatever the file's own colour mode, upright by its EXIF orientation.
+
+    Raises:
+        UserError: the file is missing, broken, truncated or larger than `LARGEST`.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(
+            f"image {path} is missing; fetch it again or take its id off the list"
+        ) from None
+    except OSError as error:
+        raise UserError(f"image {path} cannot be read ({error.strerror})") from None
+    _refuse_huge(path)
+    image = None
+    if content and not _is_cut_jpeg(content) and not is_cut(content):
+        with contextlib.suppress(cv2.error):  # such as sides beyond its limits
+            image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB)
+    if image is None and path.suffix.lower() in PHOTOGRAPHS.mistaken:
+        raise UserError(f"image {path} is of a kind that is not read; save it as JPEG or PNG")
+    if image is None:
+        raise UserError(
+            f"image {path} cannot be decoded; it may be truncated; fetch it again or take its id "
+            "off the list"
+        )
+    return image
+
+
+def read_header(path: Path) -> tuple[tuple[int, int] | None, int]:
+    """Size and orientation of a photograph, without decoding it.
+
+    Returns:
+        (H, W) as `read_image` gives it, None where Pillow cannot tell; and the EXIF orientation by
+        which `read_image` turns the stored pixels: 1 is none, 3 half a turn, 6 and 8 a quarter.
+    """
+    try:
+        with Image.open(path) as image:
+            exif = Image.Exif()  # not image.getexif(): that also heeds XMP, which OpenCV does not
+            if image.format in ("JPEG", "MPO", "PNG", "WEBP"):
+                exif.load(image.info.get("exif"))
+            orientation = int(exif.get(ExifTags.Base.Orientation, 1))
+            size = image.size if orientation in TURNED else image.size[::-1]
+            if image.format == "TIFF":  # whose size Pillow gives upright
+                orientation = int(image.tag_v2.get(ExifTags.Base.Orientation, 1))
+    except Exception:  # noqa: BLE001 (not a kind that Pillow knows, or broken)
+        return None, 1
+    return size, orientation
+
+
+def _refuse_huge(path: Path) -> None:
+    try:
+        with Image.open(path) as header:  # decodes nothing yet
+            pixels = header.width * header.height
+    except Image.DecompressionBombError:
+        pixels = LARGEST + 1
+    except Exception:  # noqa: BLE001 (not a kind that Pillow knows, or broken: OpenCV decides)
+        return
+    if pixels > LARGEST:
+        raise UserError(
+            f"image {path} has over {LARGEST // 10**6} million pixels; make it smaller or cut it up"
+        )
+
+
+def _is_cut_jpeg(content: bytes) -> bool:
+    """Whether a JPEG ends before its picture does: OpenCV would fill the rest with grey.
+
+    In the coded picture, after the first start of scan, a marker cannot occur by chance; before it,
+    a thumbnail may have an end of its own.
+    """
+    if content[:2] != b"\xff\xd8":
+        return False
+    place = 2
+    while content[place : place + 1] == b"\xff" and content[place + 1 : place + 2] != b"\xda":
+        if content[place + 1 : place + 2] == b"\xff":  # filling
+            place += 1
+        else:
+            place += 2 + int.from_bytes(content[place + 2 : place + 4], "big")
+    return content.find(b"\xff\xd9", place) < 0

@@ -1,0 +1,169 @@
+"""Training items and batches of the images of a split, in an order that can be resumed."""
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from core.config import AugmentConfig, Config
+from core.data.labels import read_label, to_training
+from core.data.splits import Split
+from core.data.transforms import TrainingView, normalise
+from core.run import distributed, vision
+from core.run.errors import NamesFile, UserError
+
+
+class LabelledImages(Dataset):
+    """Augmented images with tags and, where given, label maps; items are drawn by (index, seed).
+
+    Args:
+        split: images and tags.
+        labels: a label map per image, or None: then labels are 0, and 255 in padding.
+        num_classes: C, to check the label maps against.
+        augment: how views are made.
+    """
+
+    def __init__(
+        self, split: Split, labels: Sequence[Path] | None, num_classes: int, augment: AugmentConfig
+    ):
+        self.split, self.labels, self.num_classes = split, labels, num_classes
+        self._view = TrainingView(augment)
+
+    def __getitem__(self, draw: tuple[int, int]) -> dict[str, Tensor | str]:
+        """{"image": (3, S, S) float32, "label": (S, S) int64, "tags": (C,) float32, "id"}."""
+        index, seed = draw
+        image = self.split.read_image(index)
+        if self.labels is None:
+            label = np.zeros(image.shape[:2], np.int64)
+        else:
+            label = read_label(self.labels[index], self.num_classes, image.shape[:2])
+            label = to_training(label)
+        pixels = torch.from_numpy(image).permute(2, 0, 1)
+        view, label = self._view(pixels, torch.from_numpy(label), seed)
+        tags = torch.from_numpy(self.split.tags[index]).float()
+        return {"image": view, "label": label, "tags": tags, "id": self.split.ids[index]}
+
+
+class RawImages(Dataset):
+    """Centre squares of one size, for views that are made in batches."""
+
+    def __init__(self, split: Split, side: int):
+        self.split, self.side = split, side
+
+    def __getitem__(self, draw: tuple[int, int]) -> dict[str, Tensor | str]:
+        """{"image": (3, side, side) uint8, "id"}."""
+        image = torch.from_numpy(self.split.read_image(draw[0])).permute(2, 0, 1)
+        square = vision.v2.functional.center_crop(image, [min(image.shape[-2:])])
+        square = vision.v2.functional.resize(square, [self.side, self.side], antialias=True)
+        return {"image": square, "id": self.split.ids[draw[0]]}
+
+
+class Draws:
+    """Batches of (index, seed) for `iterations` steps: shuffled epochs without a short last batch.
+
+    Step t is a function of (seed, t), so a training that starts again at `start` sees exactly what
+    it would have seen. Several processes share each batch.
+    """
+
+    def __init__(self, count: int, batch_size: int, iterations: int, seed: int, start: int = 0):
+        if count < 1:
+            raise UserError("the training list is empty")
+        if batch_size % distributed.world():
+            raise UserError(
+                f"a batch of {batch_size} cannot be shared by {distributed.world()} processes; "
+                "batch sizes are those of all processes together"
+            )
+        self.count, self.batch_size, self.seed = count, batch_size, seed
+        self.iterations, self.start = iterations, start
+
+    def __len__(self) -> int:
+        return self.iterations - self.start
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for step in range(self.start, self.iterations):
+            yield self.batch(step)[distributed.rank() :: distributed.world()]
+
+    def batch(self, step: int) -> list[tuple[int, int]]:
+        draws = range(step * self.batch_size, (step + 1) * self.batch_size)
+        orders = {d // self.count for d in draws}
+        order = {e: np.random.default_rng([self.seed, e]).permutation(self.count) for e in orders}
+        return [
+            (int(order[d // self.count][d % self.count]), (self.seed * 1_000_003 + d) & 0x7FFFFFFF)
+            for d in draws
+        ]
+
+
+def make_loader(dataset: Dataset, draws: Draws, workers: int) -> DataLoader:
+    """Batches of `dataset` in the order of `draws`."""
+    return DataLoader(
+        _NamedFiles(dataset),
+        batch_sampler=draws,
+        num_workers=workers,
+        persistent_workers=False,
+        pin_memory=torch.cuda.is_available(),
+        multiprocessing_context="spawn" if workers and torch.cuda.is_available() else None,
+        worker_init_fn=_one_thread,
+    )
+
+
+def batches_from(
+    dataset: Dataset, batch_size: int, iterations: int, config: Config
+) -> Callable[[int], DataLoader]:
+    """What `core.run.loop.train` asks for: the first step -> all batches from there on.
+
+    Args:
+        dataset: takes (index, seed); `dataset.split` says how many images it has.
+        batch_size: images per step.
+        iterations: steps in all.
+        config: seed and workers.
+    """
+
+    def batches(start: int) -> DataLoader:
+        draws = Draws(len(dataset.split), batch_size, iterations, config.seed, start)
+        return make_loader(dataset, draws, config.workers)
+
+    return batches
+
+
+class _NamedFiles(Dataset):
+    """The items of a data set, whose unforeseen errors name the last file read."""
+
+    def __init__(self, dataset: Dataset):
+        self._item = NamesFile(dataset.__getitem__)
+
+    def __getitem__(self, draw: tuple[int, int]) -> dict[str, Tensor | str]:
+        return self._item(draw)
+
+
+def _one_thread(worker: int) -> None:
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+
+
+def batches_by_size(
+    split: Split, batch_size: int, todo: Collection[int]
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Images of one size each: their indices and (B, 3, H, W) float32, normalised.
+
+    The images of four batches at a time are sorted by size. Batches are cut from the whole list,
+    and those without anything `todo` are left out: a run that goes on after a kill computes the
+    same batches, hence the same bytes, as an uninterrupted one.
+    """
+    todo = set(todo)
+    for start in range(0, len(split), 4 * batch_size):
+        block = range(start, min(start + 4 * batch_size, len(split)))
+        if todo.isdisjoint(block):
+            continue
+        by_size: dict[torch.Size, dict[int, Tensor]] = {}
+        for k in block:
+            image = torch.from_numpy(split.read_image(k)).permute(2, 0, 1)
+            by_size.setdefault(image.shape, {})[k] = image
+        for images in by_size.values():
+            for first in range(0, len(images), batch_size):
+                indices = [*images][first : first + batch_size]
+                if not todo.isdisjoint(indices):
+                    yield indices, normalise(torch.stack([images[k] for k in indices]))

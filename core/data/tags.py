@@ -1,0 +1,329 @@
+"""Image-level tags: which classes an image shows, from a table, an annotation or a folder."""
+
+import ast
+import csv
+import io
+import re
+import unicodedata
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+from core.data.finder import PHOTOGRAPHS, Files, file_id
+from core.data.names import class_name
+from core.run.errors import UserError, refuse_together
+from core.run.files import written_whole
+from core.run.notes import note
+from core.run.text import read_text
+
+SEPARATORS = re.compile(r"[;,|]")
+COLUMN_SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+IMAGE_COLUMNS = (
+    {"image"},
+    {"file_name", "filename", "file", "file_path", "filepath", "path", "image_path", "image_name"}
+    | {"image_file", "images", "img", "photo"},
+    {"image_id", "image_index", "id", "name"},
+)
+"""Headings in lower case with underscores; the first set of which one occurs decides."""
+TAG_COLUMNS = (
+    {"tags"},
+    {"tag", "label", "labels", "class", "classes", "class_name", "category", "categories"}
+    | {"category_name", "label_name", "finding_labels"},
+)
+NO_TAG = {"", "nan", "none", "null", "<na>", "n/a", "#n/a"}
+PRESENT = {"1", "1.0", "true", "yes", "x"}
+ABSENT = {"0", "0.0", "false", "no", *NO_TAG}
+QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
+
+Rows = list[tuple[int, list[str]]]
+"""Numbers of lines, and their cells."""
+
+
+def read_table(
+    path: Path, classes: Collection[str] = (), problems: list[str] | None = None
+) -> dict[str, list[str]]:
+    """Reads a table of tags: the columns `image` and `tags`, or what programs export instead.
+
+    Tags of one image are separated by ";", "," or "|", or are a list as Python or JSON writes it.
+    In a file without any of these a cell is one tag, spaces or not, unless all of its words are
+    known classes, and an image may have a line for each of its tags. The columns may have other
+    usual names and other separators, and there may be a column of 0 and 1 for each class instead
+    of tags. A form that is not the plain one is told in one line.
+
+    Args:
+        path: the table; other columns are left alone.
+        classes: known names.
+        problems: gets what is wrong with single lines; None: that is refused together.
+
+    Returns:
+        {image as written there, in NFC: its tags, without repetitions}, in the order of the file.
+
+    Raises:
+        UserError: the file is missing or is no such table.
+    """
+    if not path.is_file():
+        raise UserError(
+            f"the tags {path} are missing; set data.tags to a CSV with the columns image,tags"
+        )
+    found, form = [] if problems is None else problems, []
+    headings, rows = _grid(path, form)
+    image = _column(path, headings, IMAGE_COLUMNS, "image")
+    column = _column(path, headings, TAG_COLUMNS, "tags")
+    rows = _whole_rows(path, headings, rows, [c for c in (image, column) if c is not None], found)
+    if column is None:
+        tags = _marked(path, headings, rows, image, classes, form)
+    else:
+        tags = _written([cells[column] for _, cells in rows], classes, str(path), form)
+        names = [_heading(headings[c]) for c in (image, column)]
+        if names != ["image", "tags"]:
+            form.append("with the columns {!r} and {!r}".format(*names))
+    one_each = column is not None and max(map(len, tags), default=0) <= 1
+    table: dict[str, list[str]] = {}
+    again = []
+    for (number, cells), names in zip(rows, tags, strict=True):
+        name = unicodedata.normalize("NFC", cells[image])
+        if name in table and not one_each:
+            found.append(f"{path}, line {number}: image {name} stands there twice")
+        elif name in table:
+            again.append(name)
+        table[name] = list(dict.fromkeys([*(table.get(name, []) if one_each else []), *names]))
+    if again:
+        form.append(f"with a line for each tag of an image, such as {again[0]}")
+    if form:
+        note(f"{path} is read as a table {', '.join(form)}", about=f"the form of {path}")
+    if problems is None:
+        refuse_together(found, f"mend {path}")
+    return table
+
+
+def _heading(cell: str) -> str:
+    return re.sub(r"[\s_-]+", "_", cell.strip().casefold())
+
+
+def _grid(path: Path, form: list[str]) -> tuple[list[str], Rows]:
+    """Headings and further rows of a table, whatever separates its columns."""
+    text = read_text(path, "the tags", "save the table as CSV in UTF-8")
+    text = re.sub(r"\A\s*sep=.\n", "\n", text)  # Excel's
+    first = text.strip().partition("\n")[0]
+
+    def known(headings: list[str]) -> bool:
+        return any(_heading(h) in names for h in headings for names in IMAGE_COLUMNS)
+
+    def columns(separator: str) -> int:
+        cells = next(csv.reader([first], delimiter=separator, skipinitialspace=True), [])
+        return len(cells) if known(cells) else 0
+
+    separator = max(COLUMN_SEPARATORS, key=columns)  # the first of equals: commas
+    if separator != ",":
+        form.append(f"with columns separated by {COLUMN_SEPARATORS[separator]}")
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
+    try:
+        rows = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader]
+    except csv.Error as error:
+        raise UserError(f"the tags {path} cannot be read ({error})") from None
+    rows = [(number, cells) for number, cells in rows if any(cells)]
+    if len(rows) < 2 or not known(rows[0][1]):
+        raise UserError(f"{path} is no table of tags; its first line must be: image,tags")
+    return rows[0][1], rows[1:]
+
+
+def _column(path: Path, headings: list[str], known: Sequence[set[str]], what: str) -> int | None:
+    """The column of the images or of the tags, by its heading."""
+    for names in known:
+        places = [k for k, heading in enumerate(headings) if _heading(heading) in names]
+        if len(places) > 1:
+            both = " and ".join(repr(headings[k]) for k in places[:2])
+            raise UserError(
+                f"{path}: both columns {both} may hold what belongs to `{what}`; rename the right "
+                f"one to {what}"
+            )
+        if places:
+            return places[0]
+    return None
+
+
+def _whole_rows(
+    path: Path, headings: list[str], rows: Rows, needed: list[int], problems: list[str]
+) -> Rows:
+    """Rows as long as the headings; those that are not whole are problems."""
+    whole = []
+    for number, cells in rows:
+        cells = cells + [""] * (len(headings) - len(cells))
+        if len(cells) > len(headings) or not cells[needed[0]]:
+            problems.append(
+                f"{path}, line {number}: expected one image and one cell of tags; put tags that "
+                'hold commas in quotes: photo.jpg,"dog, cat"'
+            )
+        elif any("\n" in cells[k] and _items(cells[k]) is None for k in needed):
+            problems.append(
+                f"{path}, line {number}: a cell goes on over several lines; a quote is not closed"
+            )
+        else:
+            whole.append((number, cells))
+    return whole
+
+
+def _marked(
+    path: Path,
+    headings: list[str],
+    rows: Rows,
+    image: int,
+    classes: Collection[str],
+    form: list[str],
+) -> list[list[str]]:
+    """The tags of each row of a table with a column of 0 and 1 for each class."""
+    names = {
+        k: class_name(heading, str(path))
+        for k, heading in enumerate(headings)
+        if k != image and heading and not heading.startswith("Unnamed: ")  # pandas' index
+    }
+    odd = {
+        k: cells[k]
+        for _, cells in reversed(rows)
+        for k in names
+        if cells[k].casefold() not in PRESENT | ABSENT
+    }
+    if odd and {*names.values()} & {*classes}:
+        names = {k: name for k, name in names.items() if name in classes}
+    wrong = [k for k in names if k in odd]
+    tags = [[n for k, n in names.items() if c[k].casefold() in PRESENT] for _, c in rows]
+    if wrong or not any(tags):
+        heading = headings[wrong[0]] if wrong else ""
+        why = f"column {heading!r} holds {odd[wrong[0]]!r}, not 0 or 1" if wrong else "no 1 in it"
+        raise UserError(
+            f"{path} is no table of tags; its first line must be: image,tags. Nor has it a column "
+            f"of 0 and 1 for each class: {why}"
+        )
+    shown = [*names.values()][:8]
+    form.append(f"with a column for each class ({', '.join(shown)}{' ...' * (len(names) > 8)})")
+    return tags
+
+
+def _written(
+    cells: list[str], classes: Collection[str], place: str, form: list[str]
+) -> list[list[str]]:
+    """The tags in each of the cells of one column."""
+    lists = [_items(cell) for cell in cells]
+    separated = any(
+        SEPARATORS.search(cell) for cell, items in zip(cells, lists, strict=True) if items is None
+    )
+    tags, nothing = [], []
+    for cell, items in zip(cells, lists, strict=True):
+        if items is None:
+            words = cell.split()
+            apart = not separated and cell not in classes and {*words} <= {*classes}
+            items = words if apart else SEPARATORS.split(cell)
+        names = [class_name(item, place) for item in items]
+        kept = [n for n in names if n in classes or n.casefold() not in NO_TAG]
+        nothing += [n for n in names if n and n not in kept]
+        tags.append(list(dict.fromkeys(n for n in kept if n)))
+    if any(items is not None for items in lists):
+        form.append("with lists in brackets as cells")
+    if nothing:
+        form.append(f"with {nothing[0]!r} and the like as no tag (cells: {len(nothing)})")
+    return tags
+
+
+def _items(cell: str) -> list[str] | None:
+    """The items of a list as Python, NumPy, JSON or a database writes it; None: the cell is none.
+
+    Items are in quotes, or separated by commas and the like.
+    """
+    if cell[:1] + cell[-1:] not in ("[]", "{}", "()"):
+        return None
+    inner = cell[1:-1]
+    quoted = QUOTED.findall(inner)
+    if not quoted:
+        return None if cell[0] == "(" else SEPARATORS.split(inner)
+    rest = re.split(r"[\s,;|]+", QUOTED.sub(" ", inner))
+    return [_unquoted(item) for item in quoted] + [item for item in rest if item]
+
+
+def _unquoted(text: str) -> str:
+    try:
+        text = ast.literal_eval(text)
+    except (SyntaxError, ValueError):  # a backslash that begins no escape, a line's end
+        return text[1:-1]
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # JSON writes pairs
+
+
+def write_table(path: Path, table: Mapping[str, Sequence[str]]) -> None:
+    """Writes what `read_table` reads, whole or not at all."""
+    with written_whole(path) as aside, aside.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["image", "tags"])
+        writer.writerows((name, ";".join(tags)) for name, tags in table.items())
+
+
+def read_annotation(path: Path) -> list[str]:
+    """Names of the objects in an XML annotation of PASCAL VOC, difficult ones included.
+
+    Raises:
+        UserError: the file is missing or broken.
+    """
+    try:
+        root = ElementTree.parse(path).getroot()
+    except (OSError, ElementTree.ParseError, LookupError, ValueError) as error:
+        raise UserError(f"annotation {path} cannot be read ({error})") from None
+    # Direct children alone: a person's head and hands are <part>s, with names of their own.
+    names = (class_name(e.findtext("name", "")) for e in root.findall("object"))
+    return list(dict.fromkeys(names))
+
+
+def find_images(
+    root: Path,
+    setting: str = "data.root",
+    skip: Path | None = None,
+    problems: list[str] | None = None,
+) -> dict[str, list[str]]:
+    """Every photograph below `root`, as a relative path, with its first folder as its tag.
+
+    A photograph directly in `root` has no tag. What `core.data.finder.Files` leaves out is told.
+
+    Args:
+        root: the folder.
+        setting: what a message tells the user to mend.
+        skip: a folder (of masks) that is passed over.
+        problems: gets the names that are not UTF-8; None: they are refused together.
+
+    Raises:
+        UserError: there is no such folder, or no photograph in it.
+    """
+    files = Files(root, PHOTOGRAPHS, skip)
+    if problems is None or not files.names:
+        refuse_together(files.problems(), "rename these files")
+    else:
+        problems += files.problems()
+    if not files.names:
+        kinds = ", ".join(PHOTOGRAPHS.suffixes)
+        raise UserError(f"no image ({kinds}) was found below {root}; set {setting}")
+    found = {}
+    for path in (path for paths in files.names.values() for path in paths):
+        relative = path.relative_to(root)
+        found[relative.as_posix()] = [class_name(p, str(root)) for p in relative.parts[:-1][:1]]
+    return found
+
+
+def folder_tags(
+    root: Path,
+    tags: str | None,
+    masks: str | None,
+    classes: Collection[str] = (),
+    problems: list[str] | None = None,
+) -> dict[str, list[str]]:
+    """Tags of a folder of photographs: from the CSV `tags` below `root`, or from sub-folders.
+
+    Args:
+        root: the folder.
+        tags: the CSV; None: an image's tag is the sub-folder of `root` that it lies in.
+        masks: a folder below `root` that holds no photographs.
+        classes, problems: see `read_table`.
+    """
+    if tags:
+        return read_table(root / tags, classes, problems)
+    return find_images(root, skip=root / masks if masks else None, problems=problems)
+
+
+def image_id(name: str) -> str:
+    """The id of a photograph given by its relative path: the path in NFC, without the suffix."""
+    return file_id(name, PHOTOGRAPHS)

@@ -1,0 +1,77 @@
+"""Views of images for training and inference; an image and its label map are moved together.
+
+Images are (3, H, W) uint8 RGB until `normalise`, which makes them float32 with ImageNet's
+statistics. Padding is 0 after normalisation (the mean colour) and 255 (ignore) in label maps.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from core.config import AugmentConfig
+from core.data.labels import IGNORE
+from core.run import vision
+
+MEAN = (0.485, 0.456, 0.406)  # ImageNet's, RGB, in [0, 1]
+STD = (0.229, 0.224, 0.225)
+
+
+def normalise(images: Tensor) -> Tensor:
+    """(..., 3, H, W) uint8 -> float32 with ImageNet's mean and deviation taken out."""
+    return normalise_unit(images.float() / 255)
+
+
+def normalise_unit(images: Tensor) -> Tensor:
+    """The same for (..., 3, H, W) floats in [0, 1]."""
+    mean = torch.tensor(MEAN, device=images.device).view(3, 1, 1)
+    std = torch.tensor(STD, device=images.device).view(3, 1, 1)
+    return (images - mean) / std
+
+
+def denormalise(images: Tensor) -> Tensor:
+    """The inverse of `normalise`: (..., 3, H, W) float32 -> uint8."""
+    mean = torch.tensor(MEAN, device=images.device).view(3, 1, 1)
+    std = torch.tensor(STD, device=images.device).view(3, 1, 1)
+    return ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+@contextmanager
+def drawn_from(seed: int) -> Iterator[None]:
+    """Draws on the CPU come from `seed`, and from where they were afterwards.
+
+    `torch.manual_seed` would also ask every kind of accelerator, which takes as long as a crop.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+class TrainingView:
+    """Random resize, flip, jitter and crop of an image and its label map.
+
+    All randomness comes from the seed given with each call, so a view is a function of its seed.
+    """
+
+    def __init__(self, config: AugmentConfig):
+        self.config = config
+        v2, tv_tensors = vision.v2, vision.tv_tensors
+        steps = [v2.RandomHorizontalFlip()] if config.flip else []
+        if any(config.jitter):
+            steps.append(v2.ColorJitter(*config.jitter))
+        steps.append(v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True))
+        steps.append(v2.Normalize(MEAN, STD))
+        fill = {tv_tensors.Image: 0, tv_tensors.Mask: IGNORE}
+        steps.append(v2.RandomCrop(config.crop, pad_if_needed=True, fill=fill))
+        self._steps = v2.Compose(steps)
+
+    def __call__(self, image: Tensor, label: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+        """(3, H, W) uint8 and (H, W) int64 -> (3, crop, crop) float32 and (crop, crop) int64."""
+        with drawn_from(seed):
+            low, high = self.config.scale
+            factor = low + (high - low) * torch.rand(()).item()
+            size = [max(1, round(n * factor)) for n in image.shape[-2:]]
+            pair = (vision.tv_tensors.Image(image), vision.tv_tensors.Mask(label))
+            image, label = self._steps(*vision.v2.Resize(size, antialias=True)(*pair))
+        return image.as_subclass(Tensor), label.as_subclass(Tensor)

@@ -1,0 +1,1 @@
+"""What every stage needs around its mathematics: folders, files, the loop, devices, errors."""

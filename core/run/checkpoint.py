@@ -1,0 +1,341 @@
+"""Weights in and out: whole files, no pickled objects, and nothing random by accident."""
+
+import pickle
+import types
+import zipfile
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from core.config import Config
+from core.run import distributed
+from core.run.errors import UserError
+from core.run.files import written_whole
+from core.run.identity import class_difference, setting_differences, settings_with_influence
+
+PREFIXES = ("module.", "teacher.", "backbone.", "model.", "encoder.")
+NESTS = ("teacher", "student", "state_dict", "model", "network")
+LEOPART = "model.prototypes.weight"  # its file: `model.` is the student, which its authors evaluate
+
+
+def save(path: Path, content: Mapping[str, Any], keep: bool = False) -> None:
+    """Saves tensors, numbers, strings and containers of them, whole or not at all.
+
+    Of several processes the first one saves.
+
+    Args:
+        path: the file.
+        content: what it holds.
+        keep: the file that stood there before becomes `earlier(path)`.
+    """
+    if distributed.rank():
+        return
+    with written_whole(path) as aside:
+        torch.save(dict(content), aside)
+        if keep and path.exists():
+            path.replace(earlier(path))
+
+
+def earlier(path: Path) -> Path:
+    """Where `save` keeps the checkpoint before the last one."""
+    return path.with_name(f"{path.stem}.earlier{path.suffix}")
+
+
+def resume(path: Path) -> dict[str, Any] | None:
+    """The newest whole checkpoint of a training, or None where there is none.
+
+    Raises:
+        UserError: neither the last checkpoint nor the one before it can be read.
+    """
+    there = [p for p in (path, earlier(path)) if p.exists()]
+    for candidate in there:
+        try:
+            return load(candidate)
+        except UserError as error:
+            if candidate == there[-1]:
+                raise UserError(f"{error}. To train from the start, remove {candidate}") from None
+            print(f"{error}; going on from the one before, {there[-1]}")
+    return None
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Loads what `save` wrote, or anybody's .pth or .safetensors file of tensors, onto the CPU.
+
+    Raises:
+        UserError: the file is missing, broken, or holds more than tensors and plain values.
+    """
+    if not path.is_file():
+        raise UserError(f"checkpoint {path} is missing; train this stage first or mend the path")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        broken = zipfile.ZipFile(path).testzip() if zipfile.is_zipfile(path) else None
+        if broken:  # torch compares no checksums
+            raise ValueError(f"its part {broken} is not what was written")
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001 (a broken file fails in any way)
+        if isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path):
+            raise UserError(
+                f"checkpoint {path} holds more than tensors and is not loaded, because unpickling "
+                "it could run code; save its state dict instead"
+            ) from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"checkpoint {path} cannot be read: {reason}") from None
+    return _checked(content, path)
+
+
+def _checked(content: Any, path: Path) -> dict[str, Any]:
+    if not isinstance(content, Mapping):
+        raise UserError(f"checkpoint {path} is no table of tensors, but a {type(content).__name__}")
+    return dict(content)
+
+
+class _Ignored:
+    """Stands for an object of a checkpoint that is no tensor; it does nothing."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        pass
+
+    def __call__(self, *args: Any, **kwargs: Any) -> "_Ignored":
+        return self
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+    def append(self, value: Any) -> None:
+        pass
+
+    def extend(self, values: Any) -> None:
+        pass
+
+
+class _TensorsOnly(pickle.Unpickler):
+    """Builds tensors and plain containers; every other class becomes `_Ignored`, so no code of the
+    file runs."""
+
+    KNOWN = frozenset(
+        {
+            ("collections", "OrderedDict"),
+            ("torch._utils", "_rebuild_tensor_v2"),
+            ("torch._utils", "_rebuild_parameter"),
+            ("torch", "Size"),
+        }
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        storage = module in ("torch", "torch.storage") and name.endswith("Storage")
+        storage = storage and "." not in name  # no attribute of an attribute
+        if (module, name) in self.KNOWN or storage:
+            return super().find_class(module, name)
+        return _Ignored
+
+
+def load_foreign(path: Path) -> dict[str, Any]:
+    """Loads somebody's checkpoint, such as Lightning's, that may hold more than tensors.
+
+    What is not a tensor, a number, a string or a container of them is left out unread.
+
+    Raises:
+        UserError: the file is missing or broken.
+    """
+    try:
+        return load(path)
+    except UserError:
+        if not path.is_file() or path.suffix == ".safetensors":
+            raise
+    tensors_only = types.SimpleNamespace(Unpickler=_TensorsOnly, load=_refused, __name__="tensors")
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:  # TorchScript is code
+                if any(name.endswith("constants.pkl") for name in archive.namelist()):
+                    raise UserError("it is a TorchScript program, not weights")
+        # weights_only refuses the whole file for one foreign object. Here `_TensorsOnly` takes the
+        # place of pickle: it resolves tensors' own classes alone, so no code of the file can run.
+        content = torch.load(
+            path, map_location="cpu", weights_only=False, pickle_module=tensors_only
+        )
+    except Exception as error:  # noqa: BLE001 (a broken pickle may fail in any way)
+        raise UserError(f"checkpoint {path} cannot be read: {error}") from None
+    return _checked(content, path)
+
+
+def _refused(*args: Any, **kwargs: Any) -> None:
+    raise UserError("it is no checkpoint, or older than torch 1.6; save its state dict again")
+
+
+def find_state_dict(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a checkpoint of any common nesting, without common prefixes.
+
+    Of a student and its teacher, those of the one that the method's authors evaluate: DINO's
+    teacher, Leopart's student.
+    """
+    for nest in NESTS:
+        if isinstance(content.get(nest), Mapping):
+            return find_state_dict(content[nest])
+    state = {k: v for k, v in content.items() if isinstance(v, Tensor)}
+    for prefix in ("model.",) if LEOPART in state else PREFIXES:
+        if any(k.startswith(prefix) for k in state):
+            return find_state_dict(
+                {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            )
+    return state
+
+
+def load_weights(network: nn.Module, path: Path, names: Mapping[str, str] | None = None) -> None:
+    """Loads pre-trained weights into `network`; what the file has beside them (a head) is left out.
+
+    Args:
+        network: the network that is changed.
+        path: the file.
+        names: the file's names of the network's tensors; None: the network's own.
+
+    Raises:
+        UserError: a tensor that the network needs is missing or has another shape.
+    """
+    found = find_state_dict(load_foreign(path))
+    wanted = network.state_dict()
+    names = names or {k: k for k in wanted}
+    state = {k: found[names[k]] for k in wanted if names[k] in found}
+    missing = [k for k in wanted if k not in state and not k.endswith("num_batches_tracked")]
+    if missing:
+        raise UserError(
+            f"{path} lacks {len(missing)} of the {len(wanted)} tensors of this network, first: "
+            f"{names[missing[0]]}; is it the file of another architecture?"
+        )
+    wrong = [k for k in wanted if k in state and state[k].shape != wanted[k].shape]
+    if wrong:
+        k = wrong[0]
+        raise UserError(
+            f"{path}: {k} has shape {tuple(state[k].shape)}, expected {tuple(wanted[k].shape)}; "
+            "the network's name or arguments differ from those of the file"
+        )
+    network.load_state_dict(state, strict=False)
+
+
+Rules = Sequence[tuple[str, str | None]]
+"""(Prefix of a name in the file, prefix of ours), the first that fits; None: not needed."""
+
+
+def load_published(
+    network: nn.Module, path: Path, rules: Rules, own: Collection[str] = ()
+) -> nn.Module:
+    """Loads somebody's checkpoint of the whole network, for use: in evaluation mode.
+
+    Args:
+        network: of the same architecture.
+        path: the file.
+        rules: how its names become ours.
+        own: tensors of the network that the file has not.
+
+    Raises:
+        UserError: a tensor of the network is not in the file, one of the file is not in the
+            network, or shapes differ; all of them are listed.
+    """
+    state, extra = {}, []
+    for name, value in _unwrapped(load_foreign(path)).items():
+        rule = next((r for r in rules if name.startswith(r[0])), None)
+        if rule is None:
+            extra.append(name)
+        elif rule[1] is not None:
+            state[rule[1] + name.removeprefix(rule[0])] = value
+    wanted = network.state_dict()
+    extra += [k for k in state if k not in wanted]
+    missing = [
+        k
+        for k in wanted
+        if k not in state and k not in own and not k.endswith("num_batches_tracked")
+    ]
+    wrong = [
+        f"{k} {tuple(state[k].shape)}, expected {tuple(wanted[k].shape)}"
+        for k in wanted
+        if k in state and state[k].shape != wanted[k].shape
+    ]
+    found = {"missing": missing, "not known": extra, "of another shape": wrong}
+    problems = [f"  {title}: {', '.join(names)}" for title, names in found.items() if names]
+    if problems:
+        lines = "\n".join(problems)
+        raise UserError(f"{path} is not a checkpoint of {type(network).__name__}:\n{lines}")
+    network.load_state_dict(state, strict=False)
+    return network.eval()
+
+
+def _unwrapped(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a checkpoint that may lie below "state_dict" and start with "module."."""
+    content = content.get("state_dict", content)
+    tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)}
+    return {k.removeprefix("module."): v for k, v in tensors.items()}
+
+
+def restore(
+    network: nn.Module, path: Path, key: str, section: str, config: Config, named: bool = False
+) -> nn.Module:
+    """Loads one network of a checkpoint of ours, for use: in evaluation mode.
+
+    Args:
+        network: network of the same configuration.
+        path: the checkpoint.
+        key: which of its networks.
+        section: section of the configuration that describes the network.
+        config: the whole configuration.
+        named: whether the network tells classes apart, so that their names and order count, where
+            the configuration has any.
+
+    Raises:
+        UserError: the checkpoint holds another network, or one that was made with other settings.
+    """
+    content = load(path)
+    refuse_other(path, content, section, config, named)
+    return into(network, content, key, path, section)
+
+
+def into(
+    network: nn.Module, content: Mapping[str, Any], key: str, path: Path, section: str
+) -> nn.Module:
+    """Puts one network of a loaded checkpoint into `network`; arguments as of `restore`.
+
+    Raises:
+        UserError: the checkpoint holds another network.
+    """
+    try:
+        network.load_state_dict(content[key])
+    except (KeyError, RuntimeError) as error:
+        raise UserError(
+            f"{path} does not fit the {section} section of this configuration "
+            f"({str(error).splitlines()[0].rstrip(':')}); give the --config and options of the run "
+            "that made it"
+        ) from None
+    return network.eval()
+
+
+def refuse_other(
+    path: Path, content: Mapping[str, Any], section: str, config: Config, named: bool
+) -> None:
+    """Compares a checkpoint of ours with the configuration; arguments as of `restore`.
+
+    Raises:
+        UserError: it was made with other settings of the section, or for other classes.
+    """
+    made = content.get("made_from")
+    if made is None:
+        return
+    there = {k: v for k, v in made["settings"].items() if k.startswith(f"{section}.")}
+    if not there:
+        raise UserError(f"{path} is the checkpoint of {made['stage']}; here {section} is needed")
+    lines = setting_differences(there, settings_with_influence(config, section))
+    named = named and bool(config.data.classes)
+    classes = class_difference(made["classes"], config.data.classes) if named else None
+    lines = [*([classes] if classes else []), *lines]
+    if lines:
+        shown = "\n".join(f"  {line}" for line in lines[:8])
+        raise UserError(
+            f"the network in {path} was made with other settings:\n{shown}\n"
+            "Remedy: give the --config and options of the run that made it, or train again in "
+            "another run_dir"
+        )

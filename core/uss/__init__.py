@@ -1,0 +1,1 @@
+"""Stage 1, unsupervised semantic features: one file for each method."""

@@ -1,0 +1,394 @@
+"""Leopart: self-supervised learning of object parts (Ziegler and Asano, CVPR 2022).
+
+A DINO transformer learns on so that parts of objects gather around prototypes: of two overlapping
+crops, what the teacher assigns to a place in one is what the student must predict for that place in
+the other. Only places that the teacher attends to as foreground count.
+"""
+
+import math
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+
+from core.config import Config, LeopartConfig
+from core.data.loader import batches_from
+from core.data.splits import Split
+from core.data.transforms import MEAN, STD, denormalise, drawn_from
+from core.models.backbones import ViT
+from core.pictures import principal_components
+from core.run import distributed, vision
+from core.run.errors import UserError
+from core.run.loop import EMA, autocast, pick_device, seed_everything, train
+from core.uss.self_supervision import sinkhorn
+
+TEACHER_TEMPERATURE, STUDENT_TEMPERATURE = 0.05, 0.1
+CELLS = 7  # per side, of an aligned overlap
+
+
+def roi_align(maps: Tensor, boxes: Tensor, cells: int = CELLS) -> Tensor:
+    """Means of bilinear samples inside a box of each map, as many as the box has cells.
+
+    Along each axis a cell of the result takes ceil(n / cells) samples, n being the box's length in
+    cells of the map: torchvision's `roi_align` with aligned=True and sampling_ratio=-1, whose
+    compiled operator is not available everywhere (see core/run/vision.py).
+
+    Args:
+        maps: (B, C, h, w).
+        boxes: (B, 4) top, left, bottom, right as shares of the map's sides, in [0, 1].
+        cells: number of cells per side of the result.
+
+    Returns:
+        (B, C, cells, cells) float32; a sample beyond the centres of the map's outermost cells has
+        the value at the border.
+    """
+    rows = _sampling(boxes[:, 0], boxes[:, 2], maps.shape[2], cells)
+    columns = _sampling(boxes[:, 1], boxes[:, 3], maps.shape[3], cells)
+    with torch.autocast(maps.device.type, enabled=False):
+        return torch.einsum("bih,bchw,bjw->bcij", rows, maps.float(), columns)
+
+
+def _sampling(start: Tensor, end: Tensor, length: int, cells: int) -> Tensor:
+    """Weights of a map's cells in the means that `roi_align` takes along one axis.
+
+    Args:
+        start, end: (B,) of the boxes, as shares of the axis.
+        length: number of the map's cells along it.
+        cells: number of means.
+
+    Returns:
+        (B, cells, length), sums over the last axis are 1.
+    """
+    start, extent = start.float() * length, (end - start).float() * length
+    # The slack keeps rounding of a whole number of cells from adding a sample.
+    count = (extent / cells - 1e-4).ceil().clamp(min=1)[:, None, None]
+    each = torch.arange(-(-length // cells), device=start.device)  # samples at most
+    mean = torch.arange(cells, device=start.device)[:, None]
+    place = start[:, None, None] + (mean + (each + 0.5) / count) * extent[:, None, None] / cells
+    place = (place - 0.5).clamp(0, length - 1)[..., None]  # from edges to centres of cells
+    near = (1 - (place - torch.arange(length, device=start.device)).abs()).clamp(min=0)
+    return (near * (each < count)[..., None]).sum(2) / count
+
+
+def overlap(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, 4) boxes of two crops in an image -> their intersection as boxes within either crop."""
+    low, high = first[:, :2].maximum(second[:, :2]), first[:, 2:].minimum(second[:, 2:])
+    common = torch.cat([low, high], 1)
+
+    def within(crop: Tensor) -> Tensor:
+        origin = crop[:, :2].repeat(1, 2)
+        return (common - origin) / (crop[:, 2:] - crop[:, :2]).repeat(1, 2)
+
+    return within(first), within(second)
+
+
+def foreground(attention: Tensor, mass: float = 0.6) -> Tensor:
+    """What the class token attends to: the smallest set of cells that holds `mass` of it.
+
+    Args:
+        attention: (B, h, w), not negative.
+        mass: share of the attention.
+
+    Returns:
+        (B, h, w) bool; components of one or two cells (8-connected) are left out.
+    """
+    blurred = vision.v2.functional.gaussian_blur(attention.float()[:, None], 7, 0.6)
+    smooth = blurred[:, 0].flatten(1)
+    smooth = smooth / smooth.sum(1, keepdim=True)
+    values, order = smooth.sort(1, descending=True)
+    kept = values.cumsum(1) - values < mass
+    chosen = torch.zeros_like(kept).scatter_(1, order, kept).view_as(attention)
+    masks = chosen.cpu().numpy().astype(np.uint8)
+    for mask in masks:
+        _, components, statistics, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
+        small = np.flatnonzero(statistics[:, cv2.CC_STAT_AREA] <= 2)
+        mask[np.isin(components, small)] = 0
+    return torch.from_numpy(masks).bool().to(attention.device)
+
+
+class LeopartNetwork(nn.Module):
+    """A transformer, a projection of its patch tokens, and prototypes.
+
+    Names of the heads are those of the released checkpoints.
+    """
+
+    def __init__(self, backbone: ViT, config: LeopartConfig):
+        super().__init__()
+        self.backbone = backbone
+        self.projection_head = nn.Sequential(
+            nn.Linear(backbone.dim, config.hidden),
+            nn.GELU(),
+            nn.Linear(config.hidden, config.hidden),
+            nn.GELU(),
+            nn.Linear(config.hidden, config.width),
+        )
+        self.prototypes = nn.Linear(config.width, config.prototypes, bias=False)
+        self._heads: int = backbone.net.blocks[-1].attn.num_heads
+
+    def embeddings(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, width, h, w), of unit length."""
+        tokens = self.backbone(images).permute(0, 2, 3, 1)
+        return F.normalize(self.projection_head(tokens).float(), dim=-1).permute(0, 3, 1, 2)
+
+    def scores(self, embeddings: Tensor) -> Tensor:
+        """(B, width, h, w) -> (B, prototypes, h, w) cosines, in single precision: they are divided
+        by a small temperature."""
+        with torch.autocast(embeddings.device.type, enabled=False):
+            return torch.einsum("bdhw,kd->bkhw", embeddings.float(), self.prototypes.weight.float())
+
+    def with_attention(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings, and (B, h, w) the class token's attention in the last block, mean of its
+        heads."""
+        seen: list[Tensor] = []
+        layer = self.backbone.net.blocks[-1].attn.qkv
+        handle = layer.register_forward_hook(lambda module, inputs, output: seen.append(output))
+        embeddings = self.embeddings(images)
+        handle.remove()
+        queries, keys, _ = seen[0].float().unflatten(2, (3, self._heads, -1)).unbind(2)
+        logits = torch.einsum("bhd,bnhd->bhn", queries[:, 0], keys) * queries.shape[-1] ** -0.5
+        patches = logits.softmax(2).mean(1)[:, self.backbone.net.num_prefix_tokens :]
+        return embeddings, patches.unflatten(1, embeddings.shape[-2:])
+
+    @torch.no_grad()
+    def normalise_prototypes(self) -> None:
+        """Makes every prototype a unit vector."""
+        self.prototypes.weight.copy_(F.normalize(self.prototypes.weight, dim=1))
+
+
+class Queue(nn.Module):
+    """Embeddings of earlier foreground cells, one row of them for each global crop."""
+
+    def __init__(self, length: int, width: int):
+        super().__init__()
+        self.register_buffer("rows", torch.zeros(2, length, width))
+
+    def full(self, crop: int) -> bool:
+        return bool(self.rows[crop, -1].any())
+
+    def push(self, crop: int, embeddings: Tensor, most: int) -> None:
+        """Puts at most `most` of (N, width) embeddings, chosen at random, before the others; those
+        of all processes, whose queues stay alike."""
+        length = self.rows.shape[1]
+        chosen = embeddings[torch.randperm(len(embeddings))[: min(most, length)]]
+        chosen = distributed.gather(chosen)[:length]
+        kept = length - len(chosen)
+        self.rows[crop] = torch.cat([chosen, self.rows[crop, :kept]])
+
+
+class MultiCrops(Dataset):
+    """Two large and some small overlapping crops of an image, each with its own colours."""
+
+    def __init__(self, split: Split, config: LeopartConfig):
+        self.split, self.config = split, config
+        v2 = vision.v2
+        self._colours = v2.Compose(
+            [
+                v2.RandomApply([v2.ColorJitter(0.8, 0.8, 0.8, 0.2)], p=0.8),
+                v2.RandomGrayscale(p=0.2),
+                v2.RandomApply([v2.GaussianBlur(23, (0.1, 2.0))], p=0.5),
+                v2.ToDtype(torch.float32, scale=True),
+                v2.Normalize(MEAN, STD),
+            ]
+        )
+
+    def __getitem__(self, draw: tuple[int, int]) -> dict[str, Tensor | str]:
+        """{"large": (2, 3, S, S), "small": (n, 3, s, s), "boxes": (2 + n, 4) shares of the
+        sides: top, left, bottom, right, "id"}."""
+        index, seed = draw
+        image = torch.from_numpy(self.split.read_image(index)).permute(2, 0, 1)
+        config = self.config
+        kinds = [(config.large, config.large_area)] * 2
+        kinds += [(config.small, config.small_area)] * config.smalls
+        boxes: list[tuple[float, ...]] = []
+        views = []
+        with drawn_from(seed):
+            for k, (side, area) in enumerate(kinds):
+                place = crop_place(image, area, boxes[:2], 0.02 if k < 2 else 0.01)
+                top, left, height, width = place
+                rows, cols = image.shape[-2:]
+                boxes.append(
+                    (top / rows, left / cols, (top + height) / rows, (left + width) / cols)
+                )
+                view = vision.v2.functional.resized_crop(
+                    image, *place, [side, side], antialias=True
+                )
+                views.append(self._colours(view))
+        return {
+            "large": torch.stack(views[:2]),
+            "small": torch.stack(views[2:]),
+            "boxes": torch.tensor(boxes),
+            "id": self.split.ids[index],
+        }
+
+
+def crop_place(
+    image: Tensor, area: tuple[float, float], others: list[tuple[float, ...]], least: float
+) -> tuple[int, int, int, int]:
+    """Top, left, height and width of a random crop that shares at least `least` of the image's area
+    with each of the boxes `others`; after 100 vain draws the one that shares most."""
+    rows, cols = image.shape[-2:]
+    best = (-1.0, (0, 0, rows, cols))
+    for _ in range(100):
+        place = vision.v2.RandomResizedCrop.get_params(image, list(area), [3 / 4, 4 / 3])
+        top, left, height, width = place
+        shared = 1.0
+        for box in others:
+            tall = min(box[2], (top + height) / rows) - max(box[0], top / rows)
+            wide = min(box[3], (left + width) / cols) - max(box[1], left / cols)
+            shared = min(shared, max(0.0, tall) * max(0.0, wide))
+        if shared > best[0]:
+            best = shared, place
+        if shared > least:
+            break
+    return best[1]
+
+
+def part_loss(
+    teacher: list[Tensor], student: list[Tensor], masks: list[Tensor], boxes: Tensor
+) -> Tensor:
+    """Cross entropy of the student's scores with the teacher's assignments on the overlaps.
+
+    Args:
+        teacher: of both large crops the (B, K, h, w) assignments, sums over K are 1.
+        student: of all crops the (B, K, h', w') cosines with the prototypes.
+        masks: of both large crops the (B, h, w) bool foreground.
+        boxes: (B, crops, 4) places of the crops in the image.
+
+    Returns:
+        () mean over large crops and the other crops of each.
+    """
+    total, pairs = 0, 0
+    for i, (target, mask) in enumerate(zip(teacher, masks, strict=True)):
+        for v, scores in enumerate(student):
+            if v == i:
+                continue
+            here, there = overlap(boxes[:, i], boxes[:, v])
+            wanted = roi_align(target, here)
+            inside = roi_align(mask[:, None].float(), here)[:, 0] >= 1 - 1e-5  # rounding
+            found = F.log_softmax(roi_align(scores, there) / STUDENT_TEMPERATURE, 1)
+            entropy = -(wanted * found).sum(1)
+            total = total + (entropy * inside).sum() / inside.sum().clamp(min=1)
+            pairs += 1
+    return total / pairs
+
+
+def train_leopart(config: Config, backbone: ViT, split: Split, folder: Path) -> None:
+    """Trains `backbone` in place on images alone; it ends with the teacher's weights."""
+    if not isinstance(backbone, ViT) or backbone.joined_attention is None:
+        raise UserError(
+            "uss.method leopart needs a vision transformer with one layer for queries, keys and "
+            "values, such as vit_small_patch16_224.dino; change uss.backbone or uss.method"
+        )
+    settings, device = config.uss.leopart, pick_device(config)
+    seed_everything(config.seed)  # the heads, whatever was drawn before
+    student = LeopartNetwork(backbone, settings).to(device).train()
+    student.normalise_prototypes()
+    teacher = EMA(student, settings.ema).network
+    add_drop_path(student.backbone, settings.drop_path)
+    queue = Queue(settings.queue, settings.width).to(device)
+    groups = parameter_groups(student, settings)
+    iterations = max(1, settings.epochs * len(split) // settings.batch_size)
+    optimizer, cast = torch.optim.AdamW(groups), autocast(config, device)
+    batches = batches_from(MultiCrops(split, settings), settings.batch_size, iterations, config)
+
+    def progress(t: int) -> float:  # from 0 to 1 along a cosine
+        return 0.5 - 0.5 * math.cos(math.pi * t / iterations)
+
+    def step(batch: dict[str, Tensor], t: int) -> dict[str, Tensor]:
+        if t:
+            follow(teacher, student, settings.ema + (1 - settings.ema) * progress(t - 1))
+        low, high = settings.weight_decay
+        for group in optimizer.param_groups:
+            group["weight_decay"] = group["decays"] * (low + (high - low) * progress(t))
+        for network in (student, teacher):
+            network.normalise_prototypes()
+        batch = {key: batch[key].to(device) for key in ("large", "small", "boxes")}
+        with cast:
+            return {"loss": crops_loss(student, teacher, queue, batch, settings)}
+
+    def pictures(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        images = batch["large"][:, 0].to(device)
+        with cast:
+            feat = teacher.backbone(images)
+        return {"image": denormalise(images), "features": torch.stack(principal_components(feat))}
+
+    train(
+        "Leopart",
+        {"student": student, "teacher": teacher, "queue": queue},
+        optimizer,
+        lambda t: 1 - progress(t),
+        batches,
+        step,
+        iterations,
+        folder,
+        config,
+        pictures=pictures,
+    )
+    follow(teacher, student, 1 - (1 - settings.ema) * (1 - progress(iterations - 1)))
+    backbone.load_state_dict(teacher.backbone.state_dict())
+    backbone.eval()
+
+
+def add_drop_path(backbone: ViT, rate: float) -> None:
+    """Stochastic depth in training, rising from none in the first block to `rate` in the last."""
+    blocks = backbone.net.blocks
+    drop_path = vision.timm.layers.DropPath
+    for k, block in enumerate(blocks):
+        share = rate * k / max(1, len(blocks) - 1)
+        block.drop_path1, block.drop_path2 = drop_path(share), drop_path(share)
+
+
+def parameter_groups(student: LeopartNetwork, config: LeopartConfig) -> list[dict]:
+    """Backbone and heads, each with its learning rate; biases and scales do not decay."""
+    head = [student.projection_head, student.prototypes]
+    groups = []
+    for modules, rate in (([student.backbone], config.lr), (head, config.head_lr)):
+        parameters = [p for m in modules for p in m.parameters() if p.requires_grad]
+        for decays in (True, False):
+            chosen = [p for p in parameters if (p.ndim > 1) == decays]
+            groups.append({"params": chosen, "lr": rate, "decays": float(decays)})
+    return groups
+
+
+@torch.no_grad()
+def follow(teacher: nn.Module, student: nn.Module, decay: float) -> None:
+    """teacher <- decay teacher + (1 - decay) student."""
+    for ours, theirs in zip(teacher.parameters(), student.parameters(), strict=True):
+        ours.lerp_(theirs, 1 - decay)
+
+
+def crops_loss(
+    student: LeopartNetwork,
+    teacher: LeopartNetwork,
+    queue: Queue,
+    batch: dict[str, Tensor],
+    config: LeopartConfig,
+) -> Tensor:
+    """The loss of one batch of `MultiCrops`; the teacher's foreground enters the queue."""
+    large, small = batch["large"], batch["small"]
+    scores = [student.scores(student.embeddings(large[:, i])) for i in range(2)]
+    if small.shape[1]:
+        joined = student.scores(student.embeddings(small.flatten(0, 1)))
+        scores += [*joined.unflatten(0, small.shape[:2]).unbind(1)]
+    targets, masks = [], []
+    with torch.no_grad():
+        for i in range(2):
+            embeddings, attention = teacher.with_attention(large[:, i])
+            mask = foreground(attention, config.mass)
+            similarity = teacher.scores(embeddings)
+            cells = similarity.permute(0, 2, 3, 1).flatten(0, 2)  # (B h w, K)
+            count = len(cells)
+            if queue.full(i):
+                with torch.autocast(cells.device.type, enabled=False):
+                    earlier = queue.rows[i] @ student.prototypes.weight.float().T
+                cells = torch.cat([cells, earlier])
+            shares = sinkhorn(cells, TEACHER_TEMPERATURE)[:count]
+            grid = (len(large), *similarity.shape[-2:])
+            targets.append(shares.unflatten(0, grid).permute(0, 3, 1, 2))
+            masks.append(mask)
+            queue.push(i, embeddings.permute(0, 2, 3, 1)[mask], 10 * len(large))
+    return part_loss(targets, scores, masks, batch["boxes"])

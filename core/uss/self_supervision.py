@@ -1,0 +1,251 @@
+"""Self-supervised training of a feature network from scratch, for images far from ImageNet.
+
+The student sees composites: a jittered crop of one image with a random outline of another pasted
+in, parts of it hidden. Two losses work on the same pass.
+
+- Dense self-distillation: for each cell the student predicts which prototype the EMA teacher
+  assigns to that place of the image it comes from, whatever is pasted beside it. Sinkhorn
+  iterations spread the assignments over the prototypes (SwAV, Caron et al., NeurIPS 2020); hiding
+  parts makes the student infer a cell from its surroundings (iBOT, Zhou et al., ICLR 2022).
+- Figure-ground contrast: cells of the pasted figure are pulled together and away from the ground of
+  every composite, and the other way round (in the spirit of CP2, Wang et al., ECCV 2022). It gives
+  things a direction in feature space that their surroundings do not share.
+"""
+
+import math
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from core.config import Config, SelfSupervisedConfig
+from core.data.loader import RawImages, batches_from
+from core.data.splits import Split
+from core.data.transforms import normalise_unit
+from core.models.backbones import to_device
+from core.pictures import principal_components
+from core.run.loop import EMA, autocast, one_cycle, pick_device, train
+
+STUDENT_TEMPERATURE, TEACHER_TEMPERATURE = 0.1, 0.04
+
+
+class PrototypeNetwork(nn.Module):
+    """A feature network, a projection and prototypes: similarity of each cell to each prototype."""
+
+    def __init__(self, backbone: nn.Module, prototypes: int, width: int = 64):
+        super().__init__()
+        self.backbone = backbone
+        self.project = nn.Sequential(
+            nn.Conv2d(backbone.dim, 256, 1),
+            nn.BatchNorm2d(256),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(256, width, 1),
+        )
+        self.prototypes = nn.Parameter(torch.randn(prototypes, width) * 0.1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, K, h, w) cosine similarities."""
+        return self.similarity(self.backbone(images))
+
+    def similarity(self, feat: Tensor) -> Tensor:
+        """(B, D, h, w) features -> (B, K, h, w) cosine similarities."""
+        cells = F.normalize(self.project(feat).float(), dim=1)
+        with torch.autocast(cells.device.type, enabled=False):  # a small temperature divides them
+            return torch.einsum("bdhw,kd->bkhw", cells, F.normalize(self.prototypes, dim=1))
+
+
+@torch.no_grad()
+def sinkhorn(similarity: Tensor, temperature: float, iterations: int = 3) -> Tensor:
+    """Soft assignments that use all prototypes about equally; sums need single precision.
+
+    (N, K) similarities -> (N, K) non-negative, rows of sum 1 and columns of sum about N / K.
+    """
+    q = torch.exp((similarity - similarity.max()) / temperature)
+    for _ in range(iterations):
+        q = q / q.sum(0, keepdim=True)
+        q = q / q.sum(1, keepdim=True)
+    return q
+
+
+def random_crops(count: int, low: float, high: float) -> Tensor:
+    """(count, 2, 3) affine maps of random square crops, half of them mirrored.
+
+    A crop's side is a share in [low, high] of the image's.
+    """
+    side = torch.empty(count).uniform_(low, high)
+    x, y = ((torch.rand(count) * 2 - 1) * (1 - side) for _ in range(2))
+    mirror = torch.where(torch.rand(count) < 0.5, -1.0, 1.0)
+    zero = torch.zeros(count)
+    return torch.stack([side * mirror, zero, x, zero, side, y], 1).view(count, 2, 3)
+
+
+def crop(images: Tensor, theta: Tensor, size: int) -> Tensor:
+    """Bilinear samples of (B, D, H, W) maps inside affine crops: (B, D, size, size)."""
+    grid = F.affine_grid(theta.to(images), [len(images), 1, size, size], align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+
+
+def jitter(images: Tensor) -> Tensor:
+    """Random hue turn, saturation, contrast and brightness of (B, 3, H, W) in [0, 1]."""
+    count = len(images)
+    angle = torch.rand(count) * math.pi * (torch.rand(count) < 0.8)
+    cos, sin, third = torch.cos(angle), torch.sin(angle), 1 / 3
+    # A turn about the grey axis: Rodrigues' formula for the axis (1, 1, 1) / sqrt(3).
+    same = cos + third * (1 - cos)
+    minus = third * (1 - cos) - math.sqrt(third) * sin
+    plus = third * (1 - cos) + math.sqrt(third) * sin
+    turn = torch.stack([same, minus, plus, plus, same, minus, minus, plus, same], 1)
+    saturation = torch.empty(count, 1, 1).uniform_(0.3, 1.5) * (torch.rand(count, 1, 1) > 0.15)
+    mix = saturation * torch.eye(3) + (1 - saturation) * third
+    contrast = torch.empty(count, 1, 1).uniform_(0.6, 1.4)
+    matrix = (turn.view(count, 3, 3) @ mix * contrast).to(images)
+    shift = torch.empty(count, 3, 1, 1).uniform_(-0.125, 0.125).to(images)
+    return (torch.einsum("bij,bjhw->bihw", matrix, images - 0.5) + 0.5 + shift).clamp(0, 1)
+
+
+def random_mask(count: int, size: int, most: float) -> Tensor:
+    """(count, size, size) bool: smooth blotches that hide a share in [0, most] of each image."""
+    field = F.interpolate(torch.rand(count, 1, 5, 5), (size, size), mode="bilinear")[:, 0]
+    field = (field + 0.3 * torch.rand(count, size, size)).flatten(1)
+    share = torch.rand(count) * most
+    rank = field.argsort(1).argsort(1)
+    return (rank >= ((1 - share) * size * size)[:, None]).view(count, size, size)
+
+
+def random_outlines(count: int, size: int) -> Tensor:
+    """(count, 1, size, size) float32: one to four overlapping wavy blobs each, with soft edges."""
+    masks = np.zeros((count, size, size), np.float32)
+    for mask in masks:
+        blobs = int(torch.randint(1, 5, ()))
+        centre = 0.25 + 0.5 * torch.rand(2)
+        for _ in range(blobs):
+            corners = int(torch.randint(4, 40, ()))
+            lobes, phase, lean, wave, flat, radius = torch.rand(6).tolist()
+            turn = torch.arange(corners) * (2 * math.pi / corners)
+            reach = 1 + 0.4 * wave * torch.cos(round(1 + 5 * lobes) * turn + 6 * phase)
+            reach = reach * (0.1 + 0.2 * radius)
+            x, y = reach * torch.cos(turn), reach * torch.sin(turn) * (0.3 + 0.7 * flat)
+            cos, sin = math.cos(math.pi * lean), math.sin(math.pi * lean)
+            points = torch.stack([x * cos - y * sin, x * sin + y * cos], 1)
+            points = (points + centre + 0.1 * torch.randn(2)) * size
+            cv2.fillPoly(mask, [points.round().int().numpy()], 1.0)
+    return F.avg_pool2d(torch.from_numpy(masks)[:, None], 3, 1, 1)
+
+
+def figure_ground_loss(feat: Tensor, pasted: Tensor, temperature: float = 0.1) -> Tensor:
+    """Contrasts each cell's own side of its composite with the other side, there and everywhere.
+
+    Args:
+        feat: (B, D, h, w) features of composites.
+        pasted: (B, h, w) share of each cell that is pasted; cells between 0.1 and 0.6 are left out.
+        temperature: of the similarities.
+
+    Returns:
+        () mean over the cells of each side, averaged over the two sides.
+    """
+    cells = F.normalize(feat.float(), dim=1).flatten(2)  # (B, D, N)
+    sides = [(pasted > 0.6).flatten(1).float(), (pasted < 0.1).flatten(1).float()]
+    means = [F.normalize(torch.einsum("bdn,bn->bd", cells, side), dim=1) for side in sides]
+    total = cells.new_zeros(())
+    for own, other, side in ((0, 1, sides[0]), (1, 0, sides[1])):
+        near = torch.einsum("bdn,bd->bn", cells, means[own]) / temperature
+        here = torch.einsum("bdn,bd->bn", cells, means[other]) / temperature
+        everywhere = torch.einsum("bdn,kd->bkn", cells, means[other]) / temperature
+        away = everywhere.logsumexp(1) - math.log(len(feat))
+        loss = F.softplus(here - near) + F.softplus(away - near)
+        total = total + (loss * side).sum() / side.sum().clamp(min=1)
+    return total / 2
+
+
+def self_supervised_losses(
+    student: PrototypeNetwork,
+    teacher: PrototypeNetwork,
+    images: Tensor,
+    config: SelfSupervisedConfig,
+) -> dict[str, Tensor]:
+    """Both losses on composites of a batch, and "loss", their sum.
+
+    Args:
+        student: in training mode.
+        teacher: its moving average.
+        images: (B, 3, H, W) in [0, 1]; image b is pasted onto image b + 1.
+        config: crop sizes and hidden share.
+    """
+    count = len(images)
+    whole = crop(images, random_crops(count, 0.7, 1.0), config.teacher_size)
+    inner = random_crops(count, 0.55, 0.9)
+    part = crop(whole, inner, config.student_size)
+    with torch.no_grad():
+        seen = teacher(normalise_unit(jitter(whole)))
+    size = config.student_size // (config.teacher_size // seen.shape[-1])
+    target = crop(seen, inner, size).flatten(2).transpose(1, 2)  # (B, cells, K)
+    target = sinkhorn(target.flatten(0, 1), TEACHER_TEMPERATURE).unflatten(0, target.shape[:2])
+
+    outline = random_outlines(count, config.student_size).to(images)
+    ground = jitter(part)
+    # Half of the figures share the light of their ground, so that light does not tell them apart.
+    own_light = torch.rand(count, 1, 1, 1, device=images.device) < 0.5
+    figure = torch.where(own_light, jitter(part.roll(1, 0)), ground.roll(1, 0))
+    composite = normalise_unit(ground * (1 - outline) + figure * outline)
+    hidden = random_mask(count, size, config.hidden).to(images)[:, None]
+    composite = composite * (1 - F.interpolate(hidden, composite.shape[-2:]))
+    pasted = F.adaptive_avg_pool2d(outline, size)[:, 0]
+    is_figure = (pasted >= 0.5).flatten(1)[..., None]
+    target = torch.where(is_figure, target.roll(1, 0), target)
+
+    feat = student.backbone(composite)
+    logits = student.similarity(feat).flatten(2).transpose(1, 2) / STUDENT_TEMPERATURE
+    entropy = -(target * F.log_softmax(logits, 2)).sum(2)
+    pure = ((pasted < 0.1) | (pasted > 0.6)).flatten(1).float()
+    distillation = (entropy * pure).sum() / pure.sum()
+    with torch.autocast(images.device.type, enabled=False):
+        contrast = figure_ground_loss(feat, pasted)
+    return {
+        "loss": distillation + contrast,
+        "distillation": distillation,
+        "figure_ground": contrast,
+    }
+
+
+def train_backbone(config: Config, backbone: nn.Module, split: Split, folder: Path) -> None:
+    """Trains `backbone` in place on images alone; it ends with the teacher's weights."""
+    settings, device = config.uss.self_supervised, pick_device(config)
+    student = to_device(PrototypeNetwork(backbone, settings.prototypes), device).train()
+    ema = EMA(student, settings.ema)
+    optimizer = torch.optim.AdamW(
+        student.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
+    )
+    cast, dataset = autocast(config, device), RawImages(split, settings.teacher_size * 4 // 3)
+
+    batches = batches_from(dataset, settings.batch_size, settings.iterations, config)
+
+    def step(batch: dict[str, Tensor], t: int) -> dict[str, Tensor]:
+        images = batch["image"].to(device).float() / 255
+        with cast:
+            return self_supervised_losses(student, ema.network, images, settings)
+
+    def pictures(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        images = batch["image"].to(device).float() / 255
+        size = (settings.teacher_size, settings.teacher_size)
+        with cast:
+            feat = ema.network.backbone(normalise_unit(F.interpolate(images, size, mode="area")))
+        return {"image": batch["image"], "features": torch.stack(principal_components(feat))}
+
+    train(
+        "self-supervision",
+        {"network": student, "ema": ema.network},
+        optimizer,
+        one_cycle(settings.iterations),
+        batches,
+        step,
+        settings.iterations,
+        folder,
+        config,
+        ema,
+        pictures,
+    )
+    backbone.load_state_dict(ema.network.backbone.state_dict())
+    backbone.eval()

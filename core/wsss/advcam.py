@@ -1,0 +1,158 @@
+"""AdvCAM (Lee, Kim and Yoon, CVPR 2021): maps gathered while an image climbs towards its class.
+
+The image is changed, a little at a time, so that a class scores higher and the others lower. Parts
+of the object that the classifier had not looked at light up one after the other; the maps of all
+steps are summed. What is bright already must stay as it is, or it would outshine the rest.
+"""
+
+import copy
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+
+import numpy as np
+import torch
+from torch import Tensor, multiprocessing
+from torch.nn import functional as F
+
+from core.config import AdvCamConfig
+from core.data.splits import Split
+from core.data.transforms import normalise
+from core.run.errors import UserError
+from core.wsss.cam import CamClassifier
+
+
+def climbed_map(
+    classifier: CamClassifier, views: Tensor, label: int, steps: int, config: AdvCamConfig
+) -> Tensor:
+    """Sum of the Grad-CAM maps of one class along the climb.
+
+    Args:
+        classifier: in evaluation mode.
+        views: (2, 3, H, W) float32, the normalised image and its mirror image.
+        label: the class, 0-based.
+        steps: T, of the climb; the first map is that of the image itself.
+        config: step size, weight and threshold of the penalty.
+
+    Returns:
+        (h, w) not negative, at the classifier's stride, in the first view's orientation.
+    """
+    total, first = 0, None
+    views = views.detach().clone()
+    for _ in range(steps):
+        views.requires_grad_(True)
+        current, scores = _grad_cam(classifier, views, label)
+        first = current.detach() if first is None else first
+        total = total + current.detach()
+        bright = current.detach() > config.bright * current.detach().max()
+        others = scores.sum() - scores[label]
+        change = ((current - first).abs() * bright).sum()
+        objective = scores[label] - others - config.penalty * change
+        (gradient,) = torch.autograd.grad(objective, views)
+        with torch.no_grad():
+            step = config.step * gradient / gradient.abs().max().clamp(min=1e-12)
+            views = (views + step).clamp(views.min(), views.max())
+    return total
+
+
+def _grad_cam(classifier: CamClassifier, views: Tensor, label: int) -> tuple[Tensor, Tensor]:
+    """(h, w) map of one class summed over both views, and (C,) pooled scores, both with a graph."""
+    features = classifier.backbone(views)[-1]
+    maps = classifier.classifier(features).relu()
+    (slope,) = torch.autograd.grad(maps[:, label].sum(), features, retain_graph=True)
+    weight = slope.sum((2, 3), keepdim=True) / (slope > 0).sum().clamp(min=1)
+    both = (weight * features).sum(1).relu()
+    return both[0] + both[1].flip(-1), maps.mean((2, 3)).sum(0)
+
+
+def climbed_maps(
+    classifier: CamClassifier, image: Tensor, labels: list[int], config: AdvCamConfig
+) -> Tensor:
+    """Maps of several classes over all scales of one image.
+
+    Args:
+        classifier: in evaluation mode; its weights are left alone.
+        image: (3, H, W) float32, normalised.
+        labels: classes, 0-based.
+        config: scales and climb.
+
+    Returns:
+        (K, ceil(H / 4), ceil(W / 4)) not negative.
+    """
+    height, width = image.shape[-2:]
+    size = (-(-height // 4), -(-width // 4))
+    total = image.new_zeros(len(labels), *size)
+    for scale in config.scales:
+        resized = (max(1, round(height * scale)), max(1, round(width * scale)))
+        view = F.interpolate(image[None], resized, mode="bicubic", antialias=scale < 1)[0]
+        views = torch.stack([view, view.flip(-1)])
+        steps = config.steps if scale >= 1 else max(1, config.steps // 2)
+        for k, label in enumerate(labels):
+            climbed = climbed_map(classifier, views, label, steps, config)
+            total[k] += F.interpolate(climbed[None, None], size, mode="bilinear")[0, 0]
+    return total
+
+
+class Climb:
+    """The maps of one image of a split; a copy of it works in each process of `in_shards`."""
+
+    def __init__(self, classifier: CamClassifier, split: Split, config: AdvCamConfig):
+        self.classifier, self.split, self.config = classifier.requires_grad_(False), split, config
+
+    def to(self, device: torch.device) -> "Climb":
+        self.device = device
+        self.classifier = self.classifier.to(device)
+        return self
+
+    def __call__(self, index: int) -> np.ndarray:
+        """Maps of the tagged classes, (K, ceil(H / 4), ceil(W / 4)) float32."""
+        image = torch.from_numpy(self.split.read_image(index)).permute(2, 0, 1)
+        labels = self.split.tags[index].nonzero()[0].tolist()
+        image = normalise(image).to(self.device)
+        return climbed_maps(self.classifier, image, labels, self.config).cpu().numpy()
+
+
+def in_shards(
+    climb: Climb, todo: Sequence[int], devices: Sequence[torch.device]
+) -> Iterator[tuple[int, np.ndarray]]:
+    """(image, maps) of all images `todo`, in order, computed by one process per device."""
+    if len(devices) == 1:
+        climb.to(devices[0])
+        yield from ((index, climb(index)) for index in todo)
+        return
+    context = multiprocessing.get_context("spawn")
+    places = context.Queue()
+    for device in devices:
+        places.put(device)
+    sent = copy.deepcopy(climb).to(torch.device("cpu"))
+    threads = max(1, (os.cpu_count() or 1) // len(devices))
+    try:
+        with ProcessPoolExecutor(len(devices), context, _begin, (sent, places, threads)) as pool:
+            yield from zip(todo, pool.map(_work, todo), strict=True)
+    except BrokenProcessPool:
+        raise UserError(
+            "a process that climbs images died, perhaps for want of memory; lower workers, or free "
+            "the GPUs. Finished maps stay; run the same command again"
+        ) from None
+
+
+_climb: Callable[[int], np.ndarray]
+
+
+def _begin(climb: Climb, places: multiprocessing.Queue, threads: int) -> None:
+    global _climb  # noqa: PLW0603 (a process of a pool keeps what it works with in this way)
+    torch.set_num_threads(threads)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _climb = climb.to(places.get())
+
+
+def _end_with_parent() -> None:
+    """Leaves no process behind when the parent is killed."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _work(index: int) -> np.ndarray:
+    return _climb(index)

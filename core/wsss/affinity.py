@@ -1,0 +1,169 @@
+"""Affinities of pairs of pixels, and the random walk that spreads activation maps along them.
+
+From IRNet (Ahn, Cho and Kwak, CVPR 2019), where two pixels belong together unless a boundary lies
+between them, and PSA (Ahn and Kwak, CVPR 2018), where they do if their features are alike. Pure
+functions on tensors. All pairs within a radius are listed once, as offsets that point
+down or right; P is their number.
+"""
+
+import torch
+from torch import Tensor
+
+from core.data.labels import BACKGROUND, IGNORE
+from core.run import distributed
+
+Offset = tuple[int, int]  # (rows down, columns to the right)
+
+
+def pair_offsets(radius: int) -> list[Offset]:
+    """Offsets (dy, dx) of the pairs nearer than `radius`, each pair once: 34 for 5, 152 for 10."""
+    reach = range(1 - radius, radius)
+    right = [(0, x) for x in reach if x > 0]
+    return right + [
+        (y, x) for y in reach if y > 0 for x in reach if y * y + x * x < radius * radius
+    ]
+
+
+def path(offset: Offset) -> list[Offset]:
+    """Cells between (0, 0) and `offset`, both included: those less than 1 from the line."""
+    dy, dx = offset
+    columns = range(min(0, dx), max(0, dx) + 1)
+    squared = dy * dy + dx * dx
+    return [(y, x) for y in range(dy + 1) for x in columns if (dy * x - dx * y) ** 2 < squared]
+
+
+def path_affinity(boundary: Tensor, radius: int) -> Tensor:
+    """1 - the strongest boundary on the path between the two cells of each pair.
+
+    Args:
+        boundary: (..., H, W) in [0, 1].
+        radius: pairs are nearer than this, in cells.
+
+    Returns:
+        (..., P, H - r, W - 2 r) with r = radius - 1, for each pair at its upper or left cell; cells
+        whose pairs would leave the map have none.
+    """
+    margin = radius - 1
+    height, width = boundary.shape[-2] - margin, boundary.shape[-1] - 2 * margin
+    if height < 1 or width < 1:
+        raise ValueError(f"a map of {tuple(boundary.shape)} has no pairs of radius {radius}")
+    pairs = []
+    for offset in pair_offsets(radius):
+        views = [
+            boundary[..., y : y + height, margin + x : margin + x + width] for y, x in path(offset)
+        ]
+        pairs.append(1 - torch.stack(views).amax(0))
+    return torch.stack(pairs, -3)
+
+
+def pair_ends(maps: Tensor, radius: int) -> tuple[Tensor, list[Tensor]]:
+    """Values at both ends of each pair.
+
+    Args:
+        maps: (..., H, W), features or labels.
+        radius: see `path_affinity`.
+
+    Returns:
+        (..., H - r, W - 2 r) at the upper or left cell, and P such at the other one.
+    """
+    margin = radius - 1
+    height, width = maps.shape[-2] - margin, maps.shape[-1] - 2 * margin
+    if height < 1 or width < 1:
+        raise ValueError(f"a map of {tuple(maps.shape)} has no pairs of radius {radius}")
+
+    def shifted(dy: int, dx: int) -> Tensor:
+        return maps[..., dy : dy + height, margin + dx : margin + dx + width]
+
+    return shifted(0, 0), [shifted(*offset) for offset in pair_offsets(radius)]
+
+
+def affinity_loss(affinity: Tensor, label: Tensor, radius: int) -> Tensor:
+    """Cross entropy of affinities with whether both cells have the same label (IRNet, Eq. 8).
+
+    Pairs of two background cells, pairs of two cells of one class, and pairs of different labels
+    each count by their own mean: 1/4, 1/4 and 1/2. Ignored cells have no pairs.
+
+    Args:
+        affinity: (..., P, h, w) of `path_affinity` or `feature_affinity`.
+        label: (..., H, W) integers, 0..C or 255 (or -1) to ignore.
+        radius: of the pairs.
+
+    Returns:
+        () loss.
+    """
+    here, there = pair_ends(label, radius)
+    here, there = here.unsqueeze(-3), torch.stack(there, -3)
+    valid = (here != IGNORE) & (there != IGNORE) & (here >= 0) & (there >= 0)
+    same = valid & (here == there)
+    attract, repel = -torch.log(affinity + 1e-5), -torch.log(1 + 1e-5 - affinity)
+    background = _mean(attract, same & (here == BACKGROUND))
+    foreground = _mean(attract, same & (here != BACKGROUND))
+    different = _mean(repel, valid & (here != there))
+    return background / 4 + foreground / 4 + different / 2
+
+
+def _mean(values: Tensor, chosen: Tensor) -> Tensor:
+    return (values * chosen).sum() / (distributed.mean(chosen.sum()) + 1e-5)
+
+
+def feature_affinity(features: Tensor, radius: int) -> Tensor:
+    """exp(-mean |f - g|) of the features at both ends of each pair (PSA).
+
+    Args:
+        features: (B, D, H, W).
+        radius: pairs are nearer than this, in cells.
+
+    Returns:
+        (B, P, H - r, W - 2 r) with r = radius - 1, in (0, 1]; see `path_affinity`.
+    """
+    here, there = pair_ends(features, radius)
+    gaps = [(here - other).abs().mean(-3) for other in there]
+    return torch.exp(-torch.stack(gaps, -3))
+
+
+def random_walk(
+    maps: Tensor, affinity: Tensor, radius: int = 5, beta: float = 10, doublings: int = 8
+) -> Tensor:
+    """Spreads maps over the image by 2^doublings steps of a random walk (IRNet, Eq. 10-11).
+
+    A step goes to cell j from each cell i of its neighbourhood with the probability a_ij^beta /
+    sum_i a_ij^beta, a cell's affinity with itself being 1. Steps are taken one by one on the P maps
+    of affinities, so memory is linear in the cells; the paper's matrix power is quadratic.
+
+    Args:
+        maps: (K, h, w) maps of the image's classes, not negative.
+        affinity: (P, h, w) in [0, 1] of each cell's pairs; those that leave the image are left out.
+        radius: of the pairs, in cells.
+        beta: exponent of the affinities.
+        doublings: log2 of the number of steps.
+
+    Returns:
+        (K, h, w).
+    """
+    # In double precision: rounding of the same kind in each of 256 steps would add up.
+    weights = affinity.double() ** beta
+    walked = _walk(maps.double(), weights, pair_offsets(radius), 2**doublings)
+    return walked.to(maps.dtype)
+
+
+def _walk(maps: Tensor, weights: Tensor, offsets: list[Offset], steps: int) -> Tensor:
+    height, width = maps.shape[-2:]
+    pairs = []
+    for (dy, dx), weight in zip(offsets, weights, strict=True):
+        here = (slice(0, height - dy), slice(max(0, -dx), width - max(0, dx)))
+        there = (slice(dy, height), slice(max(0, dx), width - max(0, -dx)))
+        if here[0].stop > 0 and here[1].stop > here[1].start:
+            pairs.append((here, there, weight[here].contiguous()))
+    # A map of ones collects each cell's sum of affinities, by which the others are divided.
+    total = _step(torch.ones_like(maps[:1]), pairs)
+    for _ in range(steps):
+        maps = _step(maps, pairs) / total
+    return maps
+
+
+def _step(maps: Tensor, pairs: list) -> Tensor:
+    result = maps.clone()
+    for here, there, weight in pairs:
+        result[(..., *there)].addcmul_(maps[(..., *here)], weight)
+        result[(..., *here)].addcmul_(maps[(..., *there)], weight)
+    return result

@@ -1,0 +1,261 @@
+"""RS+EPM, our reconstruction of RecurSeed and EdgePredictMix (Jo, Yu and Kim, 2022).
+
+The training code of the method was never published. This is built from its abstract, its released
+inference code and the settings visible there.
+
+A classifier with a decoder teaches itself. An EMA teacher's activation maps, corrected by how its
+features correlate (SCG: Pan et al., CVPR 2021), are the target of the student's maps; together with
+the teacher's decoder, whose share rises, they give the labels of the student's decoder
+(RecurSeed). Last, objects whose pixels are certain are pasted into other images, and pixels at
+edges of the probabilities have no label there (EdgePredictMix). Ours are: the decoder's share and
+that it ends at a half, the normalisation of its maps, the same weight for classes and background,
+that edges unlabel certain pixels too, and the average's ramp, which rises faster than the released
+code's 0.9999 (1 - exp(-n / 2000)).
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from core.config import RsEpmConfig
+from core.crf.pamr import PAMR
+from core.data.labels import BACKGROUND, IGNORE
+from core.debias import weighted_cross_entropy
+
+
+class RecurSeed:
+    """The losses of one step.
+
+    Args:
+        config: thresholds and the epochs at which the phases begin.
+        network: the student, a `core.wsss.rsepm_network.RsEpmClassifier`.
+        teacher: its EMA.
+        epoch: iterations in one pass over the images.
+    """
+
+    def __init__(self, config: RsEpmConfig, network: nn.Module, teacher: nn.Module, epoch: float):
+        self.config, self.network, self.teacher = config, network, teacher
+        self.recur_from = config.recur_from * epoch
+        self.mix_from = config.mix_from * epoch
+        self._refine = PAMR(dilations=config.dilations)
+
+    def __call__(
+        self, images: Tensor, tags: Tensor, inside: Tensor, step: int
+    ) -> dict[str, Tensor]:
+        """The losses of a batch.
+
+        Args:
+            images: (B, 3, H, W), normalised.
+            tags: (B, C) multi-hot.
+            inside: (B, H, W) bool, False in padding: nothing is learnt there.
+            step: of the training.
+
+        Returns:
+            "loss" and the parts that it is made of, all ().
+        """
+        if step < self.recur_from:
+            return {"loss": _tag_loss(self.network(images)[0], tags)}
+        inside = inside[:, None].float()
+        target, probs = self._targets(images, tags, inside, step)
+        label = certain_label(probs, self.config.foreground, self.config.background)
+        label = label.where(_resized(inside, label.shape[-2:])[:, 0] > 0, IGNORE)
+        maps, logits = self.network(images)
+        figures = {
+            "classes": _tag_loss(maps, tags),
+            "cam": map_loss(maps, target, tags, _resized(inside, target.shape[-2:])),
+            "decoder": decoder_loss(logits, label),
+        }
+        weights = {"cam": self.config.cam_weight, "decoder": self.config.decoder_weight}
+        if step >= self.mix_from:
+            edge = edge_strength(probs) > self.config.edge
+            images, label, tags = mixed(images, label.where(~edge, IGNORE), tags)
+            maps, logits = self.network(images)
+            figures["mixed"] = _tag_loss(maps, tags) + decoder_loss(logits, label)
+        return {"loss": sum(weights.get(k, 1) * v for k, v in figures.items()), **figures}
+
+    @torch.no_grad()
+    def _targets(
+        self, images: Tensor, tags: Tensor, inside: Tensor, step: int
+    ) -> tuple[Tensor, Tensor]:
+        """The teacher's corrected maps (B, C, h, w) and refined probabilities (B, 1 + C, H/4, W/4).
+
+        The decoder has learnt nothing when the recursion begins, so its share in the probabilities
+        rises from 0 until mixing begins. Its maps are divided by their maximum, as for labels: a
+        tagged class that it has not learnt yet would otherwise be taught as background. Cells
+        correlate by their features in the image, not in its mirror image.
+        """
+        views = [images, images.flip(-1)]
+        features = [self.teacher.backbone(view) for view in views]
+        maps, logits = zip(*(self.teacher.from_features(f) for f in features), strict=True)
+        present = tags[:, :, None, None]
+        levels = [level.float() for level in features[0][1:]]  # strides 8 to 16
+        size = levels[0].shape[-2:]
+        seen = sum(_mirrored(m.float().relu(), k) for k, m in enumerate(maps))
+        seen = F.interpolate(seen, size, mode="bilinear") * present
+        cells = _resized(inside, size)
+        with torch.autocast(images.device.type, enabled=False):  # sums over thousands of cells
+            target = torch.cat(  # one by one: the matrices are as large as cells squared
+                [
+                    correlated(
+                        self_correlation([level[k : k + 1] for level in levels], self.config),
+                        seen[k : k + 1],
+                        cells[k : k + 1],
+                        self.config,
+                    )
+                    for k in range(len(seen))
+                ]
+            )
+
+        decoded = sum(_mirrored(z.float().softmax(1)[:, 1:], k) for k, z in enumerate(logits))
+        decoded = decoded / (decoded.amax((2, 3), keepdim=True) + 1e-5)
+        progress = min(1.0, (step - self.recur_from) / max(1, self.mix_from - self.recur_from))
+        share = self.config.decoder_share * progress
+        first = F.interpolate(target, decoded.shape[-2:], mode="bilinear")
+        probs = torch.lerp(first, decoded, share) * present
+        probs = torch.cat([1 - probs.amax(1, keepdim=True), probs], 1)
+        return target, self._refine(images, probs / probs.sum(1, keepdim=True))
+
+
+def _resized(inside: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, 1, H, W) of 0 and 1 -> (B, 1, *size), by each cell's centre."""
+    return F.interpolate(inside, size, mode="nearest-exact")
+
+
+def _tag_loss(maps: Tensor, tags: Tensor) -> Tensor:
+    return F.multilabel_soft_margin_loss(maps.mean((2, 3)).float(), tags)
+
+
+def decoder_loss(logits: Tensor, label: Tensor) -> Tensor:
+    """Cross entropy over certain pixels; classes and background have the same weight (ours).
+
+    Args:
+        logits: (B, 1 + C, h, w).
+        label: (B, h, w) int64, 255 where nothing is certain.
+    """
+    return weighted_cross_entropy(logits.float(), label, balanced=True) / 2
+
+
+def _mirrored(maps: Tensor, odd: int) -> Tensor:
+    return maps.flip(-1) if odd else maps
+
+
+def map_loss(maps: Tensor, target: Tensor, tags: Tensor, inside: Tensor) -> Tensor:
+    """Mean difference of the tagged classes' maps, each divided by its maximum, from the target.
+
+    Args:
+        maps: (B, C, h, w) scores, any sign.
+        target: (B, C, h', w') in [0, 1].
+        tags: (B, C) multi-hot.
+        inside: (B, 1, h', w'), 0 where the difference does not count.
+    """
+    maps = maps.float().relu()
+    maps = maps / (maps.amax((2, 3), keepdim=True) + 1e-5)
+    maps = F.interpolate(maps, target.shape[-2:], mode="bilinear")
+    difference = ((maps - target).abs() * inside).sum((2, 3)) / inside.sum((2, 3)).clamp(min=1)
+    return (difference * tags).sum() / tags.sum().clamp(min=1)
+
+
+def self_correlation(levels: list[Tensor], config: RsEpmConfig) -> Tensor:
+    """How cells of an image correlate, at first hand and through a third cell, summed over levels.
+
+    Args:
+        levels: (B, D_l, h_l, w_l) features; all are resized to the first one's cells.
+        config: thresholds of the two orders.
+
+    Returns:
+        (B, N, N) not negative, N = h w; the columns of each level sum to 1.
+    """
+    total = 0
+    for level in levels:
+        cells = F.interpolate(level, levels[0].shape[-2:], mode="bilinear")
+        cells = F.normalize(cells.flatten(2), dim=1)
+        first = cells.transpose(1, 2) @ cells
+        first = _columns(first.where(first >= config.first_order, 0))
+        count = first.shape[1]
+        other = _columns(first * (1 - torch.eye(count, device=first.device)))
+        second = _columns(other @ other)
+        second = second.where(second >= config.second_order / count, 0)
+        total = total + _columns(torch.maximum(first, second))
+    return total
+
+
+def _columns(matrix: Tensor) -> Tensor:
+    return matrix / matrix.sum(1, keepdim=True).clamp(min=1e-5)
+
+
+def _stretched(maps: Tensor) -> Tensor:
+    """Each of (..., N) maps to [0, 1]."""
+    low, high = maps.amin(-1, keepdim=True), maps.amax(-1, keepdim=True)
+    return (maps - low) / (high - low).clamp(min=1e-5)
+
+
+def correlated(correlation: Tensor, maps: Tensor, inside: Tensor, config: RsEpmConfig) -> Tensor:
+    """Each map becomes: what correlates with its bright cells, less what does with its dark ones.
+
+    Args:
+        correlation: (B, N, N) of `self_correlation`.
+        maps: (B, C, h, w) not negative, N = h w.
+        inside: (B, 1, h, w), 0 in padding, which is neither.
+        config: which cells are bright and dark.
+
+    Returns:
+        (B, C, h, w) in [0, 1].
+    """
+    flat, inside = _stretched((maps * inside).flatten(2)), inside.flatten(2)
+    like = [
+        _stretched(cells * inside @ correlation.transpose(1, 2) * inside)
+        for cells in (flat >= config.bright, flat <= config.dark)
+    ]
+    return _stretched((like[0] - like[1]).relu() * inside).view_as(maps)
+
+
+def certain_label(probs: Tensor, foreground: float, background: float) -> Tensor:
+    """(B, 1 + C, h, w) probabilities, background first -> (B, h, w) int64 labels of certain pixels.
+
+    A pixel is its best class where that has `foreground` at least, background where it has less
+    than `background`, else 255.
+    """
+    best, label = probs[:, 1:].max(1)
+    label = (label + 1).where(best >= foreground, IGNORE)
+    return label.where(best >= background, BACKGROUND)
+
+
+def edge_strength(probs: Tensor) -> Tensor:
+    """(B, C, h, w) probabilities -> (B, h, w) in [0, 1]: largest change to one of four neighbours,
+    e(p) = 1/2 max_q sum_c |P(c, p) - P(c, q)|."""
+    edge = probs.new_zeros(probs.shape[0], *probs.shape[-2:])
+    for axis in (1, 2):
+        change = probs.diff(dim=axis + 1).abs().sum(1) / 2
+        before, after = [0, 0, 0, 0], [0, 0, 0, 0]
+        before[4 - 2 * axis], after[5 - 2 * axis] = 1, 1
+        edge = edge.maximum(F.pad(change, before)).maximum(F.pad(change, after))
+    return edge
+
+
+def mixed(images: Tensor, label: Tensor, tags: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Pastes a random half of each image's certain objects into the next image of the batch.
+
+    Args:
+        images: (B, 3, H, W).
+        label: (B, h, w) int64, 255 where nothing is certain.
+        tags: (B, C) multi-hot.
+
+    Returns:
+        Images, labels and tags after pasting; a class of the lower image whose certain pixels are
+        all covered is no longer tagged.
+    """
+    images, label, tags = images.clone(), label.clone(), tags.clone()
+    upper = [value.roll(1, 0) for value in (images, label)]
+    for k in range(len(images)):
+        classes = upper[1][k].unique()
+        classes = classes[(classes != BACKGROUND) & (classes != IGNORE)]
+        chosen = classes[torch.randperm(len(classes))[: (len(classes) + 1) // 2]]
+        pasted = torch.isin(upper[1][k], chosen)
+        covered = set(label[k][pasted].tolist()) - set(label[k][~pasted].tolist())
+        for c in covered - {BACKGROUND, IGNORE}:
+            tags[k, c - 1] = 0
+        tags[k, chosen - 1] = 1
+        label[k] = upper[1][k].where(pasted, label[k])
+        view = F.interpolate(pasted[None, None].float(), images.shape[-2:], mode="nearest")[0]
+        images[k] = torch.lerp(images[k], upper[0][k], view)
+    return images, label, tags
