@@ -225,7 +225,7 @@ def submit(config: Config, options) -> None:
     if distributed.rank() == 0:
         write_submission(archive, competition, predictions)
         check_submission(archive, competition, split.ids, num_classes=len(config.data.classes))
-    distributed.meet()
+    distributed.barrier()
     if not stage.finished:
         stage.finish({})
     print(f"{len(predictions)} predictions in {archive}")

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from core.config import Config, make_parser, parse
-from core.crf.dense import announced
+from core.crf.dense import make_crf
 from core.data.checks import check_inputs
 from core.data.labels import BIASED_ON_DISK, read_label, to_disk, write_label
 from core.data.splits import Split, label_files, read_split
@@ -31,7 +31,7 @@ from core.debias_image import crf_settings, find_clusters, refine, similarity
 from core.debias_shards import select, write_shard
 from core.run import distributed
 from core.run.errors import UserError, run_script
-from core.run.files import read_arrays, written_whole
+from core.run.files import atomic_write, read_arrays
 from core.run.loop import autocast, pick_device
 from core.run.stage import Run, Stage, check_classes, check_upstream_of
 from core.run.threads import in_threads
@@ -79,7 +79,7 @@ def cluster_images(
 ) -> None:
     """Pass 1: K-means inside each labelled region of every image not done yet."""
     folder, settings = run.debias / "clusters", config.debias
-    todo = distributed.missing([folder / f"{i}.npz" for i in split.ids])
+    todo = distributed.my_share([folder / f"{i}.npz" for i in split.ids])
 
     def work(item: tuple[int, torch.Tensor]) -> None:
         index, feat = item
@@ -88,7 +88,7 @@ def cluster_images(
         seed = config.seed ^ zlib.crc32(image_id.encode())  # of the image, not of its place
         centroids, cells = find_clusters(feat, label, settings, seed)
         vectors = np.concatenate([np.zeros((0, len(feat)), np.float32), *centroids.values()])
-        with written_whole(folder / f"{image_id}.npz") as aside, aside.open("wb") as file:
+        with atomic_write(folder / f"{image_id}.npz") as tmp, tmp.open("wb") as file:
             np.savez(
                 file,
                 vectors=vectors,
@@ -112,7 +112,7 @@ def run_over(
     done = len(split) - len(todo)
     for _ in in_threads(work, features(todo), workers, title, len(split), done):
         pass
-    distributed.meet()
+    distributed.barrier()
 
 
 def debias_centroids(config: Config, run: Run, split: Split, made_from: str) -> torch.Tensor:
@@ -122,7 +122,7 @@ def debias_centroids(config: Config, run: Run, split: Split, made_from: str) -> 
         nearest = settings.nearest if settings.distance == "nearest" else None
         shards = pack_clusters(run, split)
         select(shards, path, len(config.data.classes), settings.alpha, nearest, made_from)
-    distributed.meet()
+    distributed.barrier()
     return torch.from_numpy(read_arrays(path, ("centroids",), "remove it")["centroids"])
 
 
@@ -156,8 +156,8 @@ def write_debiased_labels(
 ) -> list[float]:
     """Pass 2: similarity, refinement and Eq. 5. Returns the share of each class that was marked."""
     folder, size = run.debias / "labels", len(config.data.classes) + 1
-    todo = distributed.missing([folder / f"{i}.png" for i in split.ids])
-    crf = announced(crf_settings(config.debias)) if config.debias.refine == "crf" else None
+    todo = distributed.my_share([folder / f"{i}.png" for i in split.ids])
+    crf = make_crf(crf_settings(config.debias)) if config.debias.refine == "crf" else None
 
     def work(item: tuple[int, torch.Tensor]) -> None:
         index, feat = item

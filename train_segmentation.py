@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from core.complement import TeacherFill
+from core.complement import Complement
 from core.config import Config, make_parser, parse
 from core.data.checks import check_inputs
 from core.data.loader import LabelledImages, batches_from
@@ -23,7 +23,7 @@ from core.data.splits import Split, ground_truth, label_files, read_split
 from core.data.transforms import denormalise
 from core.debias import labelled_pixels
 from core.models.backbones import to_device
-from core.models.deeplab import segmenter
+from core.models.deeplab import build_deeplab
 from core.pictures import label_colours
 from core.run import distributed
 from core.run.errors import run_script
@@ -78,7 +78,7 @@ def train_network(config: Config, stage: Stage, split: Split, labels: tuple[Path
     settings, device = config.segmentation, pick_device(config)
     num_classes = len(config.data.classes)
     seed_everything(config.seed)
-    network = to_device(segmenter(settings, num_classes), device).train()
+    network = to_device(build_deeplab(settings, num_classes), device).train()
     if config.sync_norm:
         distributed.share_normalisation(network)
     ema = EMA(network, settings.ema)
@@ -91,7 +91,7 @@ def train_network(config: Config, stage: Stage, split: Split, labels: tuple[Path
     fill = None
     if settings.mode in ("complement", "mars"):
         first = round(settings.warmup * iterations)
-        fill = TeacherFill(settings, ema.network, first, config.workers)
+        fill = Complement(settings, ema.network, first, config.workers)
     cast = autocast(config, device)
     if config.compile:
         network.backbone.compile()

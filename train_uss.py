@@ -21,13 +21,13 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from core.config import Config, UssConfig, make_parser, parse
-from core.data.loader import Draws, make_loader
+from core.data.loader import StepSampler, make_loader
 from core.data.splits import Split, read_split
 from core.data.transforms import denormalise, normalise
 from core.pictures import principal_components
 from core.run import checkpoint, distributed, vision
 from core.run.errors import UserError, run_script
-from core.run.files import written_whole
+from core.run.files import atomic_write
 from core.run.identity import uss_identity
 from core.run.loop import autocast, pick_device, seed_everything, train
 from core.run.stage import Run, Stage
@@ -130,7 +130,7 @@ def nearest_neighbours(
     itself; kept in a file for a training that goes on after a kill."""
     if distributed.rank() == 0 and not path.exists():
         find_neighbours(config, network, squares, path)
-    distributed.meet()
+    distributed.barrier()
     return np.load(path, allow_pickle=False)
 
 
@@ -155,7 +155,7 @@ def find_neighbours(
         rows = torch.arange(len(similarity))
         similarity[rows, rows + start] = -2
         near.append(similarity.topk(min(count, len(means) - 1)).indices)
-    with written_whole(path) as aside, aside.open("wb") as file:
+    with atomic_write(path) as tmp, tmp.open("wb") as file:
         np.save(file, torch.cat(near).numpy())
 
 
@@ -181,8 +181,10 @@ def train_head(config: Config, network: SemanticFeatures, split: Split, run: Run
         groups.append({"params": list(probe.parameters()), "lr": 5e-3})  # STEGO's
 
     def batches(start: int) -> Iterator[dict[str, Tensor]]:
-        draws = Draws(len(squares), settings.batch_size, settings.iterations, config.seed, start)
-        partners = PartnerDraws(draws, neighbours)
+        draws = StepSampler(
+            len(squares), settings.batch_size, settings.iterations, config.seed, start
+        )
+        partners = PartnerSampler(draws, neighbours)
         return zip_batches(
             make_loader(squares, draws, config.workers),
             make_loader(squares, partners, config.workers),
@@ -261,10 +263,10 @@ def stego_losses(
     return {"loss": loss, **figures, **health(unlike[0], alike)}
 
 
-class PartnerDraws:
+class PartnerSampler:
     """For each draw of a batch, one of the nearest neighbours of its image."""
 
-    def __init__(self, draws: Draws, neighbours: np.ndarray):
+    def __init__(self, draws: StepSampler, neighbours: np.ndarray):
         self.draws, self.neighbours = draws, neighbours
 
     def __len__(self) -> int:

@@ -42,7 +42,7 @@ from core.run.loop import (
 )
 from core.run.stage import Run, Stage
 from core.run.threads import in_threads
-from core.wsss.advcam import Climb, in_shards
+from core.wsss.advcam import AdversarialCam, map_over_devices
 from core.wsss.cam import CamClassifier
 from core.wsss.classifiers import Classifier, build_classifier
 from core.wsss.irn import irn_spreading
@@ -174,7 +174,7 @@ def train_classifier(
 def write_cams(config: Config, run: Run, split: Split, classifier: Classifier) -> None:
     """Writes the maps of the tagged classes of every image that has none yet."""
     folder = run.wsss / "cams"
-    todo = distributed.missing([folder / f"{i}.npz" for i in split.ids])
+    todo = distributed.my_share([folder / f"{i}.npz" for i in split.ids])
     bar = tqdm(total=len(split), initial=len(split) - len(todo), desc="maps", unit="image")
     compute = climbed if config.wsss.method == "advcam" else activations
     for index, maps in compute(config, split, classifier, todo):
@@ -184,7 +184,7 @@ def write_cams(config: Config, run: Run, split: Split, classifier: Classifier) -
         save_cam(folder / f"{split.ids[index]}.npz", tagged + 1, normalise_cams(maps))
         bar.update()
     bar.close()
-    distributed.meet()
+    distributed.barrier()
 
 
 def activations(
@@ -219,15 +219,15 @@ def climbed(
         alone = config.device in ("auto", "cuda") and distributed.world() == 1
         count = torch.cuda.device_count() if alone else 1
         devices = [torch.device("cuda", k) for k in range(count)] if count > 1 else [device]
-    climb = Climb(classifier, split, config.wsss.advcam)
-    yield from in_shards(climb, todo, devices)
+    climb = AdversarialCam(classifier, split, config.wsss.advcam)
+    yield from map_over_devices(climb, todo, devices)
 
 
 def write_labels(config: Config, run: Run, split: Split) -> float:
     """Writes the pseudo label of every image that has none; returns the score of the background."""
     settings, crf = config.wsss, label_crf(config.wsss)
     paths = [run.wsss / "labels" / f"{i}.png" for i in split.ids]
-    todo = distributed.missing(paths)
+    todo = distributed.my_share(paths)
     maps = [run.wsss / "cams" / f"{i}.npz" for i in split.ids]
     threshold = background_score(settings, maps)
 
@@ -240,7 +240,7 @@ def write_labels(config: Config, run: Run, split: Split) -> float:
     done = len(split) - len(todo)
     for _ in in_threads(write, todo, config.workers, "pseudo labels", len(split), done):
         pass
-    distributed.meet()
+    distributed.barrier()
     return threshold
 
 

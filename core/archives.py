@@ -15,7 +15,7 @@ from typing import IO
 from tqdm import tqdm
 
 from core.run.errors import UserError
-from core.run.files import written_whole
+from core.run.files import atomic_write
 
 DAMAGED = (
     *(tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError),
@@ -58,7 +58,7 @@ def unpack(archive: Path, folder: Path, rename: Callable[[str], str | None]) -> 
                 path = folder / target
                 if path.is_file() and path.stat().st_size == size:
                     continue
-                with written_whole(path) as aside, content() as source, aside.open("wb") as file:
+                with atomic_write(path) as tmp, content() as source, tmp.open("wb") as file:
                     shutil.copyfileobj(source, file, 1 << 20)
     except FileNotFoundError:
         raise UserError(f"the archive {archive} is missing") from None

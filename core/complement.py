@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core.config import SegmentationConfig
-from core.crf.dense import announced
+from core.crf.dense import make_crf
 from core.crf.pamr import PAMR
 from core.data.labels import BACKGROUND, BIASED
 from core.data.transforms import denormalise
@@ -20,7 +20,7 @@ Completed = tuple[Tensor, Tensor, dict[str, Tensor]]
 """(B, H, W) int64 label Y^co, (B, H, W) float32 certainty W, and figures to log."""
 
 
-class TeacherFill:
+class Complement:
     """Fills biased pixels with the refined prediction of a teacher.
 
     Crops without biased pixels cost nothing; the others are refined over the labels that their
@@ -36,7 +36,7 @@ class TeacherFill:
     def __init__(self, settings: SegmentationConfig, teacher: nn.Module, first: int, threads: int):
         self.teacher, self.first, self.refine = teacher, first, settings.refine
         if self.refine == "crf":
-            self._crf = announced(settings.crf.settings())
+            self._crf = make_crf(settings.crf.settings())
             self._pool = ThreadPoolExecutor(max(1, threads))
         elif self.refine == "pamr":
             self._pamr = PAMR()

@@ -24,7 +24,7 @@ import yaml
 from core.data.finder import is_utf8, user_path
 from core.data.names import class_name, warn_of_names
 from core.data.tags import folder_tags
-from core.run.errors import UserError, refuse_together, report_in
+from core.run.errors import UserError, raise_all, report_in
 from core.run.text import read_text
 
 VOC_CLASSES = (
@@ -107,7 +107,7 @@ class DataConfig:
             table = folder_tags(Path(self.root), self.tags, self.masks, problems=problems)
             counts = Counter(name for tags in table.values() for name in tags)
             names = tuple(sorted(counts))
-            refuse_together([] if names else problems, "mend the tags")
+            raise_all([] if names else problems, "mend the tags")
             _check(len(names) > 0, f"no image of {self.root} has a tag; see data.tags")
         warn_of_names(names, counts)
         unknown = sorted(set(self.biased_classes) - set(names))
@@ -269,7 +269,7 @@ class UssConfig:
         default_factory=lambda: BackboneConfig(name="vit_base_patch8_224.dino")
     )
     """A vision transformer, or any network whose stages give feature maps."""
-    stage: int = 4
+    backbone_stage: int = 4
     """Stage that gives the features, 1 to 4. A ResNet's has stride 8 (stage 1: 4), for which it is
     dilated; other networks' have their own strides 4, 8, 16 and 32. A ViT gives its last tokens."""
     features_dir: str | None = None
@@ -341,7 +341,10 @@ class UssConfig:
         _check(min(self.scales, default=0) > 0, "uss.scales needs positive numbers")
         _check(self.batch_size >= 1, f"uss.batch_size must be at least 1, got {self.batch_size}")
         _check(self.iterations >= 1, f"uss.iterations must be at least 1, got {self.iterations}")
-        _check(1 <= self.stage <= 4, f"uss.stage must lie in 1..4, got {self.stage}")
+        _check(
+            1 <= self.backbone_stage <= 4,
+            f"uss.backbone_stage must lie in 1..4, got {self.backbone_stage}",
+        )
         _check(self.samples > 0, f"uss.samples must be positive, got {self.samples}")
         _check(self.probe_clusters >= 0, "uss.probe_clusters must not be negative")
         _check(
@@ -538,7 +541,7 @@ class PsaConfig(PairConfig):
 @dataclass
 class WsssConfig:
     """Stage 2, a WSSS method on image-level tags. seam and rsepm have networks of their own:
-    `pooling`, `norm` and `fixed_layers` do nothing there, nor does `output_stride` with seam."""
+    `pooling`, `norm` and `frozen_stages` do nothing there, nor does `output_stride` with seam."""
 
     method: Literal["cam", "irn", "advcam", "seam", "rsepm"] = "cam"
     """cam: activation maps, refined by `refine`; irn: spread by IRNet's random walk instead;
@@ -567,7 +570,7 @@ class WsssConfig:
     do that (Swin, PVT, HRNet, DenseNet), their maps are enlarged and stay as coarse as before."""
     norm: Literal["train", "frozen"] = "train"
     """Backbone normalisation: batch statistics, or those of the weight file."""
-    fixed_layers: int | None = None
+    frozen_stages: int | None = None
     """The backbone's stem and so many of its four stages (a ResNet's layers) are not trained
     (IRNet: 2; AdvCAM: 0, the stem alone). None: everything is trained."""
     pooling: Literal["mean", "logmeanexp"] = "mean"
@@ -607,8 +610,8 @@ class WsssConfig:
         _check(0 < self.threshold < 1, f"wsss.threshold must lie in (0, 1), got {self.threshold}")
         share = self.object_share
         _check(share is None or 0 < share < 1, f"wsss.object_share must lie in (0, 1), got {share}")
-        fixed = self.fixed_layers
-        _check(fixed is None or 0 <= fixed <= 4, "wsss.fixed_layers must lie in 0..4, or be null")
+        fixed = self.frozen_stages
+        _check(fixed is None or 0 <= fixed <= 4, "wsss.frozen_stages must lie in 0..4, or be null")
         _check(self.epochs >= 1, f"wsss.epochs must be at least 1, got {self.epochs}")
         _check(self.batch_size >= 1, f"wsss.batch_size must be at least 1, got {self.batch_size}")
         _check(min(self.scales, default=0) > 0, "wsss.scales needs one or more positive numbers")
@@ -832,6 +835,10 @@ NAME_LISTS = ("data.classes", "data.biased_classes")
 A_LIST = "a list stands in brackets, on the command line between quotes: '[a, b]'"
 
 
+RENAMED = {"uss.stage": "uss.backbone_stage", "wsss.fixed_layers": "wsss.frozen_stages"}
+"""Keys of earlier versions."""
+
+
 class _Parser(jsonargparse.ArgumentParser):
     """Takes class names as the text that they are; says one thing when the configuration is wrong,
     and names the nearest key."""
@@ -861,6 +868,7 @@ class _Parser(jsonargparse.ArgumentParser):
             known = [a.dest for a in self._actions]
             near = difflib.get_close_matches(full, known, 1, 0.5)
             hint = f"; did you mean `{near[0]}`?" if near else ""
+            hint = f"; it is `{RENAMED[full]}` now" if full in RENAMED else hint
             message = f"there is no setting `{full}`{hint} (--help lists all of them)"
         elif "<class 'tuple'>" in message or "nrecognized arguments" in message:
             message = f"{message}\n{A_LIST}"

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from core.run.errors import UserError
-from core.run.files import read_arrays, written_whole
+from core.run.files import atomic_write, read_arrays
 
 SCALE = 2.0**26
 CLUSTER_BITS, ORDER_BITS = 9, 34
@@ -56,7 +56,7 @@ def write_shard(
     limits = 2 ** (ORDER_BITS - CLUSTER_BITS), 2**CLUSTER_BITS
     if images.max(initial=0) >= limits[0] or _place(images).max(initial=0) >= limits[1]:
         raise UserError(f"{path}: more than {limits[0]} images, or {limits[1]} clusters in one")
-    with written_whole(path) as aside, aside.open("wb") as file:
+    with atomic_write(path) as tmp, tmp.open("wb") as file:
         np.savez(
             file,
             vectors=vectors,
@@ -148,7 +148,7 @@ def write_distances(
             similarity = _nearest(vectors, shards if among is None else among, min(nearest, count))
         distance = np.zeros(len(rows), np.float32)
         distance[rows] = np.clip((1 - similarity) / 2, 0, 1)
-        with written_whole(path) as aside, aside.open("wb") as file:
+        with atomic_write(path) as tmp, tmp.open("wb") as file:
             np.savez(file, distance=distance)
     return files
 
@@ -231,7 +231,7 @@ def write_selection(
                     rows[name] = np.empty((count, *values.shape[1:]), values.dtype)
                 rows[name][here] = values
             begin += len(labels)
-    with written_whole(path) as aside, aside.open("wb") as file:
+    with atomic_write(path) as tmp, tmp.open("wb") as file:
         np.savez(file, **rows, centroids=centroids, made_from=np.array(made_from))
 
 

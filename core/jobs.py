@@ -22,38 +22,38 @@ class Job:
 
     name: str
     command: list[str]
-    after: tuple[str, ...] = ()
+    depends_on: tuple[str, ...] = ()
 
 
-def run_jobs(jobs: Sequence[Job], folder: Path, settings: str, side_by_side: int) -> None:
+def run_jobs(jobs: Sequence[Job], folder: Path, settings: str, max_parallel: int) -> None:
     """Runs every job not done yet as soon as those before it have ended.
 
     Args:
         jobs: in an order in which each comes after those it reads from.
         folder: gets `jobs.json`, what was done, and `logs/`, the output of each job.
         settings: whatever else the results depend on, such as the hash of a configuration.
-        side_by_side: how many at a time.
+        max_parallel: how many at a time.
 
     Raises:
         UserError: a job failed; the others in progress are stopped and go on with the next call.
     """
     names = {job.name for job in jobs}
     for job in jobs:
-        if not names.issuperset(job.after):
-            raise ValueError(f"{job.name} waits for {set(job.after) - names}, which is no job")
+        if not names.issuperset(job.depends_on):
+            raise ValueError(f"{job.name} waits for {set(job.depends_on) - names}, which is no job")
     record = folder / "jobs.json"
     done = read_json(record) if record.exists() else {}
     ended: set[str] = set()
     for job in jobs:  # done with the same command and settings, on results that still stand
-        if done.get(job.name) == job.command + [settings] and ended.issuperset(job.after):
+        if done.get(job.name) == job.command + [settings] and ended.issuperset(job.depends_on):
             ended.add(job.name)
     waiting = [job for job in jobs if job.name not in ended]
     running: dict[str, tuple[Job, subprocess.Popen, float]] = {}
     began = time.monotonic()
     try:
         while waiting or running:
-            for job in [j for j in waiting if ended.issuperset(j.after)]:
-                if len(running) < side_by_side:
+            for job in [j for j in waiting if ended.issuperset(j.depends_on)]:
+                if len(running) < max_parallel:
                     waiting.remove(job)
                     running[job.name] = (job, _start(job, _log(folder, job)), time.monotonic())
             time.sleep(0.1)

@@ -8,7 +8,7 @@ import numpy as np
 from core.data.checks import Seen, judge, look_at
 from core.data.finder import LABELS, Files
 from core.metrics import confusion_matrix, scores
-from core.run.errors import UserError, refuse_together
+from core.run.errors import UserError, raise_all
 from core.run.notes import note
 from core.run.threads import in_threads
 
@@ -29,7 +29,7 @@ def pair_folders(predictions: Path, masks: Path) -> tuple[list[Path], list[Path]
         UserError: there are no masks, several for one id, or some whose names are not UTF-8.
     """
     truths, found = Files(masks, LABELS, skip=predictions), Files(predictions, LABELS)
-    refuse_together(truths.problems(), "rename these masks, and their predictions alike")
+    raise_all(truths.problems(), "rename these masks, and their predictions alike")
     if not truths.ids:
         raise UserError(f"{masks} holds no PNG masks")
     rest = [i for i in found.ids if i not in truths.ids]

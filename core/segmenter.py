@@ -8,14 +8,13 @@ import numpy as np
 from torch import Tensor
 
 from core.config import Config, EvaluationConfig, SegmentationConfig, overlaid
-from core.crf.dense import DenseCRF, announced
+from core.crf.dense import DenseCRF, make_crf
 from core.data.labels import write_label
 from core.data.loader import batches_by_size
 from core.data.splits import Split
 from core.inference import multi_scale, windowed
 from core.models.backbones import to_device
-from core.models.deeplab import DeepLab
-from core.models.deeplab import segmenter as build_segmenter
+from core.models.deeplab import DeepLab, build_deeplab
 from core.run import checkpoint, distributed
 from core.run.errors import UserError
 from core.run.files import read_json
@@ -58,7 +57,7 @@ def load_segmenter(
         settings = overlaid(SegmentationConfig(), made_from["settings"], "segmentation.")
         classes = tuple(made_from["classes"])
     blank = dataclasses.replace(settings, backbone=settings.backbone.without_weights())
-    network = build_segmenter(blank, len(classes))
+    network = build_deeplab(blank, len(classes))
     return checkpoint.into(network, content, "ema", weights, "segmentation"), classes
 
 
@@ -67,8 +66,8 @@ def predict(config: Config, network: DeepLab, split: Split, folder: Path) -> Non
     settings, device = config.evaluation, pick_device(config)
     network = to_device(network, device)
     cast = autocast(config, device)
-    crf = announced(settings.crf.settings()) if settings.refine == "crf" else None
-    todo = distributed.missing([folder / f"{i}.png" for i in split.ids])
+    crf = make_crf(settings.crf.settings()) if settings.refine == "crf" else None
+    todo = distributed.my_share([folder / f"{i}.png" for i in split.ids])
 
     def finish(item: tuple[int, np.ndarray]) -> None:
         index, probs = item
@@ -87,7 +86,7 @@ def predict(config: Config, network: DeepLab, split: Split, folder: Path) -> Non
     done = len(split) - len(todo)
     for _ in in_threads(finish, seen(), config.workers, "predicting", len(split), done):
         pass
-    distributed.meet()
+    distributed.barrier()
 
 
 def probabilities(network: DeepLab, images: Tensor, settings: EvaluationConfig) -> Tensor:

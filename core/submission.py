@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 
 from core.archives import DAMAGED, tar_entries
-from core.run.errors import UserError, refuse_together
-from core.run.files import written_whole
+from core.run.errors import UserError, raise_all
+from core.run.files import atomic_write
 
 COMPETITIONS = ("comp5_test_cls", "comp6_test_cls", "comp5_val_cls", "comp6_val_cls")
 """comp5: trained on VOC alone; comp6: on anything else too, ImageNet included."""
@@ -24,9 +24,9 @@ def member(competition: str, image_id: str) -> str:
 
 def write_submission(path: Path, competition: str, predictions: Sequence[Path]) -> None:
     """Packs indexed PNGs into a tar.gz in the server's tree; equal inputs give equal bytes."""
-    with written_whole(path) as aside:
+    with atomic_write(path) as tmp:
         with (
-            aside.open("wb") as file,
+            tmp.open("wb") as file,
             gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed,
             tarfile.open(fileobj=packed, mode="w") as archive,
         ):
@@ -76,7 +76,7 @@ def check_submission(
     except (*DAMAGED, OSError) as error:
         raise UserError(f"the archive {path} is damaged ({error})") from None
     problems += [f"{name} is missing" for name in wanted]
-    refuse_together(problems, f"make {path} again with evaluate.py --submission {competition}")
+    raise_all(problems, f"make {path} again with evaluate.py --submission {competition}")
 
 
 def _check_png(data: bytes, size: tuple[int, int] | None, num_classes: int) -> str | None:

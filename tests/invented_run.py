@@ -11,7 +11,7 @@ from core.config import Config, make_parser, parse
 from core.data.labels import BIASED_ON_DISK, read_label, write_label
 from core.data.splits import read_split
 from core.metrics import confusion_matrix
-from core.models.deeplab import segmenter
+from core.models.deeplab import build_deeplab
 from core.run import checkpoint
 from core.run.files import read_json, write_json
 from core.run.identity import save_stamps, stamp, summary
@@ -71,7 +71,7 @@ def make_run(folder: Path, names: tuple[str, ...] = NAMES) -> list[str]:
     invent_labels(config, run)
     invent_features(config, run, folder / "features")
     invent_figures(config, run)
-    weights = {"ema": segmenter(config.segmentation, len(names)).state_dict()}
+    weights = {"ema": build_deeplab(config.segmentation, len(names)).state_dict()}
     for mode in ("wsss_best", "mars"):
         checkpoint.save(run.segmentation(mode) / "checkpoint.pth", weights)
     return ["--config", str(path)]

@@ -5,7 +5,7 @@ from torch import nn
 
 from core.config import AdvCamConfig, BackboneConfig, DataConfig, WsssConfig
 from core.data.splits import read_split
-from core.wsss.advcam import Climb, climbed_map, climbed_maps, in_shards
+from core.wsss.advcam import AdversarialCam, adversarial_cam, adversarial_cams, map_over_devices
 from core.wsss.cam import CamClassifier
 
 
@@ -26,7 +26,7 @@ def pair(image: torch.Tensor) -> torch.Tensor:
 
 def test_first_map_is_grad_cam_of_the_image():
     image = torch.tensor([[[1.0, 0.5]], [[0.0, 1.0]], [[0.0, 0.0]]])
-    found = climbed_map(Linear(), pair(image), 0, 1, AdvCamConfig())
+    found = adversarial_cam(Linear(), pair(image), 0, 1, AdvCamConfig())
     # d relu(x0) / d x0 is 1 at all 4 places of the two views; summed over places and divided by 4
     # the weight of channel 0 is 2 / 4, and both views show the same map.
     assert torch.allclose(found, torch.tensor([[1.0, 0.5]]))
@@ -36,7 +36,7 @@ def test_step_raises_its_class_lowers_the_others_and_keeps_to_the_range():
     image = torch.full((3, 2, 2), 0.5)
     image[2, 0, 0], image[2, 1, 1] = 0.0, 1.0
     config = AdvCamConfig(penalty=0, step=0.1)
-    maps = [climbed_map(Linear(), pair(image), 0, steps, config) for steps in (1, 2, 12)]
+    maps = [adversarial_cam(Linear(), pair(image), 0, steps, config) for steps in (1, 2, 12)]
     # Weight of channel 0: 4 / 8, two views: 2 * 0.5 * 0.5 at first, and 2 * 0.5 * 0.6 after a step.
     assert torch.allclose(maps[0], torch.full((2, 2), 0.5))
     assert torch.allclose(maps[1] - maps[0], torch.full((2, 2), 0.6))
@@ -47,8 +47,8 @@ def test_penalty_holds_back_what_is_bright_already():
     image = torch.zeros(3, 1, 4)
     image[0, 0] = torch.tensor([1.0, 0.2, 0.2, 0.2])
     image[2, 0, 0] = 2.0  # leaves room above
-    free = climbed_map(Linear(), pair(image), 0, 6, AdvCamConfig(penalty=0))
-    held = climbed_map(Linear(), pair(image), 0, 6, AdvCamConfig(penalty=7))
+    free = adversarial_cam(Linear(), pair(image), 0, 6, AdvCamConfig(penalty=0))
+    held = adversarial_cam(Linear(), pair(image), 0, 6, AdvCamConfig(penalty=7))
     # Means over the six steps: 1 and 0.2 at first.
     assert free[0, 0] / 6 > 1.15 and abs(held[0, 0] / 6 - 1) < 0.1
     assert held[0, 1] / 6 > 0.3
@@ -59,18 +59,20 @@ def test_maps_of_all_classes_and_scales_have_a_quarter_of_the_size():
     backbone = BackboneConfig("resnet18", {"channels": [8, 8, 16, 16]}, "none")
     classifier = CamClassifier(WsssConfig(backbone=backbone), 4).eval().requires_grad_(False)
     config = AdvCamConfig(steps=3, scales=(0.5, 1.0))
-    maps = climbed_maps(classifier, torch.randn(3, 50, 66), [1, 3], config)
+    maps = adversarial_cams(classifier, torch.randn(3, 50, 66), [1, 3], config)
     assert maps.shape == (2, 13, 17) and (maps >= 0).all()
-    assert climbed_maps(classifier, torch.randn(3, 50, 66), [], config).shape == (0, 13, 17)
+    assert adversarial_cams(classifier, torch.randn(3, 50, 66), [], config).shape == (0, 13, 17)
 
 
 def test_images_shared_out_among_processes_give_the_same_maps_in_order(tiny_data):
     data = DataConfig(root=str(tiny_data), classes=tuple(CLASSES))
     split = read_split(data, "train")
     settings = WsssConfig(backbone=BackboneConfig("resnet18", {"channels": [8, 8, 16, 16]}, "none"))
-    climb = Climb(CamClassifier(settings, 8).eval(), split, AdvCamConfig(steps=2, scales=(1.0,)))
+    climb = AdversarialCam(
+        CamClassifier(settings, 8).eval(), split, AdvCamConfig(steps=2, scales=(1.0,))
+    )
     cpu = torch.device("cpu")
-    alone, shared = (dict(in_shards(climb, [5, 2, 9], [cpu] * n)) for n in (1, 2))
+    alone, shared = (dict(map_over_devices(climb, [5, 2, 9], [cpu] * n)) for n in (1, 2))
     assert [*alone] == [*shared] == [5, 2, 9]
     for index, maps in alone.items():
         assert maps.shape == (split.tags[index].sum(), 32, 32)

@@ -176,7 +176,7 @@ def test_figure10_runs_stage_3_once_for_each_point(config, monkeypatch):
     run, seen = Run(config), []
     write_json(run.debias / "manifest.json", {"inputs": {}})
 
-    def fake(jobs, folder, settings, side_by_side):
+    def fake(jobs, folder, settings, max_parallel):
         for job in jobs:
             seen.append(job.name)
             output = next((a for a in job.command if a.startswith("--output=")), None)
@@ -198,7 +198,7 @@ def test_figure10_trains_a_segmenter_for_each_point_of_the_wanted_settings(confi
     run, commands = Run(config), {}
     write_json(run.debias / "manifest.json", {"inputs": {}})
 
-    def fake(jobs, folder, settings, side_by_side):
+    def fake(jobs, folder, settings, max_parallel):
         for job in jobs:
             assert commands.keys() >= {*job.after}
             commands[job.name] = job.command
@@ -260,7 +260,7 @@ def test_table6_trains_what_is_missing_and_scores_both_lists(config, monkeypatch
     run, commands = Run(config), {}
     write_json(run.debias / "manifest.json", {"inputs": {}})
 
-    def fake(jobs, folder, settings, side_by_side):
+    def fake(jobs, folder, settings, max_parallel):
         names = set()
         for job in jobs:
             assert names.issuperset(job.after)
@@ -329,7 +329,7 @@ def calls(tmp_path, monkeypatch) -> list[tuple]:
     """What the reproduction calls, nothing of which is run; all its jobs end with some scores."""
     made = []
 
-    def fake(jobs, folder, settings, side_by_side):
+    def fake(jobs, folder, settings, max_parallel):
         for job in (job for job in jobs if job.command[0] == "evaluate.py"):
             options = dict(a.removeprefix("--").split("=", 1) for a in job.command[1:])
             mode, names = options["segmentation.mode"], [*published.MODES]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from core.config import BackboneConfig, SegmentationConfig, UssConfig, WsssConfig
 from core.models.backbones import Backbone, feature_network
-from core.models.deeplab import segmenter
+from core.models.deeplab import build_deeplab
 from core.run import checkpoint, vision
 from core.run.errors import UserError
 from core.uss.features import SemanticFeatures
@@ -91,7 +91,7 @@ def test_every_head_learns_on_every_network(backbone, head):
     settings = SegmentationConfig(
         network=head, backbone=backbone.config, aspp_dim=8, **HEADS[head], output_stride=16
     )
-    network = segmenter(settings, 3).train()
+    network = build_deeplab(settings, 3).train()
     logits = network(torch.randn(2, 3, 45, 70))
     assert logits.shape[:2] == (2, 4) and learns(network, logits)
 
@@ -105,7 +105,9 @@ def test_classifier_learns_and_gives_maps(name):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_stage_1_takes_the_maps_of_every_network(name):
-    network = SemanticFeatures(UssConfig(backbone=config(name), stage=3, method="frozen")).eval()
+    network = SemanticFeatures(
+        UssConfig(backbone=config(name), backbone_stage=3, method="frozen")
+    ).eval()
     with torch.no_grad():
         features = network(torch.randn(1, 3, 45, 70))
     patch = network.backbone.patch
@@ -133,23 +135,23 @@ def test_methods_of_their_own_take_other_networks(name):
 
 
 def test_lite_networks_give_the_112_channels_of_stride_16():
-    network = feature_network(UssConfig(backbone=config("tf_efficientnet_lite0"), stage=3))
+    network = feature_network(UssConfig(backbone=config("tf_efficientnet_lite0"), backbone_stage=3))
     assert (network.dim, network.patch) == (112, 16)
 
 
 @pytest.mark.parametrize(("stage", "stride"), [(1, 4), (2, 8), (3, 8), (4, 8)])
 def test_stages_of_a_resnet_have_stride_8(stage, stride):
     backbone = BackboneConfig("resnet18", {"channels": [8, 8, 16, 24]}, "none")
-    network = feature_network(UssConfig(backbone=backbone, stage=stage)).eval()
+    network = feature_network(UssConfig(backbone=backbone, backbone_stage=stage)).eval()
     assert network.patch == 8 and network.dim == (8, 8, 16, 24)[stage - 1]
     assert network(torch.zeros(1, 3, 64, 40)).shape == (1, network.dim, 64 // stride, 40 // stride)
 
 
 def test_wide_resnet_gives_features_and_a_classifier():
     wide = BackboneConfig("wide_resnet38", {"width": 1 / 32}, "none")
-    features = SemanticFeatures(UssConfig(backbone=wide, stage=4, method="frozen")).eval()
+    features = SemanticFeatures(UssConfig(backbone=wide, backbone_stage=4, method="frozen")).eval()
     assert features(torch.zeros(1, 3, 41, 64)).shape == (1, 128, 6, 8)
-    network = build_classifier(WsssConfig(backbone=wide, output_stride=8, fixed_layers=1), 3)
+    network = build_classifier(WsssConfig(backbone=wide, output_stride=8, frozen_stages=1), 3)
     assert network(torch.zeros(1, 3, 41, 64)).shape == (1, 3)
     fixed = {
         n.split(".")[0] for n, p in network.backbone.net.named_parameters() if not p.requires_grad
@@ -162,7 +164,7 @@ def test_wide_resnet_gives_features_and_a_classifier():
 @pytest.mark.parametrize("name", ["test_efficientnet", "test_convnext", "hrnet_w18_small"])
 def test_fixed_stages_are_those_that_their_map_depends_on(name):
     network = Backbone(config(name), (4,), 16).train()
-    network.fix_stages(2)
+    network.freeze_stages(2)
     before, after = (Backbone(network.config, (k,)).train() for k in (2, 4))
     before.load_state_dict(
         {k: v for k, v in network.state_dict().items() if k in before.state_dict()}, strict=False
@@ -187,7 +189,7 @@ def test_fixed_stages_are_those_that_their_map_depends_on(name):
 )
 def test_networks_that_cannot_segment_are_refused_by_name(name, told):
     with pytest.raises(UserError, match=rf"'{name}'.*{told}"):
-        segmenter(SegmentationConfig(backbone=BackboneConfig(name, weights="none")), 3)
+        build_deeplab(SegmentationConfig(backbone=BackboneConfig(name, weights="none")), 3)
 
 
 @pytest.mark.parametrize("name", ["mixer_s16_224", "cait_xxs24_224", "beit_base_patch16_224"])

@@ -126,7 +126,7 @@ def test_shares_are_runs_that_cover_the_list(tmp_path, monkeypatch):
     for rank in range(3):
         monkeypatch.setenv("RANK", str(rank))
         monkeypatch.setenv("WORLD_SIZE", "3")
-        shares.append(distributed.missing(paths))
+        shares.append(distributed.my_share(paths))
     assert shares == [[0, 1], [2], [4, 5, 6]]
 
 

@@ -100,7 +100,7 @@ def test_centred_features_have_mean_zero(split, tmp_path):
 
 
 def test_batched_features_equal_those_of_single_images(split):
-    network = SemanticFeatures(UssConfig(backbone=RESNET, method="frozen", stage=3)).eval()
+    network = SemanticFeatures(UssConfig(backbone=RESNET, method="frozen", backbone_stage=3)).eval()
     plain = torch.autocast("cpu", enabled=False)
     source = network_features(network, split, torch.device("cpu"), plain)
     together = dict(source(range(6)))
@@ -110,7 +110,7 @@ def test_batched_features_equal_those_of_single_images(split):
 
 
 def test_flip_makes_features_of_a_mirrored_image_the_mirrored_features(split):
-    network = SemanticFeatures(UssConfig(backbone=RESNET, method="frozen", stage=3)).eval()
+    network = SemanticFeatures(UssConfig(backbone=RESNET, method="frozen", backbone_stage=3)).eval()
     images = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         assert torch.allclose(network(images.flip(-1)), network(images).flip(-1), atol=1e-5)
@@ -121,7 +121,7 @@ def test_further_scales_are_averaged_on_the_grid_of_the_first():
     images, maps = torch.rand(1, 3, 64, 48), []
     for scales in ((1.0,), (0.5,), (1.0, 0.5)):
         torch.manual_seed(0)
-        config = UssConfig(backbone=RESNET, method="frozen", stage=3, scales=scales)
+        config = UssConfig(backbone=RESNET, method="frozen", backbone_stage=3, scales=scales)
         with torch.no_grad():
             maps.append(SemanticFeatures(config).eval()(images))
     assert maps[0].shape == maps[2].shape == (1, 16, 8, 6) and maps[1].shape == (1, 16, 4, 3)

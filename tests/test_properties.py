@@ -23,7 +23,7 @@ from core.data.labels import (
     to_training,
     write_label,
 )
-from core.data.loader import Draws
+from core.data.loader import StepSampler
 from core.data.tags import read_table, write_table
 from core.debias_shards import select, write_shard
 from core.metrics import confusion_matrix, scores
@@ -193,12 +193,12 @@ def test_tables_of_tags_survive_the_disk(table):
 
 @given(st.integers(1, 20), st.integers(1, 9), st.integers(1, 30), SEEDS)
 def test_every_epoch_shows_every_image_once(count, batch_size, iterations, seed):
-    draws = [d for batch in Draws(count, batch_size, iterations, seed) for d in batch]
+    draws = [d for batch in StepSampler(count, batch_size, iterations, seed) for d in batch]
     assert len(draws) == batch_size * iterations
     for first in range(0, len(draws) - count + 1, count):
         assert sorted(index for index, _ in draws[first : first + count]) == [*range(count)]
-    later = [*Draws(count, batch_size, iterations, seed, start=iterations // 2)]
-    assert later == [*Draws(count, batch_size, iterations, seed)][iterations // 2 :]
+    later = [*StepSampler(count, batch_size, iterations, seed, start=iterations // 2)]
+    assert later == [*StepSampler(count, batch_size, iterations, seed)][iterations // 2 :]
 
 
 @given(SEEDS, SHAPES, st.integers(2, 4))

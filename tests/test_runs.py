@@ -7,8 +7,8 @@ import torch
 
 from core.config import Config, DebiasConfig, SegmentationConfig, overlaid
 from core.run import identity
-from core.run.errors import UserError, refuse_together, run_script
-from core.run.files import read_json, write_json, written_whole
+from core.run.errors import UserError, raise_all, run_script
+from core.run.files import atomic_write, read_json, write_json
 from core.run.identity import Identity, settings_with_influence, weight_files
 from core.run.stage import Stage, check_upstream
 
@@ -239,8 +239,8 @@ def test_second_process_is_refused_while_the_first_works(tmp_path):
 def test_file_appears_whole_or_not_at_all(tmp_path):
     path = tmp_path / "x.json"
     write_json(path, {"a": 1})
-    with pytest.raises(KeyError), written_whole(path) as aside:
-        aside.write_text("half")
+    with pytest.raises(KeyError), atomic_write(path) as tmp:
+        tmp.write_text("half")
         raise KeyError
     assert read_json(path) == {"a": 1} and [p.name for p in tmp_path.iterdir()] == ["x.json"]
 
@@ -254,9 +254,9 @@ def test_broken_and_missing_json_are_told(tmp_path):
 
 
 def test_problems_are_counted_and_the_first_are_shown():
-    refuse_together([], "nothing")
+    raise_all([], "nothing")
     with pytest.raises(UserError, match=r"(?s)12 problems.*p7.*and 4 more.*mend"):
-        refuse_together([f"p{k}" for k in range(12)], "mend")
+        raise_all([f"p{k}" for k in range(12)], "mend")
 
 
 @pytest.mark.parametrize(

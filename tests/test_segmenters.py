@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from core.config import BackboneConfig, EvaluationConfig, SegmentationConfig, WsssConfig
 from core.debias import labelled_pixels, weighted_cross_entropy
 from core.models.backbones import norms
-from core.models.deeplab import segmenter
+from core.models.deeplab import build_deeplab
 from core.models.wide_resnet import WideResNet38
 from core.run.errors import UserError
 from core.run.loop import make_optimizer
@@ -29,19 +29,19 @@ def settings(network: str, backbone: BackboneConfig = RESNET, **changes) -> Segm
 @pytest.mark.parametrize("backbone", [RESNET, WIDE], ids=["resnet", "wide"])
 @pytest.mark.parametrize(("network", "stride"), [("deeplabv1", 8), ("deeplabv2", 8)])
 def test_early_deeplabs_predict_at_stride_8(network, stride, backbone):
-    logits = segmenter(settings(network, backbone), 5).eval()(torch.zeros(2, 3, 64, 72))
+    logits = build_deeplab(settings(network, backbone), 5).eval()(torch.zeros(2, 3, 64, 72))
     assert logits.shape == (2, 6, 64 // stride, 72 // stride)
 
 
 @pytest.mark.parametrize("stride", [8, 16])
 def test_decoder_predicts_at_stride_4_whatever_the_backbones(stride):
-    network = segmenter(settings("deeplabv3plus", output_stride=stride), 5).eval()
+    network = build_deeplab(settings("deeplabv3plus", output_stride=stride), 5).eval()
     assert network(torch.zeros(1, 3, 64, 64)).shape == (1, 6, 16, 16)
 
 
 def test_smaller_copies_are_trained_on_and_their_maximum_is_the_prediction():
     torch.manual_seed(0)
-    network = segmenter(settings("deeplabv2", train_scales=(0.5, 0.75)), 3).eval()
+    network = build_deeplab(settings("deeplabv2", train_scales=(0.5, 0.75)), 3).eval()
     images = torch.randn(1, 3, 64, 64)
     levels = network.training_logits(images)
     assert [level.shape[-1] for level in levels] == [8, 4, 6, 8]
@@ -50,7 +50,7 @@ def test_smaller_copies_are_trained_on_and_their_maximum_is_the_prediction():
 
 
 def test_sides_of_smaller_copies_are_rounded_down():
-    network = segmenter(settings("deeplabv2", train_scales=(0.75,)), 3).eval()
+    network = build_deeplab(settings("deeplabv2", train_scales=(0.75,)), 3).eval()
     seen = []
     network.backbone.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape))
     network(torch.randn(1, 3, 43, 65))
@@ -59,7 +59,7 @@ def test_sides_of_smaller_copies_are_rounded_down():
 
 def test_loss_of_v2_takes_the_label_at_the_centres_of_the_logits_cells():
     torch.manual_seed(0)
-    network = segmenter(settings("deeplabv2"), 2)
+    network = build_deeplab(settings("deeplabv2"), 2)
     label = torch.randint(0, 3, (2, 24, 40))
     label[:, :4], certainty = 255, torch.rand(2, 24, 40)
     levels = [torch.randn(2, 3, 3, 5), torch.randn(2, 3, 6, 10)]
@@ -82,7 +82,7 @@ def test_loss_of_v2_takes_the_label_at_the_centres_of_the_logits_cells():
 
 @pytest.mark.parametrize("name", sorted(HEADS))
 def test_biases_of_early_heads_learn_twice_as_fast_and_do_not_decay(name):
-    network = segmenter(settings(name), 3)
+    network = build_deeplab(settings(name), 3)
     groups = network.parameter_groups(0.1, 1.0)
     optimizer, _ = make_optimizer("sgd", groups, 0.5, 10)
     found = {
@@ -105,7 +105,7 @@ def test_biases_of_early_heads_learn_twice_as_fast_and_do_not_decay(name):
 
 
 def test_statistics_of_v1s_head_move_by_the_configured_share():
-    network = segmenter(settings("deeplabv1", head_momentum=3e-4), 3).train()
+    network = build_deeplab(settings("deeplabv1", head_momentum=3e-4), 3).train()
     moved = {m.momentum for m in norms(network.head)}
     assert moved == {3e-4} and {m.momentum for m in norms(network.backbone)} == {0.1}
 
@@ -113,7 +113,7 @@ def test_statistics_of_v1s_head_move_by_the_configured_share():
 @pytest.mark.parametrize("name", ["deeplabv1", "deeplabv2"])
 def test_views_are_averaged_as_logits_in_v1_and_as_probabilities_in_v2(name):
     torch.manual_seed(0)
-    network, images = segmenter(settings(name), 3).eval(), torch.randn(1, 3, 64, 64) * 3
+    network, images = build_deeplab(settings(name), 3).eval(), torch.randn(1, 3, 64, 64) * 3
     with torch.inference_mode():
         found = probabilities(network, images, EvaluationConfig(scales=(1.0,), flip=True))
         logits = torch.stack([network(images), network(images.flip(-1)).flip(-1)]) * 1.0
@@ -125,7 +125,7 @@ def test_views_are_averaged_as_logits_in_v1_and_as_probabilities_in_v2(name):
 
 
 def test_frozen_normalisation_stays_frozen_when_training_begins():
-    network = segmenter(settings("deeplabv3plus", norm="frozen"), 3).train()
+    network = build_deeplab(settings("deeplabv3plus", norm="frozen"), 3).train()
     norms = [m for m in network.backbone.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     assert norms and not any(m.training for m in norms)
     assert not any(p.requires_grad for m in norms for p in m.parameters())
@@ -140,7 +140,7 @@ def test_frozen_normalisation_stays_frozen_when_training_begins():
 def test_last_layer_has_the_chosen_dilation_at_the_same_stride(choice, first, rest):
     backbone = BackboneConfig("resnet50", {}, "none", choice)
     with torch.device("meta"):
-        network = segmenter(settings("deeplabv2", backbone), 3)
+        network = build_deeplab(settings("deeplabv2", backbone), 3)
     layer = network.backbone.net["layer4"]
     assert layer[0].conv2.dilation == first and layer[1].conv2.dilation == rest
     assert network(torch.zeros(1, 3, 64, 64, device="meta")).shape == (1, 4, 8, 8)
@@ -155,7 +155,7 @@ def test_last_layer_has_the_chosen_dilation_at_the_same_stride(choice, first, re
     ],
 )
 def test_classifier_leaves_its_first_layers_and_its_normalisation_alone(fixed, trained):
-    config = WsssConfig(backbone=RESNET, norm="frozen", fixed_layers=fixed)
+    config = WsssConfig(backbone=RESNET, norm="frozen", frozen_stages=fixed)
     network = CamClassifier(config, 3).train()
     network.loss(torch.randn(2, 3, 64, 64), torch.ones(2, 3)).backward()
     moved = {n for n, p in network.backbone.net.named_parameters() if p.grad is not None}
@@ -212,17 +212,17 @@ def test_weights_of_wide_resnet_load_completely_or_not_at_all(tmp_path):
     path = tmp_path / "wide.safetensors"
     save_file({**state, "linear1000.weight": torch.zeros(3)}, path)
     backbone = BackboneConfig("wide_resnet38", {"width": 1 / 32}, str(path))
-    network = segmenter(settings("deeplabv1", backbone), 3)
+    network = build_deeplab(settings("deeplabv1", backbone), 3)
     for name, value in state.items():
         assert torch.equal(network.backbone.net.state_dict()[name], value), name
     del state["b6.conv_branch2b2.weight"]
     save_file(state, path)
     with pytest.raises(UserError, match="b6.conv_branch2b2.weight"):
-        segmenter(settings("deeplabv1", backbone), 3)
+        build_deeplab(settings("deeplabv1", backbone), 3)
 
 
 def test_wide_resnet_is_not_fetched_and_has_one_stride():
     with pytest.raises(UserError, match="local file"):
-        segmenter(settings("deeplabv1", BackboneConfig("wide_resnet38")), 3)
+        build_deeplab(settings("deeplabv1", BackboneConfig("wide_resnet38")), 3)
     with pytest.raises(UserError, match="output stride 8 alone"):
-        segmenter(settings("deeplabv1", WIDE, output_stride=16), 3)
+        build_deeplab(settings("deeplabv1", WIDE, output_stride=16), 3)

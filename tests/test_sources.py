@@ -23,12 +23,12 @@ from core.config import (
 from core.crf.dense import DenseCRF
 from core.crf.pamr import PAMR
 from core.inference import multi_scale
-from core.models.deeplab import DecodedASPP, LargeFov, SummedASPP, segmenter
+from core.models.deeplab import DeepLabV1Head, DeepLabV2Head, DeepLabV3PlusHead, build_deeplab
 from core.run.loop import poly
 from core.uss import leopart, stego
 from core.uss.self_supervision import sinkhorn
 from core.wsss import affinity, irn, psa, seam
-from core.wsss.advcam import climbed_map
+from core.wsss.advcam import adversarial_cam
 
 RESNET = BackboneConfig("resnet18", {"channels": [8, 8, 16, 16]}, "none")
 
@@ -278,7 +278,7 @@ def maps_at_two_strides() -> tuple[Tensor, Tensor]:
 
 def test_deeplab_v1_head():  # lib/net/deeplabv1.py
     low, deep = maps_at_two_strides()
-    head = filled(LargeFov(4, 5, head_settings((12,), aspp_dim=8), 4), 110)
+    head = filled(DeepLabV1Head(4, 5, head_settings((12,), aspp_dim=8), 4), 110)
     logits = head(low, deep)
     assert close(logits, [-0.132671, 0.212572, 0.0461687, -0.330189, -0.416421])
     # It enlarges logits with aligned corners, which moves few labels: 0, 7552, 101, 5019 there.
@@ -289,7 +289,7 @@ def test_deeplab_v1_head():  # lib/net/deeplabv1.py
 
 def test_deeplab_v2_head():  # libs/models/deeplabv2.py
     low, deep = maps_at_two_strides()
-    head = filled(SummedASPP(4, 5, head_settings((6, 12, 18, 24)), 4), 130)
+    head = filled(DeepLabV2Head(4, 5, head_settings((6, 12, 18, 24)), 4), 130)
     assert close(head(low, deep), [-0.350458, 0.695756, 0.341283, -0.415082, -0.238649])
 
 
@@ -297,7 +297,7 @@ def test_deeplab_v3plus_head():  # modeling/aspp.py, modeling/decoder.py
     # Its mean branch has a bias here and a normalisation there (exchanged for these numbers), and
     # its decoder aligns corners, which changes values by a tenth.
     low, deep = maps_at_two_strides()
-    head = filled(DecodedASPP(4, 5, head_settings((2, 4, 6), aspp_dim=8, low_dim=6), 4), 150)
+    head = filled(DeepLabV3PlusHead(4, 5, head_settings((2, 4, 6), aspp_dim=8, low_dim=6), 4), 150)
     logits = head(low, deep)
     assert close(logits, [-0.0483114, 0.282332, -0.139651, -0.015653, -0.522324])
     aligned = [-0.0487383, 0.282254, -0.183736, 0.00567183, -0.519202]
@@ -313,8 +313,8 @@ class Pooled(nn.Module):
 
 def test_deeplab_v2_scales_and_loss():  # libs/models/msc.py, main.py resize_labels and train
     config = head_settings((6, 12), network="deeplabv2", train_scales=(0.5, 0.75))
-    network = segmenter(config, 3)
-    network.backbone, network.head = Pooled(), filled(SummedASPP(0, 3, config, 4), 190)
+    network = build_deeplab(config, 3)
+    network.backbone, network.head = Pooled(), filled(DeepLabV2Head(0, 3, config, 4), 190)
     levels = network.training_logits(given(200, 2, 3, 81, 65))
     assert [tuple(x.shape[2:]) for x in levels] == [(10, 8), (5, 4), (7, 6), (10, 8)]
     assert close(levels[-1], [0.124955, 0.207518, -0.110137, 0.24402, 0.444537])
@@ -369,5 +369,5 @@ class SmallClassifier(nn.Module):
 def test_advcam_climb(steps, expected):
     image = given(221, 3, 24, 32).double()
     views = torch.stack([image, image.flip(-1)])
-    found = climbed_map(SmallClassifier(), views, 1, steps, AdvCamConfig())
+    found = adversarial_cam(SmallClassifier(), views, 1, steps, AdvCamConfig())
     assert close(found, expected)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from core.config import Config
-from core.data.loader import Draws
+from core.data.loader import StepSampler
 from core.run import checkpoint, distributed
 from core.run.errors import UserError
 from core.run.loop import EMA, in_parts, make_optimizer, one_cycle, pick_device, poly, train
@@ -216,16 +216,16 @@ def test_average_follows_the_network_slowly_and_buffers_too():
 
 
 def test_draws_are_shuffled_epochs_and_a_function_of_the_step():
-    draws = list(Draws(count=5, batch_size=3, iterations=5, seed=1))
+    draws = list(StepSampler(count=5, batch_size=3, iterations=5, seed=1))
     indices = [i for batch in draws for i, _ in batch]
     assert sorted(indices[:5]) == sorted(indices[5:10]) == list(range(5))
-    assert list(Draws(5, 3, 5, seed=1, start=2)) == draws[2:]
-    assert list(Draws(5, 3, 5, seed=2)) != draws
+    assert list(StepSampler(5, 3, 5, seed=1, start=2)) == draws[2:]
+    assert list(StepSampler(5, 3, 5, seed=2)) != draws
 
 
 def test_empty_training_list_is_refused():
     with pytest.raises(UserError, match="empty"):
-        Draws(0, 1, 1, 0)
+        StepSampler(0, 1, 1, 0)
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ from core.data.labels import BACKGROUND, BIASED_ON_DISK, read_label, read_truth
 from core.data.splits import Split, ground_truth, label_files, read_split
 from core.pages import encode, inline, templates
 from core.run.errors import UserError, run_script
-from core.run.files import written_whole
+from core.run.files import atomic_write
 from core.run.stage import Run, check_upstream_of
 from tools.analyse_bias import removal
 
@@ -77,13 +77,13 @@ def main() -> None:
     write_csv(output / "audit.csv", audits)
     for example in (e for audit in audits for e in audit.examples):
         example.pictures = [crop(split, clusters, k) for k in (example.part, *example.witnesses)]
-    with written_whole(output / "audit.png") as aside:
-        aside.write_bytes(chart(audits))
+    with atomic_write(output / "audit.png") as tmp:
+        tmp.write_bytes(chart(audits))
     path = output / "audit.html"
-    with written_whole(path) as aside:
+    with atomic_write(path) as tmp:
         template = templates(Path(__file__).parent).get_template("audit_bias.html.j2")
         values = {"audits": audits, "images": len(split), "scores": scores, "checked": bool(masks)}
-        aside.write_text(
+        tmp.write_text(
             template.render(config=config, **values, inline=inline, blind=BLIND), "utf-8"
         )
     print(f"{'class':20}{'score':>7}{'removed':>9}{'odds':>7}{'gap':>6}")
@@ -419,7 +419,7 @@ def write_csv(path: Path, audits: list[Audit]) -> None:
     """One line per class in the order of the ranking; empty where nothing is known."""
     keys = ("name", "images", "score", "removed", "odds", "gap", "unseen", "warning")
     keys += ("precision", "recall", "biased")
-    with written_whole(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
+    with atomic_write(path) as tmp, tmp.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(("rank", *keys))
         for number, audit in enumerate(audits, 1):

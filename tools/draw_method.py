@@ -23,7 +23,7 @@ from core.data.labels import palette, read_label
 from core.data.splits import Split, read_split
 from core.debias_image import similarity
 from core.run.errors import UserError, run_script
-from core.run.files import read_arrays, written_whole
+from core.run.files import atomic_write, read_arrays
 from core.run.loop import autocast, pick_device
 from core.run.stage import Run
 from core.uss.features import feature_source
@@ -50,8 +50,8 @@ def main() -> None:
         "selection.png": selection_figure(config.data.classes, rows),
     }
     for name, figure in figures.items():
-        with written_whole(Path(options.output) / name) as aside:
-            figure.savefig(aside, format="png", dpi=80)
+        with atomic_write(Path(options.output) / name) as tmp:
+            figure.savefig(tmp, format="png", dpi=80)
         print(Path(options.output) / name)
 
 

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from core.data.finder import user_path
 from core.run import checkpoint
 from core.run.errors import UserError, run_script
-from core.run.files import written_whole
+from core.run.files import atomic_write
 
 PREFIX = "backbone.net."
 
@@ -41,8 +41,8 @@ def main() -> None:
     }
     if not tensors:
         raise UserError(f"{options.checkpoint} has no network with a backbone; train stage 1 or 2")
-    with written_whole(options.output) as aside:
-        aside.write_bytes(save(tensors, {"made_from": json.dumps(content.get("made_from"))}))
+    with atomic_write(options.output) as tmp:
+        tmp.write_bytes(save(tensors, {"made_from": json.dumps(content.get("made_from"))}))
     digest = hashlib.sha256(options.output.read_bytes()).hexdigest()
     print(f"{options.output}: {options.output.stat().st_size} bytes, SHA-256 {digest}")
 

@@ -29,12 +29,12 @@ sys.path.insert(0, str(ROOT))
 from core.config import BackboneConfig, Config, LeopartConfig, make_parser, parse
 from core.inference import multi_scale
 from core.models.backbones import ViT, to_device
-from core.models.deeplab import segmenter
+from core.models.deeplab import build_deeplab
 from core.run.errors import run_script
 from core.run.loop import EMA, autocast, pick_device
 from core.uss.features import SemanticFeatures
 from core.uss.leopart import LeopartNetwork, Queue, crops_loss
-from core.wsss.advcam import climbed_map
+from core.wsss.advcam import adversarial_cam
 from core.wsss.affinity import affinity_loss
 from core.wsss.classifiers import build_classifier
 from core.wsss.irn import irn_spreading
@@ -112,7 +112,7 @@ def climb_case(name: str) -> Case:
         image = F.interpolate(image, scale_factor=2.0)
         network.requires_grad_(False)
         views = torch.cat([image, image.flip(-1)])
-        return climbed_map(network, views, 0, 1, config.wsss.advcam)
+        return adversarial_cam(network, views, 0, 1, config.wsss.advcam)
 
     return batch, crop, network, loss, infer
 
@@ -143,7 +143,7 @@ def segmenter_case(name: str) -> Case:
     config = configuration(name)
     section = config.segmentation
     settings = replace(section, backbone=blank(section.backbone))
-    network = segmenter(settings, len(config.data.classes))
+    network = build_deeplab(settings, len(config.data.classes))
 
     def loss(images: Tensor) -> Tensor:
         label = torch.randint(0, 3, (len(images), *images.shape[-2:]), device=images.device)

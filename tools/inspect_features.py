@@ -37,7 +37,7 @@ from core.debias import image_centroids, kmeans
 from core.pages import encode, inline, templates
 from core.pictures import principal_components
 from core.run.errors import UserError, run_script
-from core.run.files import write_json, written_whole
+from core.run.files import atomic_write, write_json
 from core.run.loop import autocast, pick_device
 from core.run.stage import Run
 from core.uss.features import feature_source
@@ -67,8 +67,8 @@ def main() -> None:
     found = dict(features(chosen))
     shown = [*draw(split, found, options.clusters, config.seed)]
     make = {".png": contact_sheet, ".html": page}[output.suffix]
-    with written_whole(output) as aside:
-        aside.write_bytes(make(shown, options.pixel))
+    with atomic_write(output) as tmp:
+        tmp.write_bytes(make(shown, options.pixel))
     print(f"{len(chosen)} images in {output}")
     if options.separation:
         scores = separation(config, split, features)

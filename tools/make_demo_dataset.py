@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from core.data.finder import user_path
 from core.data.labels import write_label
 from core.run.errors import UserError, run_script
-from core.run.files import read_json, write_json, written_whole
+from core.run.files import atomic_write, read_json, write_json
 from tools.demo_world.scene import CLASSES, CORPUS_TAGS, SIZE, benchmark_scene, corpus_scene
 
 VERSION = 1  # of the pictures: raise it whenever the same seed gives other ones
@@ -59,8 +59,8 @@ def main() -> None:
         with ProcessPoolExecutor(options.workers) as pool:
             done = pool.map(write, range(count), ids, chunksize=16)
             list(tqdm(done, total=count, desc=f"drawing {name}", unit="image"))
-        with written_whole(options.root / "ImageSets" / "Segmentation" / f"{name}.txt") as aside:
-            aside.write_text("".join(f"{i}\n" for i in ids))
+        with atomic_write(options.root / "ImageSets" / "Segmentation" / f"{name}.txt") as tmp:
+            tmp.write_text("".join(f"{i}\n" for i in ids))
     write_json(stamp, made)
     print(f"data set: {options.train} + {options.val} images in {options.root}")
 
@@ -78,8 +78,8 @@ def _write(number: int, image_id: str, root: Path, seed: tuple[int, int], corpus
         write_label(root / "StuffClass" / f"{image_id}.png", scene.stuff)
     _write_annotation(root / "Annotations" / f"{image_id}.xml", image_id, objects)
     _, jpeg = cv2.imencode(".jpg", scene.image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])
-    with written_whole(root / "JPEGImages" / f"{image_id}.jpg") as aside:
-        aside.write_bytes(jpeg.tobytes())
+    with atomic_write(root / "JPEGImages" / f"{image_id}.jpg") as tmp:
+        tmp.write_bytes(jpeg.tobytes())
 
 
 def _write_annotation(path: Path, image_id: str, objects: list) -> None:
@@ -99,8 +99,8 @@ def _write_annotation(path: Path, image_id: str, objects: list) -> None:
             for key, value in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True):
                 ElementTree.SubElement(bounds, key).text = str(value)
     ElementTree.indent(root)
-    with written_whole(path) as aside:
-        ElementTree.ElementTree(root).write(aside, "utf-8")
+    with atomic_write(path) as tmp:
+        ElementTree.ElementTree(root).write(tmp, "utf-8")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from core.data.labels import palette
 from core.data.splits import read_split
 from core.pages import templates
 from core.run.errors import UserError, run_script
-from core.run.files import written_whole
+from core.run.files import atomic_write
 from core.run.stage import Run, own_stages, stale
 from tools.report.analyses import cell
 from tools.report.charts import sweep_chart, training_curves
@@ -90,8 +90,8 @@ def write_report(config: Config, arguments: Sequence[str]) -> Path:
     jinja.filters |= {"percent": percent, "points": points, "duration": duration}
     jinja.filters |= {"cell": cell, "digest": digest}
     path = run.folder / "report.html"
-    with written_whole(path) as aside:
-        aside.write_text(jinja.get_template("page.html.j2").render(page), "utf-8")
+    with atomic_write(path) as tmp:
+        tmp.write_text(jinja.get_template("page.html.j2").render(page), "utf-8")
     return path
 
 

@@ -26,7 +26,7 @@ from core.data.splits import Split, without_bad_images
 from core.data.tags import find_images, image_id
 from core.run import distributed
 from core.run.errors import UserError, run_script
-from core.run.files import written_whole
+from core.run.files import atomic_write
 from core.run.identity import prediction_identity
 from core.run.stage import Run, Stage
 from core.segmenter import load_segmenter, predict, trained_weights
@@ -55,11 +55,11 @@ def main() -> None:
     stage.sign(output / "labels")
     predict(config, network, split, output / "labels")
     overlays = [output / "overlays" / f"{i}.jpg" for i in split.ids]
-    for k in tqdm(distributed.missing(overlays), "overlays", unit="image"):
+    for k in tqdm(distributed.my_share(overlays), "overlays", unit="image"):
         label = read_label(output / "labels" / f"{split.ids[k]}.png")
         picture = overlay(split.read_image(k), label, classes)
-        with written_whole(overlays[k]) as aside:
-            Image.fromarray(picture).save(aside, "JPEG", quality=92)
+        with atomic_write(overlays[k]) as tmp:
+            Image.fromarray(picture).save(tmp, "JPEG", quality=92)
     stage.finish({"images": len(split)})
     print(f"{len(split)} label maps and overlays in {output}")
 

@@ -37,8 +37,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from core.data.finder import user_path
 from core.data.labels import write_label
 from core.data.tags import write_table
-from core.run.errors import NamesFile, UserError, refuse_together, run_script
-from core.run.files import read_json, write_json, written_whole
+from core.run.errors import NamesFile, UserError, raise_all, run_script
+from core.run.files import atomic_write, read_json, write_json
 
 # Images, and those with at least one annotation.
 KNOWN = {"train2014": (82783, 82081), "val2014": (40504, 40137)}
@@ -80,8 +80,8 @@ def main() -> None:
     trained = [name for name, names in tags.items() if name.startswith("train") and names]
     scored = [name for name in tags if name.startswith("val")]
     for name, lines in {"train": trained, "val": scored, "classes": classes}.items():
-        with written_whole(root / f"{name}.txt") as aside:
-            aside.write_text("\n".join(lines) + "\n", "utf-8")
+        with atomic_write(root / f"{name}.txt") as tmp:
+            tmp.write_text("\n".join(lines) + "\n", "utf-8")
     _note(root, options.overlap, incomplete, images_and_tagged=counts)
     print(f"prepared: {root} ({len(trained):,} images to train on, {len(scored):,} to score)")
 
@@ -152,7 +152,7 @@ def group(
             problems.append(f"{split}: {name} is not a plain file name")
         if not all(isinstance(side, int) and side > 0 for side in sides):
             problems.append(f"{split}: {name} has height and width {sides}, not pixels")
-    refuse_together(problems, "fetch or export the annotations again")
+    raise_all(problems, "fetch or export the annotations again")
     annotations, incomplete = defaultdict(list), []
     for a in content["annotations"]:
         try:
@@ -172,7 +172,7 @@ def group(
                 print(f"left out: {problem}")
             print(f"{split}: {len(problems)} annotations left out of masks and tags")
             problems.clear()
-    refuse_together(problems, remedy)
+    raise_all(problems, remedy)
     return list(images.values()), annotations, incomplete
 
 
@@ -299,7 +299,7 @@ def compare(
     if counts != KNOWN[split] and not subset:
         raise UserError(f"{split} is not complete; fetch it again, or give --subset for a part")
     missing = [i["file_name"] for i in images if not (root / split / i["file_name"]).is_file()]
-    refuse_together([f"{split}/{name} is missing" for name in missing], f"complete {root / split}")
+    raise_all([f"{split}/{name} is missing" for name in missing], f"complete {root / split}")
 
 
 def write_masks(

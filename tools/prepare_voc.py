@@ -30,8 +30,8 @@ from core.config import VOC_CLASSES
 from core.data.finder import listed_id, user_path
 from core.data.labels import write_label
 from core.data.tags import read_annotation, write_table
-from core.run.errors import UserError, refuse_together, run_script
-from core.run.files import written_whole
+from core.run.errors import UserError, raise_all, run_script
+from core.run.files import atomic_write
 from core.run.text import read_list
 
 # What everybody's copy holds: images on each list, and images of train_aug that show each class.
@@ -75,7 +75,7 @@ def main() -> None:
     tags = check_files(root, lists, tagged)
     problems = compare(lists, tags, tagged)
     if not options.subset:
-        refuse_together(
+        raise_all(
             problems, "fetch the official archives again, or give --subset for a part of them"
         )
     write_lists(root, lists, tags)
@@ -162,7 +162,7 @@ def check_files(root: Path, lists: dict[str, list[str]], tagged: list[str]) -> d
             problems.append(str(error))
     both = set(lists["train"]) & set(lists["val"])
     problems += [f"{i} is on both lists, train and val" for i in sorted(both)]
-    refuse_together(problems, "unpack the official archives again")
+    raise_all(problems, "unpack the official archives again")
     return tags
 
 
@@ -184,8 +184,8 @@ def compare(
 def write_lists(root: Path, lists: dict[str, list[str]], tags: dict[str, list[str]]) -> None:
     if "train_aug" in lists:
         path = root / "ImageSets" / "Segmentation" / "train_aug.txt"
-        with written_whole(path) as aside:
-            aside.write_text("\n".join(lists["train_aug"]) + "\n", "utf-8")
+        with atomic_write(path) as tmp:
+            tmp.write_text("\n".join(lists["train_aug"]) + "\n", "utf-8")
     write_table(root / "tags.csv", tags)
 
 
@@ -198,8 +198,8 @@ def write_masks(root: Path, sbd: Path, lists: dict[str, list[str]]) -> None:
         if target.exists():
             continue
         if image_id in own:
-            with written_whole(target) as aside:
-                shutil.copyfile(root / "SegmentationClass" / f"{image_id}.png", aside)
+            with atomic_write(target) as tmp:
+                shutil.copyfile(root / "SegmentationClass" / f"{image_id}.png", tmp)
         else:
             jobs.append((sbd / "cls" / f"{image_id}.mat", target))
     # In processes, because a broken .mat file may kill the one that reads it (scipy 1.17).
@@ -212,7 +212,7 @@ def write_masks(root: Path, sbd: Path, lists: dict[str, list[str]]) -> None:
                 f"a process died while reading masks of {sbd / 'cls'}: a file is broken, or memory "
                 "ran out; unpack SBD again"
             ) from None
-    refuse_together(problems, "unpack SBD again")
+    raise_all(problems, "unpack SBD again")
 
 
 def _convert(source: Path, target: Path) -> str | None:

@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 from core.config import Config, DataConfig, make_parser, parse
 from core.data.splits import gather, ground_truth
 from core.jobs import Job, run_jobs
-from core.run.errors import UserError, refuse_together, run_script
+from core.run.errors import UserError, raise_all, run_script
 from tools.analyses import published
 from tools.analyses.results import publish
 
@@ -234,7 +234,7 @@ def check_data(data: str, runs: Sequence[Experiment]) -> None:
         for which, changes in lists:
             problems += missing(dataclasses.replace(config.data, **changes), which)
     remedy = f"{PREPARE[data]} (README, Data); data elsewhere: --data.root FOLDER"
-    refuse_together([*dict.fromkeys(problems)], remedy)
+    raise_all([*dict.fromkeys(problems)], remedy)
 
 
 def missing(data: DataConfig, which: str) -> list[str]:
@@ -248,10 +248,10 @@ def missing(data: DataConfig, which: str) -> list[str]:
     return problems
 
 
-def run_all(jobs: Sequence[Job], data: str, side_by_side: int) -> None:
+def run_all(jobs: Sequence[Job], data: str, max_parallel: int) -> None:
     files = sorted((ROOT / "configs").glob(f"{data}*.yaml"))
     settings = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
-    run_jobs(jobs, Path(f"runs/reproduce_{data}"), settings, side_by_side)
+    run_jobs(jobs, Path(f"runs/reproduce_{data}"), settings, max_parallel)
 
 
 def analyse(run: Experiment, wanted: Sequence[str], jobs: int, options: Sequence[str]) -> None:

@@ -174,7 +174,7 @@ class DenseCRF:
         return np.array(crf.inference(self.iterations), np.float32)
 
 
-def announced(settings: dict[str, Any]) -> DenseCRF:
+def make_crf(settings: dict[str, Any]) -> DenseCRF:
     """The CRF of a stage, with its backend told to the person who runs it."""
     crf = DenseCRF(**settings)
     print(f"dense CRF: {crf.backend}", flush=True)

@@ -21,7 +21,7 @@ from core.data.images import TURNED, read_header
 from core.data.labels import BIASED_ON_DISK, IGNORE, inspect_label
 from core.data.splits import Split
 from core.run import distributed
-from core.run.errors import UserError, refuse_together
+from core.run.errors import UserError, raise_all
 from core.run.threads import in_threads
 from core.uss.features import feature_shape
 
@@ -43,9 +43,7 @@ class Findings:
 
     def refuse(self) -> None:
         """Raises the problems, if any, as one `UserError`."""
-        refuse_together(
-            self.problems, "mend the files or the setting; tools/check_data.py looks again"
-        )
+        raise_all(self.problems, "mend the files or the setting; tools/check_data.py looks again")
 
 
 class Photograph(NamedTuple):

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 
 from core.data.png import decode, is_cut
 from core.run.errors import UserError
-from core.run.files import written_whole
+from core.run.files import atomic_write
 
 BACKGROUND = 0  # classes are 1..C
 BIASED = -1  # in tensors, as in the paper
@@ -216,8 +216,8 @@ def write_label(path: Path, label: np.ndarray) -> None:
         raise ValueError(f"a label map is (H, W) uint8, got {label.shape} {label.dtype}")
     image = Image.fromarray(label)
     image.putpalette(VOC.tobytes())
-    with written_whole(path) as aside:
-        image.save(aside, "PNG", compress_level=1)
+    with atomic_write(path) as tmp:
+        image.save(tmp, "PNG", compress_level=1)
 
 
 def to_training(label: np.ndarray) -> np.ndarray:

@@ -62,7 +62,7 @@ class RawImages(Dataset):
         return {"image": square, "id": self.split.ids[draw[0]]}
 
 
-class Draws:
+class StepSampler:
     """Batches of (index, seed) for `iterations` steps: shuffled epochs without a short last batch.
 
     Step t is a function of (seed, t), so a training that starts again at `start` sees exactly what
@@ -97,7 +97,7 @@ class Draws:
         ]
 
 
-def make_loader(dataset: Dataset, draws: Draws, workers: int) -> DataLoader:
+def make_loader(dataset: Dataset, draws: StepSampler, workers: int) -> DataLoader:
     """Batches of `dataset` in the order of `draws`."""
     return DataLoader(
         _NamedFiles(dataset),
@@ -123,7 +123,7 @@ def batches_from(
     """
 
     def batches(start: int) -> DataLoader:
-        draws = Draws(len(dataset.split), batch_size, iterations, config.seed, start)
+        draws = StepSampler(len(dataset.split), batch_size, iterations, config.seed, start)
         return make_loader(dataset, draws, config.workers)
 
     return batches

@@ -19,7 +19,7 @@ from core.data.finder import ANNOTATIONS, LABELS, PHOTOGRAPHS, Files, listed_id
 from core.data.images import read_image
 from core.data.names import nearest
 from core.data.tags import folder_tags, image_id, read_annotation, read_table
-from core.run.errors import UserError, refuse_together
+from core.run.errors import UserError, raise_all
 from core.run.notes import note
 from core.run.text import read_list
 from core.run.threads import in_threads
@@ -58,9 +58,7 @@ def read_split(data: DataConfig, which: str, tagged: bool = True) -> Split:
         UserError: the list, or any image or annotation on it, is missing; all are told together.
     """
     split, problems = gather(data, which, tagged)
-    refuse_together(
-        problems, "complete data.root, mend the list, or name every class in data.classes"
-    )
+    raise_all(problems, "complete data.root, mend the list, or name every class in data.classes")
     return without_bad_images(split) if data.on_bad_image == "skip" else split
 
 
@@ -188,7 +186,7 @@ def _list_folder(data: DataConfig, which: str, problems: list[str]) -> Listed:
         if ids:
             _tell_rest(f"masks below {masks} of no photograph", labels.ids, rows)
     if not ids:
-        refuse_together(problems, f"mend {place}")
+        raise_all(problems, f"mend {place}")
     if not ids and which == "train":
         raise UserError(f"{place} gives no image a tag; there is nothing to learn from")
     if not ids:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from core.data.finder import PHOTOGRAPHS, Files, file_id
 from core.data.names import class_name
-from core.run.errors import UserError, refuse_together
-from core.run.files import written_whole
+from core.run.errors import UserError, raise_all
+from core.run.files import atomic_write
 from core.run.notes import note
 from core.run.text import read_text
 
@@ -92,7 +92,7 @@ def read_table(
     if form:
         note(f"{path} is read as a table {', '.join(form)}", about=f"the form of {path}")
     if problems is None:
-        refuse_together(found, f"mend {path}")
+        raise_all(found, f"mend {path}")
     return table
 
 
@@ -249,7 +249,7 @@ def _unquoted(text: str) -> str:
 
 def write_table(path: Path, table: Mapping[str, Sequence[str]]) -> None:
     """Writes what `read_table` reads, whole or not at all."""
-    with written_whole(path) as aside, aside.open("w", encoding="utf-8", newline="") as file:
+    with atomic_write(path) as tmp, tmp.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["image", "tags"])
         writer.writerows((name, ";".join(tags)) for name, tags in table.items())
@@ -291,7 +291,7 @@ def find_images(
     """
     files = Files(root, PHOTOGRAPHS, skip)
     if problems is None or not files.names:
-        refuse_together(files.problems(), "rename these files")
+        raise_all(files.problems(), "rename these files")
     else:
         problems += files.problems()
     if not files.names:

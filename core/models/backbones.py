@@ -184,7 +184,7 @@ class Backbone(nn.Module):
         ]
         return [tuple(m.shape) for m in maps] == expected
 
-    def fix_stages(self, count: int) -> None:
+    def freeze_stages(self, count: int) -> None:
         """Excludes the stem and the first `count` of the stages 1 to 4 from training."""
         with torch.device("meta"):
             blank = Backbone(self.config.without_weights(), (count,), self._output_stride).eval()
@@ -343,13 +343,13 @@ def feature_network(config: UssConfig) -> ViT | StageFeatures:
     """
     backbone = config.backbone
     if backbone.name == "wide_resnet38":
-        return StageFeatures(backbone, config.stage)
+        return StageFeatures(backbone, config.backbone_stage)
     _blank(backbone)  # refuses unknown names and wrong arguments
     strides = []
     with contextlib.suppress(UserError):  # some networks give no maps
         strides = _strides(backbone)
     if len({*strides}) > 1:
-        return StageFeatures(backbone, config.stage)
+        return StageFeatures(backbone, config.backbone_stage)
     _refuse_unless_vit(backbone, config.tokens)
     return ViT(backbone, config.tokens)
 

@@ -11,12 +11,12 @@ from core.debias import weighted_cross_entropy
 from core.models.backbones import Backbone, freeze_norms, norms
 
 
-def segmenter(config: SegmentationConfig, num_classes: int) -> "DeepLab":
+def build_deeplab(config: SegmentationConfig, num_classes: int) -> "DeepLab":
     """The configured network for `num_classes` classes and background."""
     heads: dict[str, type[Head]] = {
-        "deeplabv1": LargeFov,
-        "deeplabv2": SummedASPP,
-        "deeplabv3plus": DecodedASPP,
+        "deeplabv1": DeepLabV1Head,
+        "deeplabv2": DeepLabV2Head,
+        "deeplabv3plus": DeepLabV3PlusHead,
     }
     return DeepLab(config, num_classes, heads[config.network])
 
@@ -149,7 +149,7 @@ class Head(nn.Module):
         return []
 
 
-class LargeFov(Head):
+class DeepLabV1Head(Head):
     """DeepLab v1's head: one 3x3 convolution of wide view (its dilation is the first rate)."""
 
     averages_logits = True
@@ -171,7 +171,7 @@ class LargeFov(Head):
         return [self.layers[-1].bias]
 
 
-class SummedASPP(Head):
+class DeepLabV2Head(Head):
     """DeepLab v2's head: the sum of one 3x3 classifier per rate."""
 
     at_cells = True
@@ -250,7 +250,7 @@ class Decoder(nn.Module):
         return self.classifier(torch.cat([deep, self.low_block(low)], 1))
 
 
-class DecodedASPP(Head):
+class DeepLabV3PlusHead(Head):
     """DeepLab v3+'s head."""
 
     def __init__(self, low_dim: int, dim: int, config: SegmentationConfig, outputs: int):

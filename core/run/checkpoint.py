@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from core.config import Config
 from core.run import distributed
 from core.run.errors import UserError
-from core.run.files import written_whole
+from core.run.files import atomic_write
 from core.run.identity import class_difference, setting_differences, settings_with_influence
 
 PREFIXES = ("module.", "teacher.", "backbone.", "model.", "encoder.")
@@ -34,8 +34,8 @@ def save(path: Path, content: Mapping[str, Any], keep: bool = False) -> None:
     """
     if distributed.rank():
         return
-    with written_whole(path) as aside:
-        torch.save(dict(content), aside)
+    with atomic_write(path) as tmp:
+        torch.save(dict(content), tmp)
         if keep and path.exists():
             path.replace(earlier(path))
 

@@ -43,13 +43,13 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
-def meet() -> None:
+def barrier() -> None:
     """Waits until every process is here."""
     if world() > 1:
         dist.barrier()
 
 
-def missing(paths: Sequence[Path]) -> list[int]:
+def my_share(paths: Sequence[Path]) -> list[int]:
     """This process's share of the files that are still to be made: places in `paths`.
 
     Shares are runs of the list, so that batches of neighbours stay together.

@@ -34,7 +34,7 @@ class UserError(Exception):
         return super().__str__().rsplit(f"{__name__}.{type(self).__name__}: ", 1)[-1].strip()
 
 
-def refuse_together(problems: Sequence[str], remedy: str) -> None:
+def raise_all(problems: Sequence[str], remedy: str) -> None:
     """Raises one `UserError` with the first of `problems`, a count of the rest, and `remedy`."""
     if problems:
         shown = "\n".join(f"  - {p}" for p in problems[:8])

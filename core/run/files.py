@@ -13,15 +13,15 @@ from core.run.text import read_text
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path` and renames it once the block has ended well."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.part")  # torch.save writes this name into its file
+    tmp = path.with_name(f".{path.name}.part")  # torch.save writes this name into its file
     try:
-        yield aside
-        aside.replace(path)
+        yield tmp
+        tmp.replace(path)
     finally:
-        aside.unlink(missing_ok=True)
+        tmp.unlink(missing_ok=True)
 
 
 def read_arrays(path: Path, names: Sequence[str], remedy: str) -> dict[str, np.ndarray]:
@@ -43,8 +43,8 @@ def read_arrays(path: Path, names: Sequence[str], remedy: str) -> dict[str, np.n
 
 
 def write_json(path: Path, content: Any, indent: int | None = 2) -> None:
-    with written_whole(path) as aside:
-        aside.write_text(json.dumps(content, indent=indent, ensure_ascii=False) + "\n", "utf-8")
+    with atomic_write(path) as tmp:
+        tmp.write_text(json.dumps(content, indent=indent, ensure_ascii=False) + "\n", "utf-8")
 
 
 def read_json(path: Path) -> Any:

@@ -58,7 +58,7 @@ _UNUSED: tuple[tuple[str, Callable[[Config], bool], tuple[str, ...]], ...] = (
     ("wsss.irn", lambda c: bool(c.wsss.irn.weights), ("background", "crf")),
     ("wsss.psa", lambda c: bool(c.wsss.psa.weights), (*_PAIRS, "crf")),
     ("wsss.psa", lambda c: bool(c.wsss.psa.weights), ("low_exponent", "high_exponent")),
-    ("wsss", lambda c: c.wsss.method in ("seam", "rsepm"), ("pooling", "norm", "fixed_layers")),
+    ("wsss", lambda c: c.wsss.method in ("seam", "rsepm"), ("pooling", "norm", "frozen_stages")),
     ("wsss", lambda c: c.wsss.method == "seam", ("output_stride",)),
     ("wsss", lambda c: c.wsss.method == "advcam", ("scales", "flip")),
     (
@@ -68,7 +68,7 @@ _UNUSED: tuple[tuple[str, Callable[[Config], bool], tuple[str, ...]], ...] = (
     ),
     ("wsss", lambda c: c.wsss.object_share is not None, ("threshold",)),
     ("wsss", lambda c: c.wsss.refine == "none", ("sharpness", "crf")),
-    ("wsss", lambda c: bool(c.wsss.weights), (*_CLASSIFIER, "pooling", "norm", "fixed_layers")),
+    ("wsss", lambda c: bool(c.wsss.weights), (*_CLASSIFIER, "pooling", "norm", "frozen_stages")),
     ("debias", lambda c: True, ("output_dir",)),
     ("debias", lambda c: c.debias.distance == "mean", ("nearest",)),
     ("debias", lambda c: c.debias.unary == "logistic", ("gamma",)),

@@ -14,7 +14,7 @@ from core.run import distributed
 MOST_PICTURES = 8  # of one batch
 
 
-def tell(config: Config, event: str, **values: Any) -> None:
+def emit(config: Config, event: str, **values: Any) -> None:
     """With `log: jsonl`, writes one JSON object to what was standard output at the start."""
     if config.log == "jsonl" and distributed.rank() == 0:
         print(json.dumps({"event": event, **values}), file=sys.__stdout__, flush=True)

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from core.config import Config
 from core.run import checkpoint, distributed
 from core.run.errors import UserError
-from core.run.log import Board, tell
+from core.run.log import Board, emit
 
 
 def pick_device(config: Config) -> torch.device:
@@ -141,10 +141,10 @@ class EMA:
             ours[k].copy_(theirs[k])
 
 
-STEADY = "Set precision: fp32 to go on from there, or a lower learning rate and another run_dir"
+NAN_ADVICE = "Set precision: fp32 to go on from there, or a lower learning rate and another run_dir"
 
 
-class Unseen:
+class PendingLosses:
     """Losses that nobody has looked at yet: a look waits for the GPU, so not every step has one."""
 
     def __init__(self, name: str, path: Path):
@@ -167,7 +167,7 @@ class Unseen:
             shown = f" (images {', '.join(ids)})" if ids else ""
             raise UserError(
                 f"{self._name}: the loss is not finite at iteration {t + 1}{shown}; {self._path} "
-                f"keeps an earlier state. {STEADY}"
+                f"keeps an earlier state. {NAN_ADVICE}"
             )
 
 
@@ -183,7 +183,7 @@ def refuse_non_finite_weights(
     if not torch.stack([w.isfinite().all() for w in weights]).all():
         raise UserError(
             f"{name}: the weights are not finite after iteration {t + 1}; {path} keeps an earlier "
-            f"state. {STEADY}"
+            f"state. {NAN_ADVICE}"
         )
 
 
@@ -249,7 +249,7 @@ def train(
         optimizer.load_state_dict(state["optimizer"])
     write_log(log_path, log, anew=True)  # what a killed run wrote after its checkpoint comes again
     sums: dict[str, Tensor] = state["sums"] if start else {}
-    unseen = Unseen(name, path)
+    unseen = PendingLosses(name, path)
     rates = [group.setdefault("initial_lr", group["lr"]) for group in optimizer.param_groups]
     every = max(1, iterations // 100)
     bar = tqdm(total=iterations, initial=start, desc=name, unit="it", mininterval=1)
@@ -284,7 +284,7 @@ def train(
             entry = {key: float(total / count) for key, (total, count) in sums.items()}
             log.append({"iteration": t + 1, **{k: round(v, 6) for k, v in entry.items()}})
             write_log(log_path, log[-1:])
-            tell(config, "progress", training=name, of=iterations, **log[-1])
+            emit(config, "progress", training=name, of=iterations, **log[-1])
             board.scalars(t + 1, entry)
             sums = {}
             bar.set_postfix(loss=f"{entry['loss']:.3f}")
@@ -310,4 +310,4 @@ def train(
         seconds = time.monotonic() - began
         rate, share = seconds / (iterations - start), f"{waited / seconds:.0%}"
         print(f"{name}: {iterations} iterations, {rate:.3f} s each, {share} of it waiting for data")
-    distributed.meet()
+    distributed.barrier()

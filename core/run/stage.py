@@ -47,7 +47,7 @@ from core.run.identity import (
     uss_identity,
     wsss_identity,
 )
-from core.run.log import tell
+from core.run.log import emit
 from core.run.loop import pick_device
 
 SIGNATURE = "made_from.json"
@@ -159,11 +159,11 @@ class Stage:
         }
         if self._path.exists():
             self._take_up(read_json(self._path), stamps)
-        distributed.meet()  # all have read it
+        distributed.barrier()  # all have read it
         self.save()
         if distributed.rank() == 0:
             save_stamps(folder, stamps, looked)
-        tell(config, "stage", stage=name, folder=str(folder))
+        emit(config, "stage", stage=name, folder=str(folder))
 
     def _take_up(self, earlier: dict[str, Any], stamps: Stamps) -> None:
         ours = (".lock", "manifest", "inputs.json")
@@ -214,7 +214,7 @@ class Stage:
 
     def finish(self, results: Mapping[str, Any]) -> None:
         """Notes the results and the end, once every process has done its part."""
-        distributed.meet()
+        distributed.barrier()
         self.manifest["results"] = dict(results)
         self.save()
         self.manifest["finished"] = True
@@ -223,7 +223,7 @@ class Stage:
 
     def _tell(self) -> None:
         chosen = {key: self.manifest[key] for key in ("stage", "seconds", "results")}
-        tell(self._config, "finished", folder=str(self.folder), **chosen)
+        emit(self._config, "finished", folder=str(self.folder), **chosen)
 
     def already_done(self) -> bool:
         """True, and says so, when an earlier call finished this stage."""

@@ -18,7 +18,7 @@ from core.data.splits import Split
 from core.models.backbones import feature_network
 from core.run import checkpoint, distributed
 from core.run.errors import UserError
-from core.run.files import written_whole
+from core.run.files import atomic_write
 from core.run.stage import Run
 from core.uss.stego_head import StegoHead
 
@@ -139,12 +139,12 @@ def _load(path: Path, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
 def write_features(source: FeatureSource, split: Split, folder: Path) -> None:
     """Writes `<id>.npy`, (D, h, w) float16, of every image of `split` that has none in `folder`."""
     paths = [folder / f"{i}.npy" for i in split.ids]
-    todo = distributed.missing(paths)
+    todo = distributed.my_share(paths)
     bar = tqdm(source(todo), "features", len(paths), initial=len(paths) - len(todo), unit="image")
     for index, feat in bar:
-        with written_whole(paths[index]) as aside, aside.open("wb") as file:
+        with atomic_write(paths[index]) as tmp, tmp.open("wb") as file:
             np.save(file, feat.numpy().astype(np.float16))
-    distributed.meet()
+    distributed.barrier()
 
 
 def file_features(paths: Sequence[Path]) -> FeatureSource:

@@ -24,7 +24,7 @@ from core.run.errors import UserError
 from core.wsss.cam import CamClassifier
 
 
-def climbed_map(
+def adversarial_cam(
     classifier: CamClassifier, views: Tensor, label: int, steps: int, config: AdvCamConfig
 ) -> Tensor:
     """Sum of the Grad-CAM maps of one class along the climb.
@@ -67,7 +67,7 @@ def _grad_cam(classifier: CamClassifier, views: Tensor, label: int) -> tuple[Ten
     return both[0] + both[1].flip(-1), maps.mean((2, 3)).sum(0)
 
 
-def climbed_maps(
+def adversarial_cams(
     classifier: CamClassifier, image: Tensor, labels: list[int], config: AdvCamConfig
 ) -> Tensor:
     """Maps of several classes over all scales of one image.
@@ -90,18 +90,18 @@ def climbed_maps(
         views = torch.stack([view, view.flip(-1)])
         steps = config.steps if scale >= 1 else max(1, config.steps // 2)
         for k, label in enumerate(labels):
-            climbed = climbed_map(classifier, views, label, steps, config)
+            climbed = adversarial_cam(classifier, views, label, steps, config)
             total[k] += F.interpolate(climbed[None, None], size, mode="bilinear")[0, 0]
     return total
 
 
-class Climb:
-    """The maps of one image of a split; a copy of it works in each process of `in_shards`."""
+class AdversarialCam:
+    """Computes the maps of one image; each process of `map_over_devices` has a copy."""
 
     def __init__(self, classifier: CamClassifier, split: Split, config: AdvCamConfig):
         self.classifier, self.split, self.config = classifier.requires_grad_(False), split, config
 
-    def to(self, device: torch.device) -> "Climb":
+    def to(self, device: torch.device) -> "AdversarialCam":
         self.device = device
         self.classifier = self.classifier.to(device)
         return self
@@ -111,11 +111,11 @@ class Climb:
         image = torch.from_numpy(self.split.read_image(index)).permute(2, 0, 1)
         labels = self.split.tags[index].nonzero()[0].tolist()
         image = normalise(image).to(self.device)
-        return climbed_maps(self.classifier, image, labels, self.config).cpu().numpy()
+        return adversarial_cams(self.classifier, image, labels, self.config).cpu().numpy()
 
 
-def in_shards(
-    climb: Climb, todo: Sequence[int], devices: Sequence[torch.device]
+def map_over_devices(
+    climb: AdversarialCam, todo: Sequence[int], devices: Sequence[torch.device]
 ) -> Iterator[tuple[int, np.ndarray]]:
     """(image, maps) of all images `todo`, in order, computed by one process per device."""
     if len(devices) == 1:
@@ -141,7 +141,7 @@ def in_shards(
 _climb: Callable[[int], np.ndarray]
 
 
-def _begin(climb: Climb, places: multiprocessing.Queue, threads: int) -> None:
+def _begin(climb: AdversarialCam, places: multiprocessing.Queue, threads: int) -> None:
     global _climb  # noqa: PLW0603 (a process of a pool keeps what it works with in this way)
     torch.set_num_threads(threads)
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -23,8 +23,8 @@ class CamClassifier(nn.Module):
         self.frozen_norm = config.norm == "frozen"
         self.backbone = Backbone(config.backbone, (4,), config.output_stride)
         self.classifier = nn.Conv2d(self.backbone.dims[-1], num_classes, 1, bias=False)
-        if config.fixed_layers is not None:
-            self.backbone.fix_stages(config.fixed_layers)
+        if config.frozen_stages is not None:
+            self.backbone.freeze_stages(config.frozen_stages)
 
     def train(self, mode: bool = True) -> "CamClassifier":
         super().train(mode)

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from core.config import IrnConfig, WsssConfig
-from core.crf.dense import DenseCRF, announced
+from core.crf.dense import DenseCRF, make_crf
 from core.data.labels import BACKGROUND, IGNORE
 from core.wsss.affinity import path_affinity, random_walk
 from core.wsss.pairs import BoundaryNetwork
@@ -18,7 +18,7 @@ STRIDE = 4  # pixels per cell of the boundaries
 def irn_spreading(wsss: WsssConfig) -> Spreading:
     """Boundaries of cells; affinity is the absence of one on the path between two cells."""
     config = wsss.irn
-    crf = announced(config.crf.settings())
+    crf = make_crf(config.crf.settings())
     backbone = wsss.backbone.without_weights() if config.weights else wsss.backbone
 
     def seed(image: np.ndarray, keys: np.ndarray, cam: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from core.config import PsaConfig, WsssConfig
-from core.crf.dense import DenseCRF, announced
+from core.crf.dense import DenseCRF, make_crf
 from core.data.labels import BACKGROUND, IGNORE
 from core.wsss.affinity import feature_affinity, random_walk
 from core.wsss.pairs import AffinityNetwork
@@ -17,7 +17,7 @@ from core.wsss.spreading import Spreading
 def psa_spreading(wsss: WsssConfig) -> Spreading:
     """Features at stride 8; affinity is exp(-mean |difference|)."""
     config = wsss.psa
-    crf = announced(config.crf.settings())
+    crf = make_crf(config.crf.settings())
     backbone = wsss.backbone.without_weights() if config.weights else wsss.backbone
 
     def seed(image: np.ndarray, keys: np.ndarray, cam: np.ndarray) -> np.ndarray:

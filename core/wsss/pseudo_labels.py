@@ -7,14 +7,14 @@ import cv2
 import numpy as np
 
 from core.config import WsssConfig
-from core.crf.dense import DenseCRF, announced
-from core.run.files import read_arrays, written_whole
+from core.crf.dense import DenseCRF, make_crf
+from core.run.files import atomic_write, read_arrays
 
 
 def save_cam(path: Path, keys: np.ndarray, cam: np.ndarray) -> None:
     """Saves the (K,) labels, 1-based, and (K, h, w) maps in [0, 1] of one image."""
-    with written_whole(path) as aside:
-        with aside.open("wb") as file:
+    with atomic_write(path) as tmp:
+        with tmp.open("wb") as file:
             np.savez(file, keys=keys.astype(np.int16), cam=cam.astype(np.float16))
 
 
@@ -91,4 +91,4 @@ def upsampled(cam: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def label_crf(config: WsssConfig) -> DenseCRF | None:
     """The configured refinement of pseudo labels."""
-    return announced(config.crf.settings()) if config.refine == "crf" else None
+    return make_crf(config.crf.settings()) if config.refine == "crf" else None

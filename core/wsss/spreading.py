@@ -66,7 +66,7 @@ def write_spread_labels(config: Config, run: Run, split: Split, method: Spreadin
 def write_seeds(config: Config, run: Run, split: Split, method: Spreading) -> None:
     """Confident labels of every image that has none yet, in <run_dir>/wsss/seeds."""
     folder = run.wsss / "seeds"
-    todo = distributed.missing([folder / f"{i}.png" for i in split.ids])
+    todo = distributed.my_share([folder / f"{i}.png" for i in split.ids])
 
     def write(index: int) -> None:
         keys, cam = load_cam(run.wsss / "cams" / f"{split.ids[index]}.npz")
@@ -76,7 +76,7 @@ def write_seeds(config: Config, run: Run, split: Split, method: Spreading) -> No
     done = len(split) - len(todo)
     for _ in in_threads(write, todo, config.workers, "seeds", len(split), done):
         pass
-    distributed.meet()
+    distributed.barrier()
 
 
 def train_pairs(config: Config, run: Run, split: Split, method: Spreading) -> nn.Module:
@@ -140,7 +140,7 @@ def write_walked(
     """Random walks of every image that has no label yet."""
     device, folder = pick_device(config), run.wsss / "labels"
     cast = autocast(config, device)
-    todo = distributed.missing([folder / f"{i}.png" for i in split.ids])
+    todo = distributed.my_share([folder / f"{i}.png" for i in split.ids])
     wanted = set(todo)
     bar = tqdm(total=len(split), initial=len(split) - len(todo), desc="walks", unit="image")
     for indices, images in batches_by_size(split, method.settings.batch_size, todo):
@@ -156,4 +156,4 @@ def write_walked(
                 write_label(folder / f"{split.ids[index]}.png", label)
                 bar.update()
     bar.close()
-    distributed.meet()
+    distributed.barrier()

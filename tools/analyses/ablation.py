@@ -31,7 +31,7 @@ def table6(
     config: Config,
     arguments: Sequence[str],
     listed: str | None,
-    side_by_side: int,
+    max_parallel: int,
     beside: str | None,
     masks: str | None = None,
 ) -> Analysis:
@@ -41,7 +41,7 @@ def table6(
         config: of a run whose stage 3 is finished.
         arguments: the command line that gives `config`.
         listed: list of the training images that have masks; None: all.
-        side_by_side: trainings at a time.
+        max_parallel: trainings at a time.
         beside: data set of whose published figures are added, "voc"; None: of none.
         masks: folder of masks that supervised training reads; None: that of the configuration.
 
@@ -53,7 +53,7 @@ def table6(
         jobs += mode_jobs(mode, arguments, listed, masks if mode == "supervised" else None)
     state = json.dumps([asdict(config), read_json(run.debias / "manifest.json")["inputs"]])
     settings = hashlib.sha256(state.encode()).hexdigest()
-    run_jobs(jobs, run.folder / "analysis" / "table6", settings, side_by_side)
+    run_jobs(jobs, run.folder / "analysis" / "table6", settings, max_parallel)
     rows = []
     for mode, title in MODES.items():
         row = [title]

@@ -9,7 +9,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from core.run.files import read_json, write_json, written_whole
+from core.run.files import atomic_write, read_json, write_json
 
 PAPER = Path(__file__).with_name("paper.json")
 NONE = "–"  # a figure that there is none of
@@ -64,8 +64,8 @@ def publish(
     pictures = {".png": {"Software": None}, ".pdf": {"CreationDate": None}} if figure else {}
     for folder in folders:
         for suffix, undated in pictures.items():
-            with written_whole(folder / f"{analysis.name}{suffix}") as aside:
-                figure.savefig(aside, format=suffix[1:], dpi=200, metadata=undated)
+            with atomic_write(folder / f"{analysis.name}{suffix}") as tmp:
+                figure.savefig(tmp, format=suffix[1:], dpi=200, metadata=undated)
         write_json(folder / f"{analysis.name}.json", content)
     table = markdown(analysis.columns, analysis.rows)
     print(f"\n{analysis.title}\n\n{table}\n\n{analysis.caption}")

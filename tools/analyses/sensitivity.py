@@ -107,7 +107,7 @@ def figure10(
     config: Config,
     arguments: Sequence[str],
     listed: str | None,
-    side_by_side: int,
+    max_parallel: int,
     quick: bool,
     trained: Sequence[str] = (),
 ) -> tuple[Analysis, Figure]:
@@ -117,7 +117,7 @@ def figure10(
         config: of a run whose stage 3 is finished.
         arguments: the command line that gives `config`.
         listed: list of the training images that have masks; None: all.
-        side_by_side: points at a time.
+        max_parallel: points at a time.
         quick: few points.
         trained: factors for whose points segmenters are trained and shown, as the paper does;
         none: labels are shown, of all factors.
@@ -155,7 +155,7 @@ def figure10(
         command.append(f"--output={places[name] / 'scores.json'}")
         jobs.append(Job(f"{name}: score", command, labels_first(name)))
     state = json.dumps([asdict(config), base["inputs"]], sort_keys=True)
-    run_jobs(jobs, folder, hashlib.sha256(state.encode()).hexdigest(), side_by_side)
+    run_jobs(jobs, folder, hashlib.sha256(state.encode()).hexdigest(), max_parallel)
     scores = {name: read_json(place / "scores.json") for name, place in places.items()}
     keys = ("miou", "fp", "fn")
     rows = [["(none)", BEFORE, "", *(percent(scores[BEFORE][key]) for key in keys)]]

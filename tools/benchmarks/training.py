@@ -7,12 +7,12 @@ import cv2
 import numpy as np
 import torch
 
-from core.complement import Completed, TeacherFill
+from core.complement import Complement, Completed
 from core.config import BackboneConfig, Config, SegmentationConfig
 from core.data.labels import BIASED
 from core.data.transforms import normalise
 from core.models.backbones import to_device
-from core.models.deeplab import segmenter
+from core.models.deeplab import build_deeplab
 from core.run.loop import EMA, autocast, make_optimizer
 from tools.benchmarks.common import drawing, interleaved, ratio, timed
 
@@ -55,10 +55,10 @@ class Steps:
         self.tags[:, 4], self.tags[2:, 14] = 1, 1  # two labels or three
         self.cast = autocast(config, torch.device("cpu"))
         torch.manual_seed(0)
-        network = to_device(segmenter(config.segmentation, 20), torch.device("cpu"))
+        network = to_device(build_deeplab(config.segmentation, 20), torch.device("cpu"))
         self.network = network.to(memory_format=self.memory).train()
         self.ema = EMA(self.network, 0.999)
-        self.fill = TeacherFill(config.segmentation, self.ema.network, first=0, threads=4)
+        self.fill = Complement(config.segmentation, self.ema.network, first=0, threads=4)
         groups = self.network.parameter_groups(1e-4, 1e-4)
         self.optimizer, _ = make_optimizer("sgd", groups, 4e-5, 100, momentum=0.9)
         self.parts: dict[str, list[float]] = {"teacher": [], "waiting for the CRF": [], "EMA": []}
