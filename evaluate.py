@@ -19,18 +19,26 @@ from typing import Literal
 from core.config import Config, make_parser, parse
 from core.data.finder import LABELS
 from core.data.splits import Split, ground_truth, list_name, masks_folder, read_split
+from core.pipeline import (
+    Run,
+    load_segmenter,
+    paths_of,
+    prediction_identity,
+    segmentation_identity,
+    trained_weights,
+)
 from core.run import distributed
 from core.run.errors import UserError, run_script
 from core.run.files import read_json, write_json
-from core.run.identity import prediction_identity, segmentation_identity, stamp, summary
-from core.run.stage import Run, Stage, check_classes, paths_of, stale
+from core.run.inputs import stamp, summary
+from core.run.stage import Stage, check_classes, stale
 from core.scoring import pair_folders, score_files
-from core.segmenter import load_segmenter, predict, trained_weights
+from core.segmenter import predict
 from core.submission import COMPETITIONS, check_submission, write_submission
 
 
 def main() -> None:
-    parser = make_parser("evaluate.py", __doc__)
+    parser = make_parser("evaluate.py", __doc__, ("segmentation", "evaluation"))
     parser.add_argument("--predictions", type=str | None, help="Score this folder of <id>.png.")
     parser.add_argument("--masks", type=str | None, help="Ground truth; without a --config.")
     parser.add_argument("--num_classes", type=int | None, help="Without background and --config.")
@@ -165,13 +173,15 @@ def predict_list(config: Config, split: Split, options) -> tuple[Stage, list[Pat
         f"stage 5, evaluation ({name})",
         config,
         prediction_identity(config, split, weights, classes),
+        config.data.root,
         split.skipped,
         "give this evaluation a --name of its own",
     )
     folder = stage.folder / "predictions"
     if not stage.already_done():
         stage.sign(folder)
-        predict(config, network, split, folder)
+        batch_size = config.segmentation.batch_size
+        predict(network, split, folder, config.evaluation, batch_size, config)
     return stage, [folder / f"{i}.png" for i in split.ids]
 
 
@@ -186,7 +196,8 @@ def warn_if_stale(config: Config) -> list[str]:
     except UserError:
         return []  # the network may have been trained elsewhere
     labels = paths_of(run.training_labels, LABELS, split)
-    lines = stale(run.segmentation(), segmentation_identity(config, split, labels), config, True)
+    identity = segmentation_identity(config, split, labels)
+    lines = stale(run.segmentation(), identity, config.workers, common=True)
     if lines:
         shown = "\n".join(f"  {line}" for line in lines)
         print(

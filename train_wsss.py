@@ -12,67 +12,61 @@ Reads the images and tags of the training list, no mask. Writes below <run_dir>/
 """
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from core.config import Config, make_parser, parse
+from core.crf.dense import make_crf
 from core.data.labels import IGNORE, read_label, write_label
 from core.data.loader import LabelledImages, batches_by_size, batches_from
 from core.data.splits import Split, read_split
 from core.data.transforms import denormalise
 from core.inference import multi_scale
-from core.models.backbones import to_device
-from core.pictures import heat
+from core.models.backbones import BackboneConfig
+from core.pictures import heat, label_colours, principal_components
+from core.pipeline import Run, wsss_identity
 from core.run import checkpoint, distributed
+from core.run.device import autocast, pick_device, seed_everything, to_device
 from core.run.errors import UserError, run_script
-from core.run.identity import wsss_identity
-from core.run.loop import (
-    EMA,
-    autocast,
-    in_parts,
-    make_optimizer,
-    pick_device,
-    seed_everything,
-    train,
-)
-from core.run.stage import Run, Stage
+from core.run.loop import EMA, Loop, make_optimizer
+from core.run.stage import Stage
 from core.run.threads import in_threads
 from core.wsss.advcam import AdversarialCam, map_over_devices
-from core.wsss.cam import CamClassifier
-from core.wsss.classifiers import Classifier, build_classifier
-from core.wsss.irn import irn_spreading
-from core.wsss.psa import psa_spreading
-from core.wsss.pseudo_labels import (
+from core.wsss.affinity import affinity_loss
+from core.wsss.cam import (
+    CamClassifier,
     background_score,
     cam_label,
-    label_crf,
     load_cam,
     normalise_cams,
     save_cam,
 )
-from core.wsss.published import load_published
-from core.wsss.rsepm import RecurSeed
-from core.wsss.spreading import write_spread_labels
+from core.wsss.irn import BoundaryNetwork
+from core.wsss.psa import AffinityNetwork
+from core.wsss.rsepm import RecurSeed, RsEpmClassifier
+from core.wsss.seam import SeamClassifier
+from core.wsss.settings import WsssConfig
+
+PAIR_NETWORKS = {"irn": BoundaryNetwork, "psa": AffinityNetwork}
 
 
 def main() -> None:
-    parser = make_parser("train_wsss.py", __doc__)
-    parser.add_argument(
-        "--classifier-only",
-        action="store_true",
-        help="Stop before the pseudo labels: pre-training.",
-    )
+    parser = make_parser("train_wsss.py", __doc__, ("wsss",))
+    text = "Stop before the pseudo labels: pre-training."
+    parser.add_argument("--classifier-only", action="store_true", help=text)
     config, options = parse(parser)
     if config.wsss.labels_dir:
-        print(f"stage 2, WSSS: skipped, labels are those of {config.wsss.labels_dir}")
+        print(f"stage 2, WSSS: skipped, labels come from {config.wsss.labels_dir}")
         return
     run, split = Run(config), read_split(config.data, "train")
-    stage = Stage(run.wsss, "stage 2, WSSS", config, wsss_identity(config, split), split.skipped)
+    identity = wsss_identity(config, split)
+    stage = Stage(run.wsss, "stage 2, WSSS", config, identity, config.data.root, split.skipped)
     if stage.already_done():
         return
     classifier = train_classifier(config, run, split, stage.made_from)
@@ -84,11 +78,10 @@ def main() -> None:
         stage.sign(run.wsss / name)
     write_cams(config, run, split, classifier)
     results = {}
-    if config.wsss.method == "cam":
-        results["threshold"] = write_labels(config, run, split)
+    if config.wsss.pairs:
+        write_walked_labels(config, run, split, pair_network(config, run, split))
     else:
-        spreading = psa_spreading if config.wsss.method == "seam" else irn_spreading
-        write_spread_labels(config, run, split, spreading(config.wsss))
+        results["threshold"] = write_labels(config, run, split)
     foreground = foreground_share(run, split)
     stage.finish({"foreground": foreground, **results})
     print(
@@ -97,15 +90,31 @@ def main() -> None:
     )
 
 
+def build_classifier(settings: WsssConfig, num_classes: int) -> nn.Module:
+    """The configured method's network, which has `activation` and `parameter_groups`."""
+    backbone = settings.backbone.without_weights() if settings.weights else settings.backbone
+    if settings.pairs == "irn":  # refuses backbones without boundaries before anything is trained
+        with torch.device("meta"):
+            BoundaryNetwork(backbone.without_weights(), settings.irn)
+    if settings.method == "seam":
+        return SeamClassifier(backbone, num_classes, settings.seam)
+    if settings.method == "rsepm":
+        return RsEpmClassifier(backbone, num_classes, settings.output_stride, settings.rsepm)
+    frozen_norm = settings.norm == "frozen"
+    options = (settings.output_stride, settings.pooling, frozen_norm, settings.frozen_stages)
+    return CamClassifier(backbone, num_classes, *options)
+
+
 def train_classifier(
     config: Config, run: Run, split: Split, made_from: dict[str, Any]
-) -> Classifier:
-    """Fits the multi-label classifier to the tags (or reads the one fitted before, or released)."""
+) -> nn.Module:
+    """Fits the classifier to the tags, or reads the one trained before or released."""
     settings, device = config.wsss, pick_device(config)
     seed_everything(config.seed)
     classifier = build_classifier(settings, len(config.data.classes))
     if settings.weights:
-        state = load_published(classifier, settings.weights).state_dict()
+        checkpoint.load_published(classifier, Path(settings.weights), classifier.RELEASED)
+        state = classifier.state_dict()
         content = {"network": state, "ema": state, "made_from": made_from}
         checkpoint.save(run.wsss / "checkpoint.pth", content)
         return to_device(classifier, device)
@@ -118,65 +127,51 @@ def train_classifier(
         settings.optimizer, groups, settings.weight_decay, iterations
     )
     dataset = LabelledImages(split, None, len(config.data.classes), settings.augment)
-    cast, networks, ema = autocast(config, device), {"network": classifier}, None
+    batches = batches_from(dataset, settings.batch_size, iterations, config)
+    amp, networks, ema = autocast(config, device), {"network": classifier}, None
     if settings.method == "rsepm":
         if config.accumulate > 1:
             raise UserError("rsepm pastes objects across the whole batch; set accumulate to 1 here")
         ema = EMA(classifier, settings.rsepm.ema)
         networks["ema"] = ema.network
-        recur_seed = RecurSeed(
-            settings.rsepm, classifier, ema.network, len(split) / settings.batch_size
-        )
-
-    def step(batch: dict[str, Tensor], t: int) -> dict[str, Tensor]:
-        images = batch["image"].to(device, memory_format=torch.channels_last)
-        tags = batch["tags"].to(device)
-        if ema is not None:
-            inside = batch["label"].to(device) != IGNORE  # not padding
-            with cast:
-                return recur_seed(images, tags, inside, t)
-
-        def loss(rows: slice) -> Tensor:
-            share = len(tags[rows]) / len(tags)
-            with cast:
-                return classifier.loss(images[rows], tags[rows]) * share
-
-        return {"loss": in_parts(loss, len(tags), config.accumulate)}
-
-    batches = batches_from(dataset, settings.batch_size, iterations, config)
+        epoch = len(split) / settings.batch_size
+        recur_seed = RecurSeed(settings.rsepm, classifier, ema.network, epoch)
 
     def pictures(batch: dict[str, Tensor]) -> dict[str, Tensor]:
         images, tags = batch["image"].to(device), batch["tags"].to(device)
         shown = ema.network if ema else classifier.eval()
-        with cast:
+        with amp:
             maps = (shown.activation(images).float() * tags[:, :, None, None]).amax(1)
         if not ema:
             classifier.train()
         return {"image": denormalise(images), "map": heat(maps, images.shape[-2:])}
 
-    train(
-        "classifier",
-        networks,
-        optimizer,
-        schedule,
-        batches,
-        step,
-        iterations,
-        run.wsss,
-        config,
-        ema,
-        pictures,
-        made_from,
+    loop = Loop(
+        *("classifier", run.wsss, config, networks, optimizer, schedule, batches, iterations),
+        *(ema, pictures, made_from),
     )
+    for t, batch in loop:
+        images = batch["image"].to(device, memory_format=torch.channels_last)
+        tags, figures = batch["tags"].to(device), {}
+        if ema:
+            inside = batch["label"].to(device) != IGNORE  # not padding
+            with amp:
+                figures = recur_seed(images, tags, inside, t)
+            loop.backward(figures.pop("loss"))
+        for rows in () if ema else loop.parts(len(tags)):
+            with amp:
+                loss = classifier.loss(images[rows], tags[rows])
+            loop.backward(loss * (len(tags[rows]) / len(tags)))
+        loop.step(**figures)
     return ema.network if ema else classifier.eval()
 
 
-def write_cams(config: Config, run: Run, split: Split, classifier: Classifier) -> None:
+def write_cams(config: Config, run: Run, split: Split, classifier: nn.Module) -> None:
     """Writes the maps of the tagged classes of every image that has none yet."""
     folder = run.wsss / "cams"
     todo = distributed.my_share([folder / f"{i}.npz" for i in split.ids])
     bar = tqdm(total=len(split), initial=len(split) - len(todo), desc="maps", unit="image")
-    compute = climbed if config.wsss.method == "advcam" else activations
+    compute = adversarial_maps if config.wsss.method == "advcam" else activations
     for index, maps in compute(config, split, classifier, todo):
         tagged = split.tags[index].nonzero()[0]
         if config.wsss.method == "seam":  # its refined maps are nowhere quite 0
@@ -188,15 +183,15 @@ def write_cams(config: Config, run: Run, split: Split, classifier: Classifier) -
 
 
 def activations(
-    config: Config, split: Split, classifier: CamClassifier, todo: Sequence[int]
+    config: Config, split: Split, classifier: nn.Module, todo: Sequence[int]
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Activation maps of the tagged classes over several scales, in batches: (K, H/4, W/4), or
     (K, H, W) with rsepm, whose code resizes them to the image's size by the nearest cell."""
     settings, device, wanted = config.wsss, pick_device(config), set(todo)
-    cast, whole = autocast(config, device), settings.method == "rsepm"
+    amp, whole = autocast(config, device), settings.method == "rsepm"
     mode = "nearest" if whole else "bilinear"
     for indices, images in batches_by_size(split, settings.batch_size, todo):
-        with cast:
+        with amp:
             maps = multi_scale(
                 classifier.activation, images.to(device), settings.scales, settings.flip, mode=mode
             )
@@ -207,11 +202,11 @@ def activations(
         yield from ((k, m[split.tags[k]]) for k, m in pairs if k in wanted)
 
 
-def climbed(
+def adversarial_maps(
     config: Config, split: Split, classifier: CamClassifier, todo: Sequence[int]
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """AdvCAM's maps of the tagged classes, (K, H/4, W/4): images are shared out among all GPUs, or
-    among `workers` processes."""
+    """AdvCAM's maps of the tagged classes, (K, H/4, W/4), shared out among all GPUs, or among
+    `workers` processes."""
     device = pick_device(config)
     if device.type == "cpu":
         devices = [device] * max(1, config.workers)
@@ -219,22 +214,23 @@ def climbed(
         alone = config.device in ("auto", "cuda") and distributed.world() == 1
         count = torch.cuda.device_count() if alone else 1
         devices = [torch.device("cuda", k) for k in range(count)] if count > 1 else [device]
-    climb = AdversarialCam(classifier, split, config.wsss.advcam)
-    yield from map_over_devices(climb, todo, devices)
+    maps = AdversarialCam(classifier, split, config.wsss.advcam)
+    yield from map_over_devices(maps, todo, devices)
 
 
 def write_labels(config: Config, run: Run, split: Split) -> float:
-    """Writes the pseudo label of every image that has none; returns the score of the background."""
-    settings, crf = config.wsss, label_crf(config.wsss)
+    """Writes the pseudo label of every image that has none; returns the background's score."""
+    settings = config.wsss
+    crf = make_crf(settings.crf) if settings.refine == "crf" else None
     paths = [run.wsss / "labels" / f"{i}.png" for i in split.ids]
     todo = distributed.my_share(paths)
     maps = [run.wsss / "cams" / f"{i}.npz" for i in split.ids]
-    threshold = background_score(settings, maps)
+    share = settings.object_share
+    threshold = settings.threshold if share is None else background_score(share, maps)
 
     def write(index: int) -> None:
-        keys, cam = load_cam(maps[index])
         image = split.read_image(index)
-        label = cam_label(image, keys, cam, threshold, crf, settings.sharpness)
+        label = cam_label(image, *load_cam(maps[index]), threshold, crf, settings.sharpness)
         write_label(paths[index], label)
 
     done = len(split) - len(todo)
@@ -242,6 +238,106 @@ def write_labels(config: Config, run: Run, split: Split) -> float:
         pass
     distributed.barrier()
     return threshold
+
+
+def pair_network(config: Config, run: Run, split: Split) -> nn.Module:
+    """The network of pairs along which maps are spread: trained on seeds, or released."""
+    settings = getattr(config.wsss, config.wsss.pairs)
+    kind, backbone = PAIR_NETWORKS[config.wsss.pairs], config.wsss.backbone
+    if settings.weights:
+        network = kind(backbone.without_weights(), settings)
+        checkpoint.load_published(network, Path(settings.weights), kind.RELEASED)
+        return to_device(network, pick_device(config))
+    write_seeds(config, run, split)
+    return train_pairs(config, run, split, kind, backbone)
+
+
+def write_seeds(config: Config, run: Run, split: Split) -> None:
+    """Writes the confident label of every image that has none yet."""
+    folder, settings = run.wsss / "seeds", getattr(config.wsss, config.wsss.pairs)
+    confident_label, crf = PAIR_NETWORKS[config.wsss.pairs].seed, make_crf(settings.crf)
+    todo = distributed.my_share([folder / f"{i}.png" for i in split.ids])
+
+    def write(index: int) -> None:
+        keys, cam = load_cam(run.wsss / "cams" / f"{split.ids[index]}.npz")
+        seed = confident_label(split.read_image(index), keys, cam, settings, crf)
+        write_label(folder / f"{split.ids[index]}.png", seed)
+
+    done = len(split) - len(todo)
+    for _ in in_threads(write, todo, config.workers, "seeds", len(split), done):
+        pass
+    distributed.barrier()
+
+
+def train_pairs(
+    config: Config, run: Run, split: Split, kind: type[nn.Module], backbone: BackboneConfig
+) -> nn.Module:
+    """Fits the network to pairs of confident pixels, or reads the one trained before."""
+    settings, device = getattr(config.wsss, config.wsss.pairs), pick_device(config)
+    cells, needed = settings.augment.crop // kind.stride, 2 * settings.radius - 1
+    if cells < needed:
+        raise UserError(
+            f"a crop of {settings.augment.crop} pixels has {cells} cells, pairs of radius "
+            f"{settings.radius} need {needed}; raise augment.crop or lower radius"
+        )
+    seed_everything(config.seed)
+    network = to_device(kind(backbone, settings), device).train()
+    groups = network.parameter_groups(settings.lr)
+    iterations = max(1, settings.epochs * len(split) // settings.batch_size)
+    optimizer, schedule = make_optimizer("sgd", groups, settings.weight_decay, iterations)
+    seeds = [run.wsss / "seeds" / f"{i}.png" for i in split.ids]
+    dataset = LabelledImages(split, seeds, len(config.data.classes), settings.augment)
+    batches = batches_from(dataset, settings.batch_size, iterations, config)
+    amp = autocast(config, device)
+
+    def pictures(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        with amp:
+            predictions = network.eval()(batch["image"].to(device)).float()
+        network.train()
+        if predictions.shape[1] == 1:  # a boundary
+            drawn = heat(predictions[:, 0].sigmoid(), batch["image"].shape[-2:])
+        else:
+            drawn = torch.stack(principal_components(predictions))
+        seed = label_colours(batch["label"])
+        return {"image": denormalise(batch["image"]), "seed": seed, "prediction": drawn}
+
+    networks, folder = {"network": network}, run.wsss / "pairs"
+    loop = Loop(
+        *("pairs", folder, config, networks, optimizer, schedule, batches, iterations),
+        pictures=pictures,
+    )
+    for _, batch in loop:
+        images = batch["image"].to(device, memory_format=torch.channels_last)
+        with amp:
+            predictions = network(images).float()
+        label = batch["label"].to(device)[:, None].float()
+        label = F.interpolate(label, predictions.shape[-2:], mode="nearest-exact")[:, 0].long()
+        loop.step(affinity_loss(network.affinity(predictions), label, settings.radius))
+    return network.eval()
+
+
+@torch.inference_mode()
+def write_walked_labels(config: Config, run: Run, split: Split, network: nn.Module) -> None:
+    """Writes the label of every image that has none yet, by a random walk of its maps."""
+    device, folder = pick_device(config), run.wsss / "labels"
+    amp, batch_size = autocast(config, device), network.config.batch_size
+    todo = distributed.my_share([folder / f"{i}.png" for i in split.ids])
+    wanted = set(todo)
+    bar = tqdm(total=len(split), initial=len(split) - len(todo), desc="walks", unit="image")
+    for indices, images in batches_by_size(split, batch_size, todo):
+        size = images.shape[-2:]
+        cells = tuple(-(-n // network.stride) for n in size)
+        with amp:
+            predictions = multi_scale(network, images.to(device), flip=network.flip, size=cells)
+        for index, prediction in zip(indices, predictions, strict=True):
+            if index in wanted:
+                keys, cam = load_cam(run.wsss / "cams" / f"{split.ids[index]}.npz")
+                maps = torch.from_numpy(cam).to(device)
+                label = network.label(prediction, keys, maps, tuple(size))
+                write_label(folder / f"{split.ids[index]}.png", label)
+                bar.update()
+    bar.close()
+    distributed.barrier()
 
 
 def foreground_share(run: Run, split: Split) -> float:

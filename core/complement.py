@@ -1,23 +1,152 @@
-"""The EMA teacher of stage 4, which completes debiased labels while the student looks (Fig. 6)."""
+"""Label complementing of stage 4 (Fig. 6, Eq. 6-7): the teacher fills biased pixels.
+
+filled = complement.submit(images, label, tags)      # the teacher's pass; the CRF in threads
+logits = student(images)                             # meanwhile
+label, certainty, figures = filled.result()          # Y^co and W
+loss = segmentation_loss(logits, label, certainty)   # Eq. 7
+"""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from core.config import SegmentationConfig
-from core.crf.dense import make_crf
+from core.crf.dense import CrfConfig, make_crf
 from core.crf.pamr import PAMR
-from core.data.labels import BACKGROUND, BIASED
+from core.data.labels import BACKGROUND, BIASED, IGNORE
 from core.data.transforms import denormalise
-from core.debias import certain_mask, complement
+from core.run.settings import Decay, Dropout
 
-Completed = tuple[Tensor, Tensor, dict[str, Tensor]]
-"""(B, H, W) int64 label Y^co, (B, H, W) float32 certainty W, and figures to log."""
+
+@dataclass
+class ComplementConfig:
+    """How the EMA teacher fills biased pixels."""
+
+    ema: Decay = 0.999  # Decay of the teacher, an exponential moving average of all float state.
+    # Share of the training during which biased pixels are ignored, before the teacher fills them.
+    warmup: Dropout = 0.0
+    refine: Literal["none", "crf", "pamr"] = "crf"  # Refinement R of its prediction (Sec. 3.4).
+    crf: CrfConfig = field(default_factory=CrfConfig)  # Settings of that refinement.
+
+
+def complement(debiased_label: Tensor, teacher_label: Tensor) -> Tensor:
+    """Fills biased pixels with the teacher's label (Fig. 6): (..., H, W) int64."""
+    return torch.where(debiased_label == BIASED, teacher_label, debiased_label)
+
+
+def certain_mask(debiased_label: Tensor, teacher_probs: Tensor, tags: Tensor) -> Tensor:
+    """Certainty W of each pixel's label (Eq. 6).
+
+    1 where the debiased label stands; where it was biased, the teacher's best probability of a
+    class that the image shows. Background is not among those, so a biased pixel that the teacher
+    takes for background weighs almost nothing.
+
+    Args:
+        debiased_label: (B, H, W) int64.
+        teacher_probs: (B, 1 + C, H, W), background first.
+        tags: (B, C) multi-hot.
+
+    Returns:
+        (B, H, W) in [0, 1].
+    """
+    tagged = (teacher_probs[:, 1:] * tags[:, :, None, None]).amax(1)
+    return torch.where(debiased_label == BIASED, tagged, 1.0)
+
+
+def labelled_pixels(label: Tensor) -> Tensor:
+    """How many pixels are background and how many a class: (..., H, W) int64 -> (2,) int64."""
+    labelled = (label != IGNORE) & (label != BIASED)
+    background = (label == BACKGROUND).sum()
+    return torch.stack([background, labelled.sum() - background])
+
+
+def weighted_cross_entropy(
+    logits: Tensor,
+    label: Tensor,
+    certainty: Tensor | None = None,
+    balanced: bool = False,
+    counts: Tensor | None = None,
+) -> Tensor:
+    """Certainty-weighted cross entropy (Eq. 7), averaged over the pixels that have a label.
+
+    The paper writes a sum; the average keeps the learning rate of plain cross entropy, which this
+    is when `certainty` is None.
+
+    Args:
+        logits: (B, 1 + C, H, W).
+        label: (B, H, W) int64; 255 and -1 have no label.
+        certainty: (B, H, W), W.
+        balanced: average over background and over class pixels apart, and add the two.
+        counts: `labelled_pixels` that the averages are over; None: of `label`. Parts of a batch are
+            given those of all of it, so that the sum of their losses is that of the batch.
+
+    Returns:
+        () loss; 0 if no pixel has a label.
+    """
+    label = torch.where(label == BIASED, IGNORE, label)
+    loss = F.cross_entropy(logits, label, ignore_index=IGNORE, reduction="none")
+    if certainty is not None:
+        loss = loss * certainty
+    background, classes = label == BACKGROUND, (label != BACKGROUND) & (label != IGNORE)
+    if counts is None:
+        counts = labelled_pixels(label)
+    if not balanced:
+        return (loss * (background | classes)).sum() / counts.sum().clamp(min=1)
+    parts = zip((background, classes), counts.clamp(min=1), strict=True)
+    return sum((loss * part).sum() / count for part, count in parts)
+
+
+def segmentation_loss(
+    logits: Sequence[Tensor],
+    label: Tensor,
+    certainty: Tensor | None = None,
+    balanced: bool = False,
+    counts: Tensor | None = None,
+    at_cells: bool = False,
+) -> Tensor:
+    """Sum of `weighted_cross_entropy` over all of a network's training logits.
+
+    Args:
+        logits: (B, 1 + C, h, w) of each level; enlarged to the label's size.
+        label, certainty, balanced, counts: see `weighted_cross_entropy`.
+        at_cells: take the label at the centre of each cell of the logits instead, as in the Caffe
+            version of DeepLab v2.
+    """
+
+    def at_centres(maps: Tensor, size: Sequence[int]) -> Tensor:
+        resized = F.interpolate(maps[:, None].float(), size, mode="nearest-exact")
+        return resized[:, 0].to(maps.dtype)
+
+    total = 0
+    for level in logits:
+        level, here, certain, labelled = level.float(), label, certainty, counts
+        if at_cells:
+            size = level.shape[-2:]
+            here = at_centres(label, size)
+            certain = None if certainty is None else at_centres(certainty, size)
+            # On average, the labelled share of all cells is that of all pixels.
+            labelled = None if counts is None else counts * (here[0].numel() / label[0].numel())
+        else:
+            level = F.interpolate(level, label.shape[-2:], mode="bilinear")
+        total = total + weighted_cross_entropy(level, here, certain, balanced, labelled)
+    return total
+
+
+class Filled:
+    """Label, certainty and figures to log, once the threads are done.
+
+    Args:
+        finish: computes (B, H, W) int64 label Y^co, (B, H, W) float32 certainty W and figures.
+    """
+
+    def __init__(self, finish: Callable[[], tuple[Tensor, Tensor, dict[str, Tensor]]]):
+        self.result = functools.cache(finish)
 
 
 class Complement:
@@ -27,49 +156,40 @@ class Complement:
     image may show.
 
     Args:
-        settings: the refinement.
+        config: the refinement.
         teacher: images -> (B, 1 + C, h, w) logits, in evaluation mode.
-        first: step of the training from which on biased pixels are filled; they are ignored before.
-        threads: that refine crops by the dense CRF.
+        threads: number of threads that refine crops by the dense CRF.
     """
 
-    def __init__(self, settings: SegmentationConfig, teacher: nn.Module, first: int, threads: int):
-        self.teacher, self.first, self.refine = teacher, first, settings.refine
+    def __init__(self, config: ComplementConfig, teacher: nn.Module, threads: int):
+        self.teacher, self.refine = teacher, config.refine
         if self.refine == "crf":
-            self._crf = make_crf(settings.crf.settings())
+            self._crf = make_crf(config.crf)
             self._pool = ThreadPoolExecutor(max(1, threads))
         elif self.refine == "pamr":
             self._pamr = PAMR()
 
     @torch.no_grad()
-    def begin(
-        self, images: Tensor, label: Tensor, tags: Tensor, step: int
-    ) -> Callable[[], Completed]:
-        """Asks the teacher, and leaves the CRF to threads: meanwhile the student can look.
+    def submit(self, images: Tensor, label: Tensor, tags: Tensor) -> Filled:
+        """Starts the teacher's pass and its refinement; the student's forward pass runs meanwhile.
 
         Args:
             images: (B, 3, H, W) normalised crops.
             label: (B, H, W) int64 with -1 where biased.
             tags: (B, C) multi-hot.
-            step: of the training.
-
-        Returns:
-            A function that waits for the threads and gives what was completed; it may be called
-            again.
         """
         rows = (label == BIASED).flatten(1).any(1).nonzero()[:, 0]
-        if step < self.first or not len(rows):
-            return lambda: (label, torch.ones_like(label, dtype=torch.float32), {})
+        if not len(rows):
+            return unfilled(label)
         whole, images, tags = label, images[rows], tags[rows]
         images = images.contiguous(memory_format=torch.channels_last)
         logits = F.interpolate(self.teacher(images).float(), whole.shape[-2:], mode="bilinear")
         probs = logits.softmax(1)
         allowed = F.pad(tags, (1, 0), value=1.0)  # background and the tagged classes
-        refined = self._begin_refining(images, probs * allowed[:, :, None, None])
+        refined = self._submit_refinement(images, probs * allowed[:, :, None, None])
 
-        @functools.cache
         @torch.no_grad()
-        def finish() -> Completed:
+        def finish() -> tuple[Tensor, Tensor, dict[str, Tensor]]:
             biased, certainty = whole == BIASED, torch.ones_like(whole, dtype=torch.float32)
             completed = whole.clone()
             completed[rows] = complement(whole[rows], refined().argmax(1))
@@ -81,10 +201,10 @@ class Complement:
             }
             return completed, certainty, figures
 
-        return finish
+        return Filled(finish)
 
-    def _begin_refining(self, images: Tensor, probs: Tensor) -> Callable[[], Tensor]:
-        """(B, 3, H, W) and (B, 1 + C, H, W) -> a function that gives the latter refined."""
+    def _submit_refinement(self, images: Tensor, probs: Tensor) -> Callable[[], Tensor]:
+        """(B, 3, H, W) and (B, 1 + C, H, W) -> a function that returns the latter refined."""
         if self.refine == "pamr":
             present = probs.amax((0, 2, 3)) > 0  # the others stay at 0
             probs[:, present] = self._pamr(images, probs[:, present])
@@ -101,3 +221,8 @@ class Complement:
         refined = np.zeros_like(probs)
         refined[present] = self._crf(np.ascontiguousarray(pixels), probs[present])
         return refined
+
+
+def unfilled(label: Tensor) -> Filled:
+    """The (B, H, W) label as it is, of full certainty; biased pixels are ignored by the loss."""
+    return Filled(lambda: (label, torch.ones_like(label, dtype=torch.float32), {}))

@@ -1,16 +1,50 @@
-"""MARS itself: debiased centroids, debiased labels and the loss that completes them (Eq. 1-7).
+"""Stage 3 of MARS: debiased centroids and debiased labels (Eq. 1-5). Eq. 6-7: core/complement.py.
 
-Pure functions on tensors, without files, networks or settings. Names of dimensions: D feature
-width, H W pixels, h w feature cells, C classes without background, K clusters, Nf and Nb centroids.
+Pure functions on tensors. Names of dimensions: D feature width, H W pixels, h w feature cells, C
+classes without background, K clusters, Nf and Nb centroids.
 """
 
 import math
+from dataclasses import dataclass, field
+from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from core.data.labels import BACKGROUND, BIASED, IGNORE
+from core.crf.dense import CrfConfig, DenseCRF
+from core.data.labels import BACKGROUND, BIASED, BIASED_ON_DISK, IGNORE
+from core.run.settings import OpenUnitInterval, PositiveInt, Share, location
+
+
+@dataclass
+class DebiasConfig:
+    """Stage 3, debiased centroids and debiased labels (Eq. 1-5)."""
+
+    k_fg: PositiveInt = 2  # Clusters per class region, K_fg (Sec. 4.1).
+    k_bg: PositiveInt = 2  # Clusters per background region, K_bg (Sec. 4.1).
+    alpha: Share = 0.40  # Share of the farthest foreground centroids that is kept (Sec. 4.1).
+    # Mean over all background centroids (Eq. 1), or over the `nearest` ones (introduction).
+    distance: Literal["mean", "nearest"] = "mean"
+    nearest: PositiveInt = 10  # Background centroids of the second form; 1 is the minimum.
+    # The similarity map as it is, divided by its maximum in each image's labelled region, or
+    # stretched to [0, 1] there.
+    scale: Literal["raw", "max", "minmax"] = "raw"
+    # Unary of the map M: p_fg = M, p_bg = (1 - M)^gamma; or p_fg = logistic(slope (M - threshold)).
+    unary: Literal["gamma", "logistic"] = "gamma"
+    gamma: float = 1.0  # Exponent of the first form; 1 is a threshold of 0.5 (default).
+    threshold: OpenUnitInterval = 0.5  # Centre of the second form.
+    slope: float = 10.0  # Slope of the second form.
+    refine: Literal["crf", "none"] = "crf"  # Refinement of the similarity map (Sec. 3.3).
+    crf: CrfConfig = field(default_factory=CrfConfig)  # Settings of that refinement.
+    output_dir: str | None = location()  # Folder of the results; None: <run_dir>/debias.
+
+    def unused(self) -> list[str]:
+        """Keys of the forms that are not chosen."""
+        keys = ["nearest"] if self.distance == "mean" else []
+        keys += ["gamma"] if self.unary == "logistic" else ["threshold", "slope"]
+        return keys + (["crf"] if self.refine == "none" else [])
 
 
 def cell_labels(label: Tensor, size: tuple[int, int]) -> Tensor:
@@ -158,13 +192,18 @@ def select_farthest(distance: Tensor, alpha: float) -> Tensor:
     return distance.sort(descending=True, stable=True).indices[:count]
 
 
+def mean_of_units(centroids: Tensor) -> Tensor:
+    """(n, D) -> (D,) mean of the centroids' directions, not unit length itself (Eq. 2)."""
+    return F.normalize(centroids, dim=1).mean(0)
+
+
 def debiased_centroid(
     fg: Tensor, bg: Tensor, alpha: float = 0.40, nearest: int | None = None
 ) -> Tensor:
-    """Averages the foreground centroids that lie farthest from every background (Eq. 1-3).
+    """Averages the foreground centroids that are farthest from every background (Eq. 1-3).
 
-    Rails found under a train also lie in the backgrounds of other images, so centroids of context
-    sit nearer to `bg` than centroids of the object. The far `alpha` share is kept.
+    Rails found under a train also appear in the backgrounds of other images, so centroids of
+    context are nearer to `bg` than centroids of the object. The far `alpha` share is kept.
 
     Args:
         fg: (Nf, D) centroids of one class, K_fg per training image that shows it.
@@ -173,7 +212,7 @@ def debiased_centroid(
         nearest: see `background_distance`.
 
     Returns:
-        (D,) mean of the kept unit centroids, not unit length itself.
+        (D,) mean of the kept unit centroids, not of unit length itself.
 
     Raises:
         ValueError: `fg` or `bg` is empty, their widths differ, or alpha is out of range.
@@ -182,12 +221,36 @@ def debiased_centroid(
         raise ValueError(f"fg, bg must be non-empty (N, D): got {(*fg.shape,)}, {(*bg.shape,)}")
     if not 0 < alpha <= 1:
         raise ValueError(f"alpha must be in (0, 1], got {alpha}; the paper uses 0.40")
-    return mean_of_units(fg[select_farthest(background_distance(fg, bg, nearest), alpha)])
+    labels = torch.cat([torch.zeros(len(bg)), torch.ones(len(fg))])
+    return debiased_centroids(torch.cat([bg, fg]), labels, 1, alpha, nearest)[0][0]
 
 
-def mean_of_units(centroids: Tensor) -> Tensor:
-    """(n, D) -> (D,) mean of the centroids' directions, not unit length itself (Eq. 2)."""
-    return F.normalize(centroids, dim=1).mean(0)
+def debiased_centroids(
+    vectors: Tensor, labels: Tensor, classes: int, alpha: float = 0.40, nearest: int | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Eq. 1-3 for every class.
+
+    Args:
+        vectors: (N, D) centroids of all regions of all training images.
+        labels: (N,) 0..C, the region's label; 0 is background.
+        classes: C.
+        alpha: share of each class's centroids that is kept, in (0, 1].
+        nearest: see `background_distance`.
+
+    Returns:
+        (C, D) debiased centroids, a zero row for a class without any; (N,) distance of each
+        foreground centroid to the backgrounds, 0 for backgrounds; (N,) bool, which are kept.
+    """
+    centroids = vectors.new_zeros(classes, vectors.shape[1])
+    distance, kept = vectors.new_zeros(len(vectors)), torch.zeros_like(labels, dtype=torch.bool)
+    for c in range(1, 1 + classes):
+        rows = (labels == c).nonzero()[:, 0]
+        if len(rows):
+            distance[rows] = background_distance(vectors[rows], vectors[labels == 0], nearest)
+            chosen = rows[select_farthest(distance[rows], alpha)]
+            kept[chosen] = True
+            centroids[c - 1] = mean_of_units(vectors[chosen])
+    return centroids, distance, kept
 
 
 def debiased_score(feat: Tensor, centroids: Tensor, tags: Tensor) -> Tensor:
@@ -212,6 +275,36 @@ def debiased_score(feat: Tensor, centroids: Tensor, tags: Tensor) -> Tensor:
     return similarity.amax(0).clamp(0, 1)
 
 
+def debiased_mask(
+    score: Tensor, image: np.ndarray, label: Tensor, config: DebiasConfig, crf: DenseCRF | None
+) -> Tensor:
+    """Turns the similarity map of Eq. 4 into the binary mask M (Sec. 3.3).
+
+    Args:
+        score: (h, w) in [0, 1], at the features' size or the image's.
+        image: (H, W, 3) uint8 RGB.
+        label: (H, W) pseudo label.
+        config: unary and scale.
+        crf: two-label refinement; None leaves the unary's own decision.
+
+    Returns:
+        (H, W) bool, True where the pixel resembles a debiased centroid.
+    """
+    score = F.interpolate(score[None, None], image.shape[:2], mode="bilinear")[0, 0].clamp(0, 1)
+    region = (label > 0) & (label < BIASED_ON_DISK)
+    if config.scale != "raw" and region.any():
+        low = score[region].min() if config.scale == "minmax" else 0
+        score = ((score - low) / (score[region].max() - low + 1e-6)).clamp(0, 1)
+    if config.unary == "gamma":
+        probs = torch.stack([(1 - score) ** config.gamma, score])
+    else:
+        debiased = torch.sigmoid(config.slope * (score - config.threshold))
+        probs = torch.stack([1 - debiased, debiased])
+    if crf is not None and region.any():
+        probs = torch.from_numpy(crf(image, probs.float().cpu().numpy()))
+    return probs[1] > probs[0]
+
+
 def mark_biased(wsss_label: Tensor, debiased_mask: Tensor) -> Tensor:
     """Marks labelled pixels outside the debiased mask as biased; background never changes (Eq. 5).
 
@@ -225,70 +318,3 @@ def mark_biased(wsss_label: Tensor, debiased_mask: Tensor) -> Tensor:
     label = wsss_label.long()
     biased = (label != BACKGROUND) & (label != IGNORE) & ~debiased_mask
     return torch.where(biased, BIASED, label)
-
-
-def complement(debiased_label: Tensor, teacher_label: Tensor) -> Tensor:
-    """Fills biased pixels with the teacher's label (Fig. 6): (..., H, W) int64."""
-    return torch.where(debiased_label == BIASED, teacher_label, debiased_label)
-
-
-def certain_mask(debiased_label: Tensor, teacher_probs: Tensor, tags: Tensor) -> Tensor:
-    """Certainty W of each pixel's label (Eq. 6).
-
-    1 where the debiased label stands; where it was biased, the teacher's best probability of a
-    class that the image shows. Background is not among those, so a biased pixel that the teacher
-    takes for background weighs almost nothing.
-
-    Args:
-        debiased_label: (B, H, W) int64.
-        teacher_probs: (B, 1 + C, H, W), background first.
-        tags: (B, C) multi-hot.
-
-    Returns:
-        (B, H, W) in [0, 1].
-    """
-    tagged = (teacher_probs[:, 1:] * tags[:, :, None, None]).amax(1)
-    return torch.where(debiased_label == BIASED, tagged, 1.0)
-
-
-def labelled_pixels(label: Tensor) -> Tensor:
-    """How many pixels are background and how many a class: (..., H, W) int64 -> (2,) int64."""
-    labelled = (label != IGNORE) & (label != BIASED)
-    background = (label == BACKGROUND).sum()
-    return torch.stack([background, labelled.sum() - background])
-
-
-def weighted_cross_entropy(
-    logits: Tensor,
-    label: Tensor,
-    certainty: Tensor | None = None,
-    balanced: bool = False,
-    counts: Tensor | None = None,
-) -> Tensor:
-    """Certainty-weighted cross entropy (Eq. 7), averaged over the pixels that have a label.
-
-    The paper writes a sum; the average keeps the learning rate of plain cross entropy, which this
-    is when `certainty` is None.
-
-    Args:
-        logits: (B, 1 + C, H, W).
-        label: (B, H, W) int64; 255 and -1 have no label.
-        certainty: (B, H, W), W.
-        balanced: average over background and over class pixels apart, and add the two.
-        counts: `labelled_pixels` that the averages are over; None: of `label`. Parts of a batch are
-            given those of all of it, so that the sum of their losses is that of the batch.
-
-    Returns:
-        () loss; 0 if no pixel has a label.
-    """
-    label = torch.where(label == BIASED, IGNORE, label)
-    loss = F.cross_entropy(logits, label, ignore_index=IGNORE, reduction="none")
-    if certainty is not None:
-        loss = loss * certainty
-    background, classes = label == BACKGROUND, (label != BACKGROUND) & (label != IGNORE)
-    if counts is None:
-        counts = labelled_pixels(label)
-    if not balanced:
-        return (loss * (background | classes)).sum() / counts.sum().clamp(min=1)
-    parts = zip((background, classes), counts.clamp(min=1), strict=True)
-    return sum((loss * part).sum() / count for part, count in parts)

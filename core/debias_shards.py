@@ -28,8 +28,10 @@ from core.run.files import atomic_write, read_arrays
 SCALE = 2.0**26
 CLUSTER_BITS, ORDER_BITS = 9, 34
 """Clusters of an image, and images with their clusters: at most 512, and 33,554,432 images."""
-DETAILED = 2**30
-"""Bytes of vectors up to which `write_selection` lists every centroid."""
+NO_BACKGROUND = (
+    "no label map of the training list has background, with which Eq. 1 compares; check the labels "
+    "(wsss.labels_dir, or wsss/labels below run_dir)"
+)
 BLOCK = 1024
 """Foreground centroids that are compared with a shard's backgrounds at a time."""
 
@@ -68,38 +70,25 @@ def write_shard(
 
 
 def select(
-    shards: Sequence[Path],
-    path: Path,
-    classes: int,
-    alpha: float,
-    nearest: int | None = None,
-    made_from: str = "",
+    shards: Sequence[Path], classes: int, alpha: float, nearest: int | None = None
 ) -> np.ndarray:
-    """Eq. 1-3 from beginning to end: the (C, D) float32 debiased centroids, also written to `path`.
+    """Eq. 1-3 from beginning to end: the (C, D) float32 debiased centroids.
 
     Args:
-        shards: of `write_shard`, all of them.
-        path: see `write_selection`.
+        shards: all files of `write_shard`.
         classes: C.
         alpha: share of each class's centroids that is kept.
         nearest: see `write_distances`.
-        made_from: see `write_selection`.
 
     Raises:
         UserError: there is no background to compare with.
     """
     background, found = background_sum(shards, classes)
     if not found[0]:
-        raise UserError(
-            "no label map of the training list has background, with which Eq. 1 compares; look at "
-            "the labels (wsss.labels_dir, or wsss/labels below run_dir)"
-        )
+        raise UserError(NO_BACKGROUND)
     distances = write_distances(shards, background, found[0], nearest)
     kept = kept_counts(found, alpha)
-    floor = thresholds(shards, distances, kept)
-    centroids = mean_of_kept(shards, distances, floor, kept)
-    write_selection(path, shards, distances, floor, centroids, found, made_from)
-    return centroids
+    return mean_of_kept(shards, distances, thresholds(shards, distances, kept), kept)
 
 
 def background_sum(shards: Sequence[Path], classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -199,40 +188,6 @@ def mean_of_kept(
             part = np.add.reduceat(_integers(vectors[rows]), starts)
             sums[chosen] += part.astype(np.int64)
     return (sums / np.maximum(kept, 1)[:, None] / SCALE)[1:].astype(np.float32)
-
-
-def write_selection(
-    path: Path,
-    shards: Sequence[Path],
-    distances: Sequence[Path],
-    floor: np.ndarray,
-    centroids: np.ndarray,
-    found: np.ndarray,
-    made_from: str = "",
-) -> None:
-    """Writes the (C, D) debiased centroids; where vectors take up to `DETAILED` bytes, all rows.
-
-    `made_from` is text that the file carries along, such as class names and settings as JSON. Rows
-    are in the order of the images: vectors (N, D) float32, labels, images, sizes (N,)
-    integers, distance (N,) float32, selected (N,) bool; N is the sum of `found`, (1 + C,).
-    """
-    rows, count = {}, found.sum()
-    if count * centroids[0].nbytes <= DETAILED:
-        images = np.concatenate([_read(shard, "images")["images"] for shard in shards])
-        place = np.empty(count, np.int64)
-        place[np.argsort(images, kind="stable")] = np.arange(count)
-        ranked, begin = _ranked(shards, distances), 0
-        for shard, file, (labels, keys) in zip(shards, distances, ranked, strict=True):
-            part = _read(shard, "vectors", "labels", "images", "sizes") | _read(file, "distance")
-            part["selected"] = keys >= floor[labels]
-            here = place[begin : begin + len(labels)]
-            for name, values in part.items():
-                if name not in rows:
-                    rows[name] = np.empty((count, *values.shape[1:]), values.dtype)
-                rows[name][here] = values
-            begin += len(labels)
-    with atomic_write(path) as tmp, tmp.open("wb") as file:
-        np.savez(file, **rows, centroids=centroids, made_from=np.array(made_from))
 
 
 def _integers(vectors: np.ndarray) -> np.ndarray:

@@ -1,72 +1,96 @@
-"""A trained segmenter and its label maps, for scoring and for photographs without a mask."""
+"""Stage 4's settings, and label maps by a trained network: views, refinement, files."""
 
-import dataclasses
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from torch import Tensor
 
-from core.config import Config, EvaluationConfig, SegmentationConfig, overlaid
-from core.crf.dense import DenseCRF, make_crf
+from core.complement import ComplementConfig
+from core.crf.dense import CrfConfig, DenseCRF, make_crf
 from core.data.labels import write_label
 from core.data.loader import batches_by_size
+from core.data.settings import AugmentConfig
 from core.data.splits import Split
 from core.inference import multi_scale, windowed
-from core.models.backbones import to_device
-from core.models.deeplab import DeepLab, build_deeplab
-from core.run import checkpoint, distributed
-from core.run.errors import UserError
-from core.run.files import read_json
-from core.run.loop import autocast, pick_device
-from core.run.stage import Run
+from core.models.deeplab import DeepLab, DeepLabConfig
+from core.run import distributed
+from core.run.device import autocast, pick_device, to_device
+from core.run.settings import NonNegativeInt, PositiveFloat, PositiveInt, Runtime, check, location
 from core.run.threads import in_threads
 
 
-def trained_weights(run: Run) -> Path:
-    """The checkpoint of the configured training.
+@dataclass
+class SegmentationConfig(ComplementConfig, DeepLabConfig):
+    """Stage 4, a DeepLab with an EMA teacher (Eq. 6-7)."""
 
-    Raises:
-        UserError: it has not come to its end.
-    """
-    weights = run.segmentation() / "checkpoint.pth"
-    if not weights.is_file() or not read_json(weights.with_name("manifest.json"))["finished"]:
-        raise UserError(f"{weights.parent} holds no finished training; run train_segmentation.py")
-    return weights
+    # wsss: plain pseudo labels; ignore: biased pixels left out; complement: filled by the teacher;
+    # mars: the same under the certainty-weighted loss; supervised: ground truth, the upper bound.
+    mode: Literal["wsss", "ignore", "complement", "mars", "supervised"] = "mars"
+    name: str | None = location()  # Folder name below <run_dir>/segmentation; None: the mode.
+    labels_dir: str | None = (
+        location()
+    )  # Use <id>.png labels from here instead of stage 2's or 3's.
+    # Average the loss over background and over class pixels apart, and add the two (AdvCAM).
+    balanced: bool = False
+    epochs: PositiveInt = 100  # Passes over the training images (the author's later code).
+    batch_size: PositiveInt = 16  # Images per step.
+    # sgd has momentum 0.9 and a polynomial schedule; adamw a one-cycle one.
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 1e-3  # Learning rate of the backbone.
+    head_lr: float = 1e-2  # Learning rate of the new layers.
+    weight_decay: float = 4e-5  # Weight decay.
+    augment: AugmentConfig = field(default_factory=AugmentConfig)  # Views for training.
 
-
-def load_segmenter(
-    weights: Path, config: Config, configured: bool = False
-) -> tuple[DeepLab, tuple[str, ...]]:
-    """The EMA teacher of a training, which is what a user deploys, and the names of its classes.
-
-    A checkpoint says itself which network it holds and what its labels are called, so nothing of
-    the training data is needed; one that does not is taken for the configured network.
-
-    Args:
-        weights: the checkpoint.
-        config: the whole configuration.
-        configured: refuse a network that was trained with other settings or for other classes.
-    """
-    content = checkpoint.load(weights)
-    if configured:
-        checkpoint.refuse_other(weights, content, "segmentation", config, named=True)
-    settings, classes = config.segmentation, config.data.classes
-    made_from = content.get("made_from")
-    if made_from is not None:
-        settings = overlaid(SegmentationConfig(), made_from["settings"], "segmentation.")
-        classes = tuple(made_from["classes"])
-    blank = dataclasses.replace(settings, backbone=settings.backbone.without_weights())
-    network = build_deeplab(blank, len(classes))
-    return checkpoint.into(network, content, "ema", weights, "segmentation"), classes
+    def unused(self) -> list[str]:
+        """Keys of the heads and modes that are not chosen."""
+        keys = {
+            "deeplabv1": ["low_dim", "head_dropout"],
+            "deeplabv2": ["low_dim", "head_dropout", "head_momentum", "aspp_dim", "dropout"],
+            "deeplabv3plus": ["head_momentum"],
+        }[self.network]
+        if self.mode not in ("complement", "mars"):
+            keys = [*keys, "warmup", "refine", "crf"]
+        return keys if self.refine == "crf" else [*keys, "crf"]
 
 
-def predict(config: Config, network: DeepLab, split: Split, folder: Path) -> None:
-    """Writes the predicted label map of every image that has none yet."""
-    settings, device = config.evaluation, pick_device(config)
-    network = to_device(network, device)
-    cast = autocast(config, device)
-    crf = make_crf(settings.crf.settings()) if settings.refine == "crf" else None
+@dataclass
+class EvaluationConfig:
+    """Stage 5, scoring."""
+
+    scales: tuple[PositiveFloat, ...] = (0.5, 1.0, 1.5, 2.0)  # Test-time scales (the author's).
+    flip: bool = True  # Average with the mirrored image.
+    # Side of the overlapping windows through which larger images are seen, pixels; 0: whole images.
+    window: NonNegativeInt = 0
+    refine: Literal["crf", "none"] = "crf"  # Post-processing of the averaged probabilities.
+    crf: CrfConfig = field(default_factory=CrfConfig)  # Settings of that refinement.
+
+    def __post_init__(self):
+        check(len(self.scales) > 0, "evaluation.scales needs at least one number")
+        check(
+            self.window == 0 or self.window >= 32,
+            f"evaluation.window must be 0 or at least 32, got {self.window}",
+        )
+
+    def unused(self) -> list[str]:
+        """The CRF's settings without one."""
+        return ["crf"] if self.refine == "none" else []
+
+
+def predict(
+    network: DeepLab,
+    split: Split,
+    folder: Path,
+    settings: EvaluationConfig,
+    batch_size: int,
+    runtime: Runtime,
+) -> None:
+    """Writes the predicted label map of every image that has none yet in `folder`."""
+    device = pick_device(runtime)
+    network, amp = to_device(network, device), autocast(runtime, device)
+    crf = make_crf(settings.crf) if settings.refine == "crf" else None
     todo = distributed.my_share([folder / f"{i}.png" for i in split.ids])
 
     def finish(item: tuple[int, np.ndarray]) -> None:
@@ -76,15 +100,15 @@ def predict(config: Config, network: DeepLab, split: Split, folder: Path) -> Non
 
     def seen() -> Iterator[tuple[int, np.ndarray]]:
         wanted = set(todo)
-        for indices, images in batches_by_size(split, config.segmentation.batch_size, todo):
-            with cast:
+        for indices, images in batches_by_size(split, batch_size, todo):
+            with amp:
                 probs = probabilities(network, images.to(device), settings)
             for index, own in zip(indices, probs.cpu().numpy(), strict=True):
                 if index in wanted:
                     yield index, own
 
     done = len(split) - len(todo)
-    for _ in in_threads(finish, seen(), config.workers, "predicting", len(split), done):
+    for _ in in_threads(finish, seen(), runtime.workers, "predicting", len(split), done):
         pass
     distributed.barrier()
 

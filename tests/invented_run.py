@@ -12,10 +12,11 @@ from core.data.labels import BIASED_ON_DISK, read_label, write_label
 from core.data.splits import read_split
 from core.metrics import confusion_matrix
 from core.models.deeplab import build_deeplab
+from core.pipeline import Run, own_stages
 from core.run import checkpoint
 from core.run.files import read_json, write_json
-from core.run.identity import save_stamps, stamp, summary
-from core.run.stage import Run, environment, own_stages
+from core.run.inputs import save_stamps, stamp, summary
+from core.run.stage import environment
 from core.scoring import summarise
 from tools import make_demo_dataset
 from tools.demo_world.scene import CLASSES

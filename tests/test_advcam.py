@@ -3,10 +3,18 @@ import torch
 from conftest import CLASSES
 from torch import nn
 
-from core.config import AdvCamConfig, BackboneConfig, DataConfig, WsssConfig
+from core.data.settings import DataConfig
 from core.data.splits import read_split
-from core.wsss.advcam import AdversarialCam, adversarial_cam, adversarial_cams, map_over_devices
+from core.models.backbones import BackboneConfig
+from core.wsss.advcam import (
+    AdvCamConfig,
+    AdversarialCam,
+    adversarial_cam,
+    adversarial_cams,
+    map_over_devices,
+)
 from core.wsss.cam import CamClassifier
+from core.wsss.settings import WsssConfig
 
 
 class Linear(nn.Module):

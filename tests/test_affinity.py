@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from core.config import IrnConfig
 from core.wsss.affinity import (
     affinity_loss,
     feature_affinity,
@@ -14,7 +13,7 @@ from core.wsss.affinity import (
     path_affinity,
     random_walk,
 )
-from core.wsss.irn import walk
+from core.wsss.irn import IrnConfig, walk
 
 
 @pytest.mark.parametrize(("radius", "count"), [(2, 4), (5, 34), (10, 152)])

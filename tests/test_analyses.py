@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from conftest import CLASSES, ROOT, run_python
 
-from core.config import Config, DebiasConfig, make_parser, parse
+from core.config import Config, make_parser, parse
 from core.data.labels import read_label
 from core.data.splits import read_split
+from core.debias import DebiasConfig
+from core.pipeline import Run
 from core.run.errors import UserError
 from core.run.files import write_json
-from core.run.stage import Run
 from tools import analyse, reproduce, summarise_runs
 from tools.analyses import ablation, gains, published, selection, sensitivity
 from tools.analyses.results import Analysis, paper, publish

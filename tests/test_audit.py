@@ -9,8 +9,9 @@ import yaml
 from conftest import CLASSES, ROOT, run_python
 from torch.nn import functional as F
 
-from core.config import Config, DataConfig
+from core.config import Config
 from core.data.labels import read_label, write_label
+from core.data.settings import DataConfig
 from core.data.splits import Split, ground_truth, read_split
 from core.pages import templates
 from tools.audit_bias import Audit, Clusters, area_under_curve, distinct, rank

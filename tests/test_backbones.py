@@ -6,14 +6,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from core.config import BackboneConfig, SegmentationConfig, UssConfig, WsssConfig
-from core.models.backbones import Backbone, feature_network
+from core.models.backbones import Backbone, BackboneConfig, feature_network
 from core.models.deeplab import build_deeplab
 from core.run import checkpoint, vision
 from core.run.errors import UserError
-from core.uss.features import SemanticFeatures
-from core.wsss.classifiers import build_classifier
-from core.wsss.pairs import AffinityNetwork, BoundaryNetwork
+from core.segmenter import SegmentationConfig
+from core.uss.features import SemanticFeatures, UssConfig
+from core.wsss.irn import BoundaryNetwork
+from core.wsss.psa import AffinityNetwork
+from core.wsss.settings import WsssConfig
+from train_wsss import build_classifier
 
 DILATED = {
     "test_resnet": {},

@@ -8,7 +8,7 @@ import pytest
 from invented_run import NAMES, make_run
 
 from core.config import make_parser, parse
-from core.run.stage import Run
+from core.pipeline import Run
 from tools.make_report import write_report
 
 api = pytest.importorskip("playwright.sync_api", reason="needs playwright: requirements-dev.txt")

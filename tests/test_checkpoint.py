@@ -3,8 +3,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from core.config import BackboneConfig
-from core.models.backbones import Backbone, ViT
+from core.models.backbones import Backbone, BackboneConfig, ViT
 from core.run import checkpoint
 from core.run.errors import UserError
 

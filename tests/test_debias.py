@@ -6,18 +6,16 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from core.complement import certain_mask, complement, weighted_cross_entropy
 from core.debias import (
     background_distance,
     cell_labels,
-    certain_mask,
-    complement,
     debiased_centroid,
     debiased_score,
     image_centroids,
     kmeans,
     mark_biased,
     select_farthest,
-    weighted_cross_entropy,
 )
 
 

@@ -6,8 +6,8 @@ import pytest
 import yaml
 from conftest import CLASSES, run_python
 
-from core.config import DataConfig
 from core.data.labels import write_label
+from core.data.settings import DataConfig
 from core.data.splits import read_split
 
 

@@ -3,17 +3,19 @@ import pytest
 import torch
 from conftest import CLASSES, run_python
 
-from core.config import BackboneConfig, DataConfig, UssConfig, make_parser, parse
+from core.config import make_parser, parse
+from core.data.settings import DataConfig
 from core.data.splits import read_split
-from core.models.backbones import ViT
+from core.models.backbones import BackboneConfig, ViT
+from core.pipeline import feature_source
 from core.run.errors import UserError
 from core.run.vision import timm
 from core.uss.features import (
     SemanticFeatures,
+    UssConfig,
     centred,
     feature_files,
     feature_shape,
-    feature_source,
     file_features,
     mean_feature,
     network_features,

@@ -8,8 +8,8 @@ import pytest
 from conftest import run_python
 from PIL import Image
 
-from core.config import DataConfig
 from core.data.finder import FEATURES, LABELS, PHOTOGRAPHS, Files, listed_id, readable, user_path
+from core.data.settings import DataConfig
 from core.data.splits import read_split
 from core.data.tags import find_images, image_id
 from core.run import notes

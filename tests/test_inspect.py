@@ -8,8 +8,8 @@ import pytest
 import yaml
 from conftest import CLASSES, run_python
 
-from core.config import DataConfig
 from core.data.labels import read_label, write_label
+from core.data.settings import DataConfig
 from core.data.splits import ground_truth, read_split
 
 

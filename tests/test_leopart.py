@@ -6,13 +6,15 @@ import torch
 import yaml
 from conftest import CLASSES, run_python
 
-from core.config import BackboneConfig, DataConfig, LeopartConfig, make_parser, parse
+from core.config import make_parser, parse
+from core.data.settings import DataConfig
 from core.data.splits import read_split
-from core.models.backbones import ViT, feature_network
+from core.models.backbones import BackboneConfig, ViT, feature_network
 from core.run import checkpoint
 from core.run.errors import UserError
 from core.uss import leopart
 from core.uss.leopart import (
+    LeopartConfig,
     LeopartNetwork,
     MultiCrops,
     Queue,

@@ -2,8 +2,9 @@
 
 import pytest
 
-from core.config import Config, DataConfig, make_parser, parse
+from core.config import Config, make_parser, parse
 from core.data.names import class_name, look_alikes, nearest, warn_of_names
+from core.data.settings import DataConfig
 from core.data.tags import find_images
 from core.run import notes
 from core.run.errors import UserError

@@ -12,8 +12,8 @@ import pytest
 from conftest import ROOT, run_python, sample
 from PIL import Image
 
-from core.config import DataConfig
 from core.data.labels import read_label
+from core.data.settings import DataConfig
 from core.data.splits import ground_truth, read_split
 from core.data.tags import read_table
 

@@ -13,8 +13,8 @@ from conftest import ROOT, run_python, sample
 from PIL import Image
 from scipy.io import savemat
 
-from core.config import VOC_CLASSES, DataConfig
 from core.data.labels import palette, read_label
+from core.data.settings import VOC_CLASSES, DataConfig
 from core.data.splits import ground_truth, read_split
 from core.data.tags import read_table
 

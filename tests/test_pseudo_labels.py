@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from core.run.errors import UserError
-from core.wsss.pseudo_labels import load_cam, save_cam
+from core.wsss.cam import load_cam, save_cam
 
 
 def test_activation_maps_survive_the_disk(tmp_path):

@@ -5,19 +5,18 @@ import os
 import pytest
 import torch
 
-from core.config import BackboneConfig, IrnConfig, PsaConfig, UssConfig, WsssConfig
-from core.models.backbones import norms
+from core.models.backbones import BackboneConfig, norms
 from core.models.wide_resnet import WideResNet38
-from core.run.checkpoint import load, save
+from core.run.checkpoint import load, load_published, save
 from core.run.errors import UserError
 from core.run.vision import timm
-from core.uss.features import SemanticFeatures
+from core.uss.features import SemanticFeatures, UssConfig
 from core.wsss.cam import CamClassifier
-from core.wsss.irn import irn_spreading
-from core.wsss.psa import psa_spreading
-from core.wsss.published import load_published
-from core.wsss.rsepm_network import RsEpmClassifier
-from core.wsss.seam_network import SeamClassifier
+from core.wsss.irn import IrnConfig, irn_spreading
+from core.wsss.psa import PsaConfig, psa_spreading
+from core.wsss.rsepm import RsEpmClassifier
+from core.wsss.seam import SeamClassifier
+from core.wsss.settings import WsssConfig
 
 from torchvision.models import resnet50  # isort: skip (after core.run.vision)
 

@@ -14,8 +14,8 @@ from invented_run import make_run
 from core.config import Config, make_parser, parse
 from core.data.labels import BIASED_ON_DISK
 from core.data.splits import Split, read_split
+from core.pipeline import Run
 from core.run.errors import UserError
-from core.run.stage import Run
 from tools import make_report
 from tools.report import charts, figures, pictures
 from tools.report.analyses import PNG, cell, read_analyses

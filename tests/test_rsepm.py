@@ -5,11 +5,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from core.config import BackboneConfig, RsEpmConfig, WsssConfig
+from core.models.backbones import BackboneConfig
 from core.run.errors import UserError
 from core.run.loop import EMA
 from core.wsss.rsepm import (
     RecurSeed,
+    RsEpmClassifier,
+    RsEpmConfig,
     certain_label,
     correlated,
     edge_strength,
@@ -17,7 +19,7 @@ from core.wsss.rsepm import (
     mixed,
     self_correlation,
 )
-from core.wsss.rsepm_network import RsEpmClassifier
+from core.wsss.settings import WsssConfig
 
 RESNET = BackboneConfig("resnet18", {"channels": [8, 8, 16, 16]}, "none", "none")
 SMALL = RsEpmConfig(width=8, low_width=8, rates=(2, 4), recur_from=1, mix_from=2, edge=0.9)

@@ -4,13 +4,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from core.run.identity import settings_with_influence
 
-from core.config import Config, DebiasConfig, SegmentationConfig, overlaid
+from core.config import Config
+from core.debias import DebiasConfig
+from core.pipeline import check_upstream
 from core.run import identity
 from core.run.errors import UserError, raise_all, run_script
 from core.run.files import atomic_write, read_json, write_json
-from core.run.identity import Identity, settings_with_influence, weight_files
-from core.run.stage import Stage, check_upstream
+from core.run.settings import overlaid, weight_files
+from core.run.stage import Identity, Stage
+from core.segmenter import SegmentationConfig
 
 
 def stage(folder, config=None, tags=("cat", "dog"), classes=("cat", "dog"), files=()):

@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from core.config import BackboneConfig, WsssConfig
+from core.models.backbones import BackboneConfig
 from core.wsss.seam import (
+    SeamClassifier,
     background_from_classes,
     classification_loss,
     consistency_losses,
@@ -10,7 +11,7 @@ from core.wsss.seam import (
     normalised,
     only_the_best_class,
 )
-from core.wsss.seam_network import SeamClassifier
+from core.wsss.settings import WsssConfig
 
 RESNET = BackboneConfig("resnet18", {"channels": [8, 8, 16, 16]}, "none")
 WIDE = BackboneConfig("wide_resnet38", {"width": 1 / 32}, "none")

@@ -3,15 +3,15 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from core.config import BackboneConfig, EvaluationConfig, SegmentationConfig, WsssConfig
-from core.debias import labelled_pixels, weighted_cross_entropy
-from core.models.backbones import norms
+from core.complement import labelled_pixels, weighted_cross_entropy
+from core.models.backbones import BackboneConfig, norms
 from core.models.deeplab import build_deeplab
 from core.models.wide_resnet import WideResNet38
 from core.run.errors import UserError
 from core.run.loop import make_optimizer
-from core.segmenter import probabilities
+from core.segmenter import EvaluationConfig, SegmentationConfig, probabilities
 from core.wsss.cam import CamClassifier
+from core.wsss.settings import WsssConfig
 
 RESNET = BackboneConfig("resnet18", {"channels": [8, 8, 16, 16]}, "none")
 WIDE = BackboneConfig("wide_resnet38", {"width": 1 / 32}, "none")

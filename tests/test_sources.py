@@ -13,22 +13,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from core.config import (
-    AdvCamConfig,
-    BackboneConfig,
-    IrnConfig,
-    PsaConfig,
-    SegmentationConfig,
-)
 from core.crf.dense import DenseCRF
 from core.crf.pamr import PAMR
 from core.inference import multi_scale
+from core.models.backbones import BackboneConfig
 from core.models.deeplab import DeepLabV1Head, DeepLabV2Head, DeepLabV3PlusHead, build_deeplab
 from core.run.loop import poly
+from core.segmenter import SegmentationConfig
 from core.uss import leopart, stego
 from core.uss.self_supervision import sinkhorn
 from core.wsss import affinity, irn, psa, seam
-from core.wsss.advcam import adversarial_cam
+from core.wsss.advcam import AdvCamConfig, adversarial_cam
+from core.wsss.irn import IrnConfig
+from core.wsss.psa import PsaConfig
 
 RESNET = BackboneConfig("resnet18", {"channels": [8, 8, 16, 16]}, "none")
 

@@ -8,12 +8,11 @@ import torch
 import yaml
 from conftest import ROOT, run_python, tiny_config
 
-from core.config import BackboneConfig, IrnConfig
 from core.crf.dense import DenseCRF
 from core.data.labels import read_label
+from core.models.backbones import BackboneConfig
 from core.run.checkpoint import load
-from core.wsss.irn import confident_label, walk, walked_label
-from core.wsss.pairs import BoundaryNetwork
+from core.wsss.irn import BoundaryNetwork, IrnConfig, confident_label, walk, walked_label
 
 RESNET = BackboneConfig("resnet18", {"channels": [8, 8, 16, 16]}, "none")
 

@@ -5,7 +5,7 @@ import pytest
 from conftest import sample
 from PIL import Image
 
-from core.config import VOC_CLASSES, DataConfig
+from core.data.settings import VOC_CLASSES, DataConfig
 from core.data.splits import read_split
 from core.data.tags import (
     find_images,

@@ -10,8 +10,9 @@ from torch import nn
 from core.config import Config
 from core.data.loader import StepSampler
 from core.run import checkpoint, distributed
+from core.run.device import pick_device
 from core.run.errors import UserError
-from core.run.loop import EMA, in_parts, make_optimizer, one_cycle, pick_device, poly, train
+from core.run.loop import EMA, in_parts, make_optimizer, one_cycle, poly, train
 
 
 def fit(folder, stop_at=None, iterations=10, sick_at=None, weak_at=None):

@@ -8,12 +8,13 @@ import yaml
 from conftest import CLASSES, run_python
 
 import train_uss
-from core.config import BackboneConfig, DataConfig, UssConfig
+from core.data.settings import DataConfig
 from core.data.splits import read_split
 from core.data.transforms import normalise
+from core.models.backbones import BackboneConfig
 from core.run import checkpoint
 from core.run.errors import UserError
-from core.uss.features import SemanticFeatures
+from core.uss.features import SemanticFeatures, UssConfig
 
 
 @pytest.fixture

@@ -23,8 +23,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from core.config import make_parser, parse
+from core.pipeline import Run
 from core.run.errors import run_script
-from core.run.stage import Run
 from tools.analyses.ablation import table6
 from tools.analyses.gains import figure9
 from tools.analyses.results import publish

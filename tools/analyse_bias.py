@@ -21,9 +21,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from core.config import Config, make_parser, parse
 from core.data.labels import BIASED_ON_DISK, read_label
 from core.data.splits import Split, ground_truth, read_split
+from core.pipeline import Run
 from core.run.errors import run_script
 from core.run.files import read_arrays, write_json
-from core.run.stage import Run, check_upstream_of
+from core.run.stage import check_upstream_of
 
 TARGET, BIASED = 0.3, 0.1  # IoU, Fig. 8
 

@@ -33,9 +33,10 @@ from core.config import Config, make_parser, parse
 from core.data.labels import BACKGROUND, BIASED_ON_DISK, read_label, read_truth
 from core.data.splits import Split, ground_truth, label_files, read_split
 from core.pages import encode, inline, templates
+from core.pipeline import Run
 from core.run.errors import UserError, run_script
 from core.run.files import atomic_write
-from core.run.stage import Run, check_upstream_of
+from core.run.stage import check_upstream_of
 from tools.analyse_bias import removal
 
 NEAREST = 10  # a distance to backgrounds is the mean over so many nearest ones

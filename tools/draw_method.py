@@ -18,15 +18,15 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from core.debias_image import similarity
+
 from core.config import Config, make_parser, parse
 from core.data.labels import palette, read_label
 from core.data.splits import Split, read_split
-from core.debias_image import similarity
+from core.pipeline import Run, feature_source
+from core.run.device import autocast, pick_device
 from core.run.errors import UserError, run_script
 from core.run.files import atomic_write, read_arrays
-from core.run.loop import autocast, pick_device
-from core.run.stage import Run
-from core.uss.features import feature_source
 
 REMEDY = "run make_debiased_labels.py with the same --config"
 KEYS = ("images", "labels", "distance", "selected", "centroids")

@@ -14,16 +14,18 @@ from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from core.run.identity import settings_with_influence
+from core.wsss.classifiers import Classifier
+
 from core.config import Config, make_parser, parse
 from core.data.splits import Split, read_split
-from core.models.backbones import to_device
+from core.pipeline import Run, load_semantic_features
 from core.run import checkpoint
+from core.run.device import autocast, pick_device, to_device
 from core.run.errors import run_script
-from core.run.identity import Identity, settings_with_influence
-from core.run.loop import autocast, pick_device
-from core.run.stage import Run, Stage
-from core.uss.features import load_semantic_features, network_features, write_features
-from core.wsss.classifiers import Classifier, build_classifier
+from core.run.stage import Identity, Stage
+from core.uss.features import network_features, write_features
+from train_wsss import build_classifier
 
 
 def main() -> None:

@@ -26,20 +26,21 @@ from torch.nn import functional as F
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from core.config import BackboneConfig, Config, LeopartConfig, make_parser, parse
+from core.config import Config, make_parser, parse
 from core.inference import multi_scale
-from core.models.backbones import ViT, to_device
+from core.models.backbones import BackboneConfig, ViT
 from core.models.deeplab import build_deeplab
+from core.run.device import autocast, pick_device, to_device
 from core.run.errors import run_script
-from core.run.loop import EMA, autocast, pick_device
+from core.run.loop import EMA
 from core.uss.features import SemanticFeatures
-from core.uss.leopart import LeopartNetwork, Queue, crops_loss
+from core.uss.leopart import LeopartConfig, LeopartNetwork, Queue, crops_loss
 from core.wsss.advcam import adversarial_cam
 from core.wsss.affinity import affinity_loss
-from core.wsss.classifiers import build_classifier
 from core.wsss.irn import irn_spreading
 from core.wsss.psa import psa_spreading
 from core.wsss.rsepm import RecurSeed
+from train_wsss import build_classifier
 
 PHOTOGRAPH = (375, 500)  # VOC's usual size
 

@@ -36,11 +36,10 @@ from core.data.splits import Split, ground_truth, label_files, read_split
 from core.debias import image_centroids, kmeans
 from core.pages import encode, inline, templates
 from core.pictures import principal_components
+from core.pipeline import Run, feature_source
+from core.run.device import autocast, pick_device
 from core.run.errors import UserError, run_script
 from core.run.files import atomic_write, write_json
-from core.run.loop import autocast, pick_device
-from core.run.stage import Run
-from core.uss.features import feature_source
 
 SIDE = 224  # height of a picture
 CODES = 64  # directions that a page's cosines are computed from

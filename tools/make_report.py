@@ -19,9 +19,10 @@ from core.config import Config, make_parser, parse
 from core.data.labels import palette
 from core.data.splits import read_split
 from core.pages import templates
+from core.pipeline import Run, own_stages
 from core.run.errors import UserError, run_script
 from core.run.files import atomic_write
-from core.run.stage import Run, own_stages, stale
+from core.run.stage import stale
 from tools.report.analyses import cell
 from tools.report.charts import sweep_chart, training_curves
 from tools.report.figures import (

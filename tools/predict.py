@@ -24,12 +24,12 @@ from core.config import make_parser, parse
 from core.data.labels import palette, read_label
 from core.data.splits import Split, without_bad_images
 from core.data.tags import find_images, image_id
+from core.pipeline import Run, load_segmenter, prediction_identity, trained_weights
 from core.run import distributed
 from core.run.errors import UserError, run_script
 from core.run.files import atomic_write
-from core.run.identity import prediction_identity
-from core.run.stage import Run, Stage
-from core.segmenter import load_segmenter, predict, trained_weights
+from core.run.stage import Stage
+from core.segmenter import predict
 
 
 def main() -> None:

@@ -26,9 +26,9 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from core.archives import unpack
-from core.config import VOC_CLASSES
 from core.data.finder import listed_id, user_path
 from core.data.labels import write_label
+from core.data.settings import VOC_CLASSES
 from core.data.tags import read_annotation, write_table
 from core.run.errors import UserError, raise_all, run_script
 from core.run.files import atomic_write

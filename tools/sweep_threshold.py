@@ -14,15 +14,18 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from core.wsss.pseudo_labels import label_crf
+
 from core.config import make_parser, parse
 from core.data.labels import read_label, write_label
 from core.data.splits import ground_truth, read_split
 from core.metrics import confusion_matrix, scores
+from core.pipeline import Run
 from core.run.errors import run_script
 from core.run.files import read_json, write_json
-from core.run.stage import SIGNATURE, Run, check_upstream_of
+from core.run.stage import SIGNATURE, check_upstream_of
 from core.run.threads import in_threads
-from core.wsss.pseudo_labels import background_score, cam_label, label_crf, load_cam
+from core.wsss.cam import background_score, cam_label, load_cam
 
 THRESHOLDS = (0.20, 0.25, 0.30, 0.35, 0.40, 0.45, 0.50, 0.60)
 

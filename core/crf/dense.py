@@ -12,17 +12,45 @@ backend needs numba and no compiler; `pydensecrf` is the original, from which it
 and by computing K~_g exactly instead of on a lattice. Neither needs torch.
 """
 
+import dataclasses
 import importlib
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 
 from core.run.errors import UserError
+from core.run.settings import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    restricted_number_type,
+)
+
+Relaxation = restricted_number_type("Relaxation", float, [(">", 0), ("<", 2)])
+Vertices = restricted_number_type("Vertices", int, [(">=", 1), ("<=", 6)])
 
 REMEDIES = {
     "numba": "pip install numba",
     "pydensecrf": "pip install pydensecrf2 (needs a C++ compiler and Python 3.12 or older)",
 }
+
+
+@dataclass
+class CrfConfig:
+    """Dense CRF; kernel widths in pixels and grey levels of the image it runs on."""
+
+    # auto: numba if installed, else pydensecrf.
+    backend: Literal["auto", "numba", "pydensecrf"] = "auto"
+    iterations: NonNegativeInt = 10  # Mean-field iterations (the author's usual settings).
+    sxy_gaussian: PositiveFloat = 1  # Width of the spatial kernel, pixels.
+    weight_gaussian: NonNegativeFloat = 3  # Weight of the spatial kernel.
+    sxy_bilateral: PositiveFloat = 67  # Spatial width of the bilateral kernel, pixels.
+    srgb_bilateral: PositiveFloat = 3  # Colour width of the bilateral kernel, grey levels.
+    weight_bilateral: NonNegativeFloat = 4  # Weight of the bilateral kernel.
+    # Step of mean field, in (0, 2); 1.8 needs 6 iterations instead of 10. numba only.
+    relaxation: Relaxation = 1
+    vertices: Vertices = 6  # Lattice points per pixel, 1 to 6; 3 or 4 are faster. numba only.
 
 
 class DenseCRF:
@@ -174,9 +202,9 @@ class DenseCRF:
         return np.array(crf.inference(self.iterations), np.float32)
 
 
-def make_crf(settings: dict[str, Any]) -> DenseCRF:
-    """The CRF of a stage, with its backend told to the person who runs it."""
-    crf = DenseCRF(**settings)
+def make_crf(config: CrfConfig) -> DenseCRF:
+    """The CRF of a stage; prints its backend."""
+    crf = DenseCRF(**dataclasses.asdict(config))
     print(f"dense CRF: {crf.backend}", flush=True)
     return crf
 

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from core.config import AugmentConfig, Config
 from core.data.labels import read_label, to_training
+from core.data.settings import AugmentConfig
 from core.data.splits import Split
 from core.data.transforms import TrainingView, normalise
 from core.run import distributed, vision
 from core.run.errors import NamesFile, UserError
+from core.run.settings import Runtime
 
 
 class LabelledImages(Dataset):
@@ -111,20 +112,20 @@ def make_loader(dataset: Dataset, draws: StepSampler, workers: int) -> DataLoade
 
 
 def batches_from(
-    dataset: Dataset, batch_size: int, iterations: int, config: Config
+    dataset: Dataset, batch_size: int, iterations: int, runtime: Runtime
 ) -> Callable[[int], DataLoader]:
-    """What `core.run.loop.train` asks for: the first step -> all batches from there on.
+    """What `core.run.loop.Loop` takes: first step -> all batches from there on.
 
     Args:
         dataset: takes (index, seed); `dataset.split` says how many images it has.
         batch_size: images per step.
         iterations: steps in all.
-        config: seed and workers.
+        runtime: seed and workers.
     """
 
     def batches(start: int) -> DataLoader:
-        draws = StepSampler(len(dataset.split), batch_size, iterations, config.seed, start)
-        return make_loader(dataset, draws, config.workers)
+        draws = StepSampler(len(dataset.split), batch_size, iterations, runtime.seed, start)
+        return make_loader(dataset, draws, runtime.workers)
 
     return batches
 

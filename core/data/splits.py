@@ -14,10 +14,10 @@ from unicodedata import normalize
 
 import numpy as np
 
-from core.config import DataConfig
 from core.data.finder import ANNOTATIONS, LABELS, PHOTOGRAPHS, Files, listed_id
 from core.data.images import read_image
 from core.data.names import nearest
+from core.data.settings import DataConfig
 from core.data.tags import folder_tags, image_id, read_annotation, read_table
 from core.run.errors import UserError, raise_all
 from core.run.notes import note

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from core.config import AugmentConfig
 from core.data.labels import IGNORE
+from core.data.settings import AugmentConfig
 from core.run import vision
 
 MEAN = (0.485, 0.456, 0.406)  # ImageNet's, RGB, in [0, 1]

@@ -14,22 +14,44 @@ border of the image (Inception), are refused by name.
 """
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from core.config import BackboneConfig, UssConfig
 from core.models.wide_resnet import WideResNet38
 from core.run import vision
 from core.run.checkpoint import load_weights
 from core.run.errors import UserError
 
 FIXES = "resnet50 and efficientnet_b0 are known to work"
+
+
+@dataclass
+class BackboneConfig:
+    """A network by name, and where its weights come from."""
+
+    # timm's architecture name, such as resnet101, efficientnet_b0, convnext_tiny or, for stage 1,
+    # vit_base_patch8_224; or wide_resnet38.
+    name: str = "resnet50.tv_in1k"
+    # Further constructor arguments of that architecture, for other sizes.
+    arguments: dict[str, Any] = field(default_factory=dict)
+    # A local .pth or .safetensors file; timm: timm downloads its own; none: random weights.
+    weights: str = "timm"
+    # Dilation of ResNet layers that keep their size (other networks keep timm's). torchvision: a
+    # layer's first block has the dilation of the layer before; delayed: it has none (the author's
+    # code); none: no block has any (IRNet).
+    dilation: Literal["torchvision", "delayed", "none"] = "torchvision"
+
+    def without_weights(self) -> "BackboneConfig":
+        """The same network for a checkpoint that holds all of it."""
+        return dataclasses.replace(self, weights="none")
 
 
 def _create(config: BackboneConfig, **arguments: Any) -> nn.Module:
@@ -335,23 +357,29 @@ class StageFeatures(Backbone):
         return super().forward(images)[0]
 
 
-def feature_network(config: UssConfig) -> ViT | StageFeatures:
-    """The network below unsupervised features: of a ViT its `tokens`, of others a `stage`.
+def feature_network(
+    backbone: BackboneConfig, stage: int = 4, tokens: str = "last"
+) -> ViT | StageFeatures:
+    """The network below unsupervised features.
+
+    Args:
+        backbone: architecture and weights.
+        stage: stage of a network with feature maps, 1 to 4.
+        tokens: tokens of a ViT, see `ViT`.
 
     Raises:
         UserError: it has neither maps of several strides nor patch tokens at any image size.
     """
-    backbone = config.backbone
     if backbone.name == "wide_resnet38":
-        return StageFeatures(backbone, config.backbone_stage)
+        return StageFeatures(backbone, stage)
     _blank(backbone)  # refuses unknown names and wrong arguments
     strides = []
     with contextlib.suppress(UserError):  # some networks give no maps
         strides = _strides(backbone)
     if len({*strides}) > 1:
-        return StageFeatures(backbone, config.backbone_stage)
-    _refuse_unless_vit(backbone, config.tokens)
-    return ViT(backbone, config.tokens)
+        return StageFeatures(backbone, stage)
+    _refuse_unless_vit(backbone, tokens)
+    return ViT(backbone, tokens)
 
 
 def _refuse_unless_vit(config: BackboneConfig, tokens: str) -> None:
@@ -374,8 +402,3 @@ def freeze_norms(network: nn.Module) -> None:
     """Makes every batch normalisation use its running statistics (call after each `.train()`)."""
     for module in norms(network):
         module.eval()
-
-
-def to_device(network: nn.Module, device: torch.device) -> nn.Module:
-    """Moves a network; convolutions run channels-last, which is the faster layout here."""
-    return network.to(device, memory_format=torch.channels_last)

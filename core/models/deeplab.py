@@ -1,17 +1,48 @@
 """DeepLab v1, v2 and v3+ on any backbone with maps at stride 4 and deeper."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from core.config import SegmentationConfig
-from core.debias import weighted_cross_entropy
-from core.models.backbones import Backbone, freeze_norms, norms
+from core.models.backbones import Backbone, BackboneConfig, freeze_norms, norms
+from core.run.settings import Dropout, PositiveFloat, PositiveInt, Share, check
 
 
-def build_deeplab(config: SegmentationConfig, num_classes: int) -> "DeepLab":
+@dataclass
+class DeepLabConfig:
+    """A DeepLab: a head on a backbone."""
+
+    # A network with maps at strides 4 to 32.
+    backbone: BackboneConfig = field(
+        default_factory=lambda: BackboneConfig(name="resnet101.tv_in1k")
+    )
+    network: Literal["deeplabv1", "deeplabv2", "deeplabv3plus"] = "deeplabv3plus"  # The head.
+    output_stride: Literal[8, 16] = 8  # Pixels per cell of the deepest map; see wsss.output_stride.
+    # Width of v3+'s ASPP and decoder, or of v1's head (512 in the literature).
+    aspp_dim: PositiveInt = 256
+    low_dim: PositiveInt = 48  # Width of v3+'s projected low-level features.
+    # Dilations: of v3+'s ASPP; (6, 12, 18, 24) for v2; (12,) for v1.
+    rates: tuple[PositiveInt, ...] = (12, 24, 36)
+    # Smaller copies of the image that v2 also trains on, (0.5, 0.75) in its Caffe version.
+    train_scales: tuple[PositiveFloat, ...] = ()
+    dropout: Dropout = 0.1  # Dropout before the last layer.
+    # Further dropout in v3+'s head, after the ASPP and after the decoder's first convolution.
+    head_dropout: tuple[Dropout, Dropout] = (0.0, 0.0)
+    # Share of a batch in the running statistics of v1's head. Its code has 3e-4, which takes 10,000
+    # steps to forget the initial values.
+    head_momentum: Share = 0.1
+    # Backbone normalisation: batch statistics, or the weight file's.
+    norm: Literal["train", "frozen"] = "train"
+
+    def __post_init__(self):
+        check(len(self.rates) > 0, "segmentation.rates needs at least one dilation")
+
+
+def build_deeplab(config: DeepLabConfig, num_classes: int) -> "DeepLab":
     """The configured network for `num_classes` classes and background."""
     heads: dict[str, type[Head]] = {
         "deeplabv1": DeepLabV1Head,
@@ -30,7 +61,7 @@ class DeepLab(nn.Module):
         head: built from (low_dim, dim, config, outputs); maps (low, deep) features to logits.
     """
 
-    def __init__(self, config: SegmentationConfig, num_classes: int, head: "type[Head]"):
+    def __init__(self, config: DeepLabConfig, num_classes: int, head: "type[Head]"):
         super().__init__()
         self.backbone = Backbone(config.backbone, (1, 4), config.output_stride)
         self.head = head(*self.backbone.dims, config, num_classes + 1)
@@ -60,37 +91,6 @@ class DeepLab(nn.Module):
         resized = [F.interpolate(level, size, mode="bilinear") for level in logits]
         return [*logits, torch.stack(resized).amax(0)]
 
-    def loss(
-        self,
-        logits: Sequence[Tensor],
-        label: Tensor,
-        certainty: Tensor | None = None,
-        balanced: bool = False,
-        counts: Tensor | None = None,
-    ) -> Tensor:
-        """Sum of `weighted_cross_entropy` over all training logits.
-
-        Logits are enlarged to the label's size; v2, as in its Caffe version, takes the label at the
-        centre of each cell of the logits instead.
-
-        Args:
-            logits: list of `training_logits`.
-            label, certainty, balanced, counts: see `core.debias`.
-        """
-        total = 0
-        for level in logits:
-            level, here, certain, labelled = level.float(), label, certainty, counts
-            if self.head.at_cells:
-                size = level.shape[-2:]
-                here = _at_centres(label, size)
-                certain = None if certainty is None else _at_centres(certainty, size)
-                # As many of all cells are labelled, on average, as of all pixels.
-                labelled = None if counts is None else counts * (here[0].numel() / label[0].numel())
-            else:
-                level = F.interpolate(level, label.shape[-2:], mode="bilinear")
-            total = total + weighted_cross_entropy(level, here, certain, balanced, labelled)
-        return total
-
     def train(self, mode: bool = True) -> "DeepLab":
         super().train(mode)
         if self.frozen_norm:
@@ -113,12 +113,6 @@ class DeepLab(nn.Module):
         ]
         fast = {"params": biases, "lr": 2 * head_lr, "weight_decay": 0.0}
         return [*groups, fast] if biases else groups
-
-
-def _at_centres(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """(B, H, W) -> (B, *size) of the same type, the value at the centre of each cell."""
-    resized = F.interpolate(maps[:, None].float(), size, mode="nearest-exact")
-    return resized[:, 0].to(maps.dtype)
 
 
 class ConvBlock(nn.Sequential):
@@ -154,7 +148,7 @@ class DeepLabV1Head(Head):
 
     averages_logits = True
 
-    def __init__(self, low_dim: int, dim: int, config: SegmentationConfig, outputs: int):
+    def __init__(self, low_dim: int, dim: int, config: DeepLabConfig, outputs: int):
         super().__init__()
         width, momentum = config.aspp_dim, config.head_momentum
         self.layers = nn.Sequential(
@@ -176,7 +170,7 @@ class DeepLabV2Head(Head):
 
     at_cells = True
 
-    def __init__(self, low_dim: int, dim: int, config: SegmentationConfig, outputs: int):
+    def __init__(self, low_dim: int, dim: int, config: DeepLabConfig, outputs: int):
         super().__init__()
         self.branches = nn.ModuleList(
             nn.Conv2d(dim, outputs, 3, padding=rate, dilation=rate) for rate in config.rates
@@ -253,7 +247,7 @@ class Decoder(nn.Module):
 class DeepLabV3PlusHead(Head):
     """DeepLab v3+'s head."""
 
-    def __init__(self, low_dim: int, dim: int, config: SegmentationConfig, outputs: int):
+    def __init__(self, low_dim: int, dim: int, config: DeepLabConfig, outputs: int):
         super().__init__()
         width = config.aspp_dim
         # The mean of a batch of one image has no statistics: it is not normalised.

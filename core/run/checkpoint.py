@@ -11,11 +11,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from core.config import Config
 from core.run import distributed
 from core.run.errors import UserError
 from core.run.files import atomic_write
-from core.run.identity import class_difference, setting_differences, settings_with_influence
 
 PREFIXES = ("module.", "teacher.", "backbone.", "model.", "encoder.")
 NESTS = ("teacher", "student", "state_dict", "model", "network")
@@ -273,32 +271,14 @@ def _unwrapped(content: Mapping[str, Any]) -> dict[str, Tensor]:
     return {k.removeprefix("module."): v for k, v in tensors.items()}
 
 
-def restore(
-    network: nn.Module, path: Path, key: str, section: str, config: Config, named: bool = False
-) -> nn.Module:
-    """Loads one network of a checkpoint of ours, for use: in evaluation mode.
+def restore(network: nn.Module, content: Mapping[str, Any], key: str, path: Path) -> nn.Module:
+    """Puts one network of a loaded checkpoint of ours into `network`: in evaluation mode.
 
     Args:
         network: network of the same configuration.
-        path: the checkpoint.
-        key: which of its networks.
-        section: section of the configuration that describes the network.
-        config: the whole configuration.
-        named: whether the network tells classes apart, so that their names and order count, where
-            the configuration has any.
-
-    Raises:
-        UserError: the checkpoint holds another network, or one that was made with other settings.
-    """
-    content = load(path)
-    refuse_other(path, content, section, config, named)
-    return into(network, content, key, path, section)
-
-
-def into(
-    network: nn.Module, content: Mapping[str, Any], key: str, path: Path, section: str
-) -> nn.Module:
-    """Puts one network of a loaded checkpoint into `network`; arguments as of `restore`.
+        content: result of `load`.
+        key: name of the network in the checkpoint.
+        path: path of the checkpoint, for messages.
 
     Raises:
         UserError: the checkpoint holds another network.
@@ -307,35 +287,7 @@ def into(
         network.load_state_dict(content[key])
     except (KeyError, RuntimeError) as error:
         raise UserError(
-            f"{path} does not fit the {section} section of this configuration "
-            f"({str(error).splitlines()[0].rstrip(':')}); give the --config and options of the run "
-            "that made it"
+            f"{path} does not fit this configuration ({str(error).splitlines()[0].rstrip(':')}); "
+            "give the --config and options of the run that made it"
         ) from None
     return network.eval()
-
-
-def refuse_other(
-    path: Path, content: Mapping[str, Any], section: str, config: Config, named: bool
-) -> None:
-    """Compares a checkpoint of ours with the configuration; arguments as of `restore`.
-
-    Raises:
-        UserError: it was made with other settings of the section, or for other classes.
-    """
-    made = content.get("made_from")
-    if made is None:
-        return
-    there = {k: v for k, v in made["settings"].items() if k.startswith(f"{section}.")}
-    if not there:
-        raise UserError(f"{path} is the checkpoint of {made['stage']}; here {section} is needed")
-    lines = setting_differences(there, settings_with_influence(config, section))
-    named = named and bool(config.data.classes)
-    classes = class_difference(made["classes"], config.data.classes) if named else None
-    lines = [*([classes] if classes else []), *lines]
-    if lines:
-        shown = "\n".join(f"  {line}" for line in lines[:8])
-        raise UserError(
-            f"the network in {path} was made with other settings:\n{shown}\n"
-            "Remedy: give the --config and options of the run that made it, or train again in "
-            "another run_dir"
-        )

@@ -1,15 +1,8 @@
-"""Where every artefact of an experiment lies, and the manifest that says how it was made.
-
-    <run_dir>/uss/checkpoint.pth                      the features' network
-    <run_dir>/wsss/checkpoint.pth, cams/, labels/     classifier, activation maps, pseudo labels
-    <run_dir>/wsss/seeds/, pairs/                     what spreads the maps (irn, advcam, seam)
-    <run_dir>/debias/centroids.npz, labels/           debiased centroids and labels
-    <run_dir>/segmentation/<name>/checkpoint.pth      student and EMA teacher
-    <run_dir>/evaluation/<name>/scores.json, predictions/
+"""The folder of a stage: identity, resuming, and the manifest that says how it was made.
 
 Each stage's folder holds `manifest.json`: class names, settings, digests of all inputs, git commit,
-versions, device, time; and `inputs.json`, every input by itself. Label maps, activation maps and
-features carry a copy of what they were made from, `made_from.json`; checkpoints have it inside.
+versions, device, time; and `inputs.json`, every single input. Checkpoints, label maps, activation
+maps and features carry a copy of what they were made from (`made_from`).
 """
 
 import dataclasses
@@ -21,34 +14,27 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from core.config import Config
-from core.data.finder import FEATURES, LABELS, Files, Kind
-from core.data.splits import Split, masks_folder
 from core.run import distributed
+from core.run.device import pick_device
 from core.run.errors import UserError
 from core.run.files import read_json, write_json
-from core.run.identity import (
-    Identity,
+from core.run.inputs import (
     Items,
     Stamps,
-    class_difference,
-    debias_identity,
     input_differences,
     known_stamps,
     read_stamps,
     save_stamps,
-    setting_differences,
     stamp,
     summary,
-    uss_identity,
-    wsss_identity,
 )
 from core.run.log import emit
-from core.run.loop import pick_device
+from core.run.settings import Runtime
 
 SIGNATURE = "made_from.json"
 """In a folder of results that may be moved: class names, settings and inputs of its stage."""
@@ -56,69 +42,28 @@ SHOWN = 8
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "numba", "opencv-python-headless", "pillow")
 
 
-class Run:
-    """The paths of one experiment."""
+@dataclass(frozen=True)
+class Identity:
+    """What a stage's results depend on."""
 
-    def __init__(self, config: Config):
-        self.config = config
-        self.folder = Path(config.run_dir)
-
-    @property
-    def uss(self) -> Path:
-        return self.folder / "uss"
-
-    @property
-    def wsss(self) -> Path:
-        return self.folder / "wsss"
-
-    @property
-    def wsss_labels(self) -> Path:
-        """Stage 2's pseudo labels, or anybody's."""
-        return Path(self.config.wsss.labels_dir or self.wsss / "labels")
-
-    @property
-    def debias(self) -> Path:
-        return Path(self.config.debias.output_dir or self.folder / "debias")
-
-    def features(self, split: Split) -> Items:
-        """Anybody's feature files, or the network of stage 1 that computes features."""
-        folder = self.config.uss.features_dir
-        if folder:
-            return dict(zip(split.ids, paths_of(Path(folder), FEATURES, split), strict=True))
-        return {"checkpoint": self.uss / "checkpoint.pth"}
-
-    def debias_identity(self, split: Split) -> Identity:
-        """What stage 3 reads, from wherever it is configured to."""
-        labels = paths_of(self.wsss_labels, LABELS, split)
-        return debias_identity(self.config, split, labels, self.features(split))
-
-    def segmentation(self, name: str | None = None) -> Path:
-        """Folder of one segmentation training; by default that of the configuration."""
-        section = self.config.segmentation
-        return self.folder / "segmentation" / (name or section.name or section.mode)
-
-    @property
-    def training_labels(self) -> Path:
-        """Folder of the label maps that the configured mode of stage 4 trains on."""
-        section = self.config.segmentation
-        if section.mode == "supervised":
-            return masks_folder(self.config.data) or Path()
-        if section.labels_dir:
-            return Path(section.labels_dir)
-        return self.wsss_labels if section.mode == "wsss" else self.debias / "labels"
-
-    def evaluation(self, name: str) -> Path:
-        return self.folder / "evaluation" / name
+    classes: tuple[str, ...]  # class names; label c is the c-th
+    settings: Mapping[str, Any]  # flat settings in use
+    inputs: Mapping[str, Items]  # lists of what is read, by name; their order counts
+    named: bool = True  # whether the results depend on the names and order of the classes
+    open: frozenset[str] = field(default=frozenset())  # inputs whose items may come and go
+    known_in: tuple[Path, ...] = ()  # folders of stages that may have noted the same files
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # of settings that results may lack
 
 
 class Stage:
     """The folder of one stage: refuses another identity, resumes, and keeps the manifest.
 
     Args:
-        folder: where the stage writes.
+        folder: folder that the stage writes to.
         name: title of the stage, for messages.
-        config: the whole configuration.
+        runtime: settings of the run.
         identity: what the stage's results depend on.
+        data: where the images come from, for the record.
         skipped: ids of images that are left out.
         elsewhere: how a user makes the stage write to another folder.
 
@@ -130,63 +75,60 @@ class Stage:
         self,
         folder: Path,
         name: str,
-        config: Config,
+        runtime: Runtime,
         identity: Identity,
+        data: str,
         skipped: Iterable[str] = (),
         elsewhere: str = "choose another run_dir",
     ):
-        self.folder, self.name, self._config, self._identity = folder, name, config, identity
-        self._elsewhere = elsewhere
-        self._path = folder / "manifest.json"
+        self.folder, self.name, self._runtime, self._identity = folder, name, runtime, identity
+        self._elsewhere, self._path = elsewhere, folder / "manifest.json"
         self._lock = None if distributed.rank() else _lock(folder)
-        self._began = time.monotonic()
-        self._before = 0.0
-        looked = time.time_ns()
-        stamps = stamp(identity.inputs, _known(folder, config), config.workers)
-        identified = time.monotonic() - self._began
+        self._began, self._before, looked = time.monotonic(), 0.0, time.time_ns()
+        stamps = _stamps(folder, identity, runtime.workers)
         self.manifest: dict[str, Any] = {
             "stage": name,
             "finished": False,
             "seconds": 0.0,
-            "seconds_identifying": round(identified, 3),
+            "seconds_identifying": round(time.monotonic() - self._began, 3),
             "classes": [*identity.classes],
             "settings": dict(identity.settings),
             "inputs": summary(stamps),
             "skipped": [*skipped],
-            "data": config.data.root,
-            "environment": environment(config),
+            "data": data,
+            "environment": environment(runtime),
             "results": {},
         }
         if self._path.exists():
-            self._take_up(read_json(self._path), stamps)
+            self._adopt(read_json(self._path), stamps)
         distributed.barrier()  # all have read it
         self.save()
         if distributed.rank() == 0:
             save_stamps(folder, stamps, looked)
-        emit(config, "stage", stage=name, folder=str(folder))
+        emit(runtime, "stage", stage=name, folder=str(folder))
 
-    def _take_up(self, earlier: dict[str, Any], stamps: Stamps) -> None:
+    def _adopt(self, earlier: dict[str, Any], stamps: Stamps) -> None:
+        """Continues from an earlier call's manifest if it has the same identity."""
         ours = (".lock", "manifest", "inputs.json")
         begun = any(not p.name.startswith(ours) for p in self.folder.iterdir())
         if not (begun or earlier["finished"]):
-            return  # it stopped before there was anything, such as at its first batch
+            return  # it stopped before it wrote anything
         lines = _differences(self.folder, earlier, self._identity, stamps)
         if lines:
             raise UserError(
                 f"{self.folder} is stale: it was made with other settings or inputs:\n"
-                f"{_listed(lines)}\n"
+                f"{listed(lines)}\n"
                 f"Remedy: set these back, {self._elsewhere}, or remove the folder yourself and run "
                 f"again: {shlex.join(['python', *sys.argv])}"
             )
         self._before = earlier["seconds"]
-        self.manifest["finished"] = earlier["finished"]
-        self.manifest["results"] = earlier["results"]
-        if self.finished:  # what made the results, not a later look at them
-            for key in ("environment", "seconds_identifying"):
-                self.manifest[key] = earlier[key]
+        kept = ["finished", "results"]
+        kept += ["environment", "seconds_identifying"] if earlier["finished"] else []
+        self.manifest |= {key: earlier[key] for key in kept}
 
     @property
     def finished(self) -> bool:
+        """Whether the stage has come to its end, in this call or before."""
         return self.manifest["finished"]
 
     @property
@@ -202,10 +144,8 @@ class Stage:
 
     def save(self) -> None:
         """Writes the manifest; the time counts all parts of a resumed stage."""
-        if not self.finished:
-            self.manifest["seconds"] = round(self._before + time.monotonic() - self._began, 2)
-        else:
-            self.manifest["seconds"] = self._before
+        spent = 0 if self.finished else time.monotonic() - self._began
+        self.manifest["seconds"] = round(self._before + spent, 2)
         self._write()
 
     def _write(self) -> None:
@@ -219,95 +159,45 @@ class Stage:
         self.save()
         self.manifest["finished"] = True
         self._write()
-        self._tell()
+        self._report()
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         chosen = {key: self.manifest[key] for key in ("stage", "seconds", "results")}
-        emit(self._config, "finished", folder=str(self.folder), **chosen)
+        emit(self._runtime, "finished", folder=str(self.folder), **chosen)
 
     def already_done(self) -> bool:
-        """True, and says so, when an earlier call finished this stage."""
+        """True, with a message, if an earlier call finished this stage."""
         if self.finished:
             print(f"{self.name}: finished earlier, in {self.folder}")
-            self._tell()
+            self._report()
         return self.finished
 
 
-def paths_of(folder: Path, kind: Kind, split: Split) -> list[Path]:
-    """The file of each image in a folder, whether or not it is there."""
-    return [*map(Files(folder, kind).of_id, split.ids)]
-
-
-def stale(folder: Path, identity: Identity, config: Config, common: bool = False) -> list[str]:
+def stale(folder: Path, identity: Identity, workers: int, common: bool = False) -> list[str]:
     """How a stage's folder differs from what its results would be made from now, line by line.
 
-    The seed and other settings of no section are the reader's own: several trainings with different
-    seeds may read the same labels.
+    The seed and other settings outside of sections belong to the stage that reads: trainings with
+    different seeds may read the same labels.
 
     Args:
-        folder: folder of a stage; one without a manifest is believed.
-        identity: identity of that stage, as things are now; files that are gone are not compared.
-        config: configuration of the run, in whose folders times of files are noted.
+        folder: folder of a stage; one without a manifest is trusted.
+        identity: identity of that stage as things are now; missing files are not compared.
+        workers: number of reading threads.
         common: compare only items of the inputs that were there and are here.
     """
     path = folder / "manifest.json"
     if not path.exists():
         return []
     earlier = read_json(path)
-    shared = [key for key in earlier["settings"] if "." not in key]
     settings = {k: v for k, v in identity.settings.items() if "." in k}
-    settings |= {key: earlier["settings"][key] for key in shared}
-    stamps = stamp(identity.inputs, _known(folder, config), config.workers)
+    settings |= {key: value for key, value in earlier["settings"].items() if "." not in key}
+    stamps = _stamps(folder, identity, workers)
     identity = dataclasses.replace(identity, settings=settings)
     return _differences(folder, earlier, identity, stamps, common)
 
 
-def check_upstream(folder: Path, identity: Identity, config: Config, script: str) -> None:
-    """Compares what an earlier stage was made from with what it would be made from now.
-
-    Args:
-        folder, identity, config: see `stale`.
-        script: what makes the folder.
-
-    Raises:
-        UserError: they differ, so that the results would not be of these settings and inputs.
-    """
-    lines = stale(folder, identity, config)
-    if lines:
-        raise UserError(
-            f"{folder}, which this stage reads, is stale: it was made with other settings or "
-            f"inputs:\n{_listed(lines)}\n"
-            f"Remedy: set these back, or choose another run_dir or remove the folder yourself, and "
-            f"run: python {script}, with the same --config and options"
-        )
-
-
-def check_upstream_of(config: Config, split: Split, *stages: str) -> None:
-    """`check_upstream` for those of the stages "uss", "wsss" and "debias" that are this run's.
-
-    Args:
-        config: the whole configuration; folders from elsewhere are not compared.
-        split: the training list.
-        stages: which.
-    """
-    for folder, identity, script in own_stages(config, split, *stages):
-        check_upstream(folder, identity, config, script)
-
-
-def own_stages(config: Config, split: Split, *stages: str) -> Iterator[tuple[Path, Identity, str]]:
-    """Folder, identity as things are now, and script of each named stage that is this run's own;
-    arguments as of `check_upstream_of`."""
-    run = Run(config)
-    if "wsss" in stages and not config.wsss.labels_dir:
-        yield run.wsss, wsss_identity(config, split), "train_wsss.py"
-    if "uss" in stages and not config.uss.features_dir:
-        yield run.uss, uss_identity(config, split), "train_uss.py"
-    if "debias" in stages:
-        yield run.debias, run.debias_identity(split), "make_debiased_labels.py"
-
-
 def check_classes(folder: Path, classes: Sequence[str]) -> None:
-    """Compares the class names of a folder of label maps, where it names any.
+    """Compares the class names of a folder of label maps, if it has any.
 
     Raises:
         UserError: they differ in names or order, so that labels would be taken for others.
@@ -322,10 +212,9 @@ def check_classes(folder: Path, classes: Sequence[str]) -> None:
         )
 
 
-def _known(folder: Path, config: Config) -> dict[str, Any]:
-    """Times and digests of files that any stage of the run has noted."""
-    run = Run(config)
-    return known_stamps(run.uss, run.wsss, run.debias, run.segmentation(), folder)
+def _stamps(folder: Path, identity: Identity, workers: int) -> Stamps:
+    """Stamps of all inputs; files that any stage of the run has noted are not read again."""
+    return stamp(identity.inputs, known_stamps(*identity.known_in, folder), workers)
 
 
 def _differences(
@@ -340,7 +229,7 @@ def _differences(
         return ["an earlier version of this code made it, and did not note from what"]
     classes = class_difference(earlier["classes"], identity.classes) if identity.named else None
     lines = [classes] if classes else []
-    lines += setting_differences(earlier["settings"], identity.settings)
+    lines += setting_differences(earlier["settings"], identity.settings, identity.defaults)
     there = read_stamps(folder)[1]
     if summary(there) == earlier["inputs"]:
         lines += input_differences(there, stamps, identity.open, common)
@@ -351,7 +240,40 @@ def _differences(
     return lines
 
 
-def _listed(lines: Sequence[str]) -> str:
+def class_difference(there: Sequence[str] | None, here: Sequence[str]) -> str | None:
+    """The first difference between two orders of class names; None if equal or unknown."""
+    if there is None or tuple(there) == tuple(here):
+        return None
+    for label, (a, b) in enumerate(zip(there, here, strict=False), 1):
+        if a != b:
+            return f"classes: label {label} is {a!r} there, {b!r} now"
+    return f"classes: {len(there)} there, {len(here)} now"
+
+
+def setting_differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> list[str]:
+    """A line for each setting that differs.
+
+    A result may be older than a setting, whose default is then what was done without it.
+    """
+    old = {**{k: v for k, v in defaults.items() if k in new}, **old}
+
+    def plain(value: Any) -> Any:  # JSON has no tuples
+        return [plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+    differ = sorted(k for k in {*old, *new} if plain(old.get(k)) != plain(new.get(k)))
+    # Another method has other settings; that it is another method says enough.
+    differ = [k for k in differ if k in old and k in new] or differ
+    shown = (
+        (k, *(repr(plain(side[k])) if k in side else "not used" for side in (old, new)))
+        for k in differ
+    )
+    return [f"{k}: {there} there, {here} now" for k, there, here in shown]
+
+
+def listed(lines: Sequence[str]) -> str:
+    """The first lines, indented, and a count of the rest."""
     more = [f"... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
     return "\n".join(f"  {line}" for line in [*lines[:SHOWN], *more])
 
@@ -373,8 +295,8 @@ def _lock(folder: Path):
     return file
 
 
-def environment(config: Config) -> dict[str, Any]:
-    """What the results may depend on beside the settings."""
+def environment(runtime: Runtime) -> dict[str, Any]:
+    """What the results may depend on besides the settings."""
     versions = {}
     for package in PACKAGES:
         try:
@@ -386,22 +308,20 @@ def environment(config: Config) -> dict[str, Any]:
         "packages": versions,
         "machine": f"{platform.system()} {platform.machine()}",
         "commit": _commit(),
-        "device": str(pick_device(config)),
-        "seed": config.seed,
+        "device": str(pick_device(runtime)),
+        "seed": runtime.seed,
     }
 
 
 def _commit() -> str | None:
-    """The git commit of this code, with a plus sign when files were changed; None outside git."""
-    here = Path(__file__).resolve().parent
+    """The git commit of this code, with a plus sign if files were changed; None outside git."""
+    git = ["git", "-C", str(Path(__file__).resolve().parent)]
+    commands = (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain"])
     try:
-        head = subprocess.run(
-            ["git", "-C", here, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True
-        )
-        changed = subprocess.run(
-            ["git", "-C", here, "status", "--porcelain"], capture_output=True, text=True
+        commit, changed = (
+            subprocess.run([*git, *command], capture_output=True, text=True).stdout.strip()
+            for command in commands
         )
     except OSError:
         return None
-    commit = head.stdout.strip()
-    return commit + ("+" if changed.stdout.strip() else "") if commit else None
+    return commit + ("+" if changed else "") if commit else None

@@ -2,8 +2,9 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -11,29 +12,87 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from core.config import Config, UssConfig
 from core.data.finder import FEATURES, Files
 from core.data.loader import batches_by_size
 from core.data.splits import Split
-from core.models.backbones import feature_network
-from core.run import checkpoint, distributed
+from core.models.backbones import BackboneConfig, feature_network
+from core.run import distributed
 from core.run.errors import UserError
 from core.run.files import atomic_write
-from core.run.stage import Run
-from core.uss.stego_head import StegoHead
+from core.run.settings import PositiveFloat, check, location
+from core.uss.leopart import LeopartConfig
+from core.uss.self_supervision import SelfSupervisedConfig
+from core.uss.stego import StegoConfig, StegoHead
 
 FeatureSource = Callable[[Sequence[int]], Iterator[tuple[int, Tensor]]]
 """Indices of images, ascending -> pairs of an index and its (D, h, w) float32 features."""
 FORM = "expected finite floats (D, h, w), one array of numpy.save"
 
 
+@dataclass
+class UssConfig(StegoConfig):
+    """Stage 1, unsupervised semantic features: STEGO on a frozen self-supervised network."""
+
+    # A vision transformer, or any network whose stages give feature maps.
+    backbone: BackboneConfig = field(
+        default_factory=lambda: BackboneConfig(name="vit_base_patch8_224.dino")
+    )
+    # Stage that gives the features, 1 to 4. A ResNet is dilated to stride 8 (stage 1: 4); stages of
+    # other networks have their own strides 4, 8, 16 and 32. A ViT gives its last tokens.
+    backbone_stage: Literal[1, 2, 3, 4] = 4
+    # Use <id>.npy feature files, (D, h, w), from this folder instead of stage 1.
+    features_dir: str | None = location()
+    # Training of the network itself, when no weights suit the images.
+    self_supervised: SelfSupervisedConfig = field(default_factory=SelfSupervisedConfig)
+    # stego: a trained code head; frozen: the network's features as they are; leopart: the features
+    # of a DINO ViT trained further on object parts.
+    method: Literal["stego", "frozen", "leopart"] = "stego"
+    leopart: LeopartConfig = field(default_factory=LeopartConfig)  # Leopart's training.
+    # ViT only: the last block's tokens after the norm, or the keys of its attention.
+    tokens: Literal["last", "keys"] = "last"
+    # Factors by which images are resized, then up to a multiple of the patch, for extraction; the
+    # features of further scales are averaged with the first one's, on its grid.
+    scales: tuple[PositiveFloat, ...] = (1.0,)
+    flip: bool = True  # Average features with the mirrored image's.
+    # Subtract the data set's mean feature, for features whose cosines are all high.
+    centre: bool = False
+    # Keep the training images' features on disk (float16) instead of computing them twice in stage
+    # 3. VOC with DINO ViT-B/8 and STEGO: 0.4 MB an image, 4 GB.
+    cache: bool = location(False)
+
+    def __post_init__(self):
+        super().__post_init__()
+        check(len(self.scales) > 0, "uss.scales needs at least one number")
+        check(
+            self.weights is None or self.method == "stego",
+            "uss.weights is a STEGO checkpoint; set uss.method to stego, or uss.backbone.weights",
+        )
+
+    def unused(self) -> list[str]:
+        """Keys of the methods that are not chosen."""
+        keys = [] if self.method == "leopart" else ["leopart"]
+        keys += [] if self.self_supervised.iterations else ["self_supervised"]
+        if self.method != "stego":
+            keys += [item.name for item in dataclasses.fields(StegoConfig)]
+        return keys + (["backbone.weights"] if self.weights else [])
+
+
 class SemanticFeatures(nn.Module):
     """A frozen network, STEGO's head where trained, and the mean feature where taken out."""
+
+    RELEASED: ClassVar = [  # STEGO's, by Lightning
+        ("net.model.head.", None),
+        ("net.model.", "backbone.net."),
+        ("net.cluster1.", "head.cluster1."),
+        ("net.cluster2.", "head.cluster2."),
+        *((f"{part}.", None) for part in ("linear_probe", "cluster_probe", "decoder")),
+        ("train_cluster_probe.", None),
+    ]
 
     def __init__(self, config: UssConfig):
         super().__init__()
         self.config = config
-        self.backbone = feature_network(config)
+        self.backbone = feature_network(config.backbone, config.backbone_stage, config.tokens)
         self.head = None
         if config.method == "stego":
             self.head = StegoHead(self.backbone.dim, config.code_dim, config.dropout)
@@ -64,14 +123,6 @@ class SemanticFeatures(nn.Module):
         if self.config.flip:
             feat = (feat + self.encode(images.flip(-1)).float().flip(-1)) / 2
         return feat
-
-
-def load_semantic_features(run: Run) -> SemanticFeatures:
-    """The network that stage 1 trained."""
-    config = run.config.uss
-    blank = dataclasses.replace(config, backbone=config.backbone.without_weights())
-    path = run.uss / "checkpoint.pth"
-    return checkpoint.restore(SemanticFeatures(blank), path, "network", "uss", run.config)
 
 
 def network_features(
@@ -179,17 +230,3 @@ def centred(source: FeatureSource, mean: Tensor) -> FeatureSource:
             yield index, feat - mean[:, None, None]
 
     return shifted
-
-
-def feature_source(
-    config: Config, split: Split, device: torch.device, autocast: torch.autocast
-) -> FeatureSource:
-    """The configured features: somebody's files, stage 1's files, or its network."""
-    if config.uss.features_dir:
-        source = file_features(feature_files(Path(config.uss.features_dir), split))
-        return centred(source, mean_feature(source, len(split))) if config.uss.centre else source
-    if config.uss.cache:
-        cached = Run(config).uss / "features"
-        return file_features(feature_files(cached, split, "run train_uss.py"))
-    network = load_semantic_features(Run(config)).to(device)
-    return network_features(network, split, device, autocast)

@@ -5,8 +5,7 @@ crops, what the teacher assigns to a place in one is what the student must predi
 the other. Only places that the teacher attends to as foreground count.
 """
 
-import math
-from pathlib import Path
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -15,19 +14,40 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from core.config import Config, LeopartConfig
-from core.data.loader import batches_from
 from core.data.splits import Split
-from core.data.transforms import MEAN, STD, denormalise, drawn_from
+from core.data.transforms import MEAN, STD, drawn_from
 from core.models.backbones import ViT
-from core.pictures import principal_components
 from core.run import distributed, vision
-from core.run.errors import UserError
-from core.run.loop import EMA, autocast, pick_device, seed_everything, train
+from core.run.settings import Decay, Dropout, NonNegativeInt, PositiveInt, Share
 from core.uss.self_supervision import sinkhorn
 
 TEACHER_TEMPERATURE, STUDENT_TEMPERATURE = 0.05, 0.1
 CELLS = 7  # per side, of an aligned overlap
+
+
+@dataclass
+class LeopartConfig:
+    """Leopart's training of a self-supervised transformer on parts (its code, ViT-S/16 on VOC)."""
+
+    epochs: PositiveInt = 500  # Passes over the training images (COCO: 50).
+    batch_size: PositiveInt = 64  # Images per step.
+    lr: float = 1e-5  # Learning rate of the backbone, cosine to 0.
+    head_lr: float = 1e-4  # Learning rate of the projection and the prototypes.
+    # Weight decay of AdamW, from the first value to the second along a cosine.
+    weight_decay: tuple[float, float] = (0.04, 0.5)
+    ema: Decay = 0.9995  # Decay of the teacher, rising to 1 along a cosine.
+    prototypes: PositiveInt = 300  # Parts that cells are assigned to.
+    hidden: PositiveInt = 2048  # Width of the projection's hidden layers.
+    width: PositiveInt = 256  # Width of the embeddings.
+    # Embeddings of earlier foreground that join the assignment, for each large crop.
+    queue: PositiveInt = 8192
+    mass: Share = 0.6  # Share of the class token's attention that is foreground.
+    large: PositiveInt = 224  # Side of the two large crops, pixels.
+    small: PositiveInt = 96  # Side of the small crops, pixels.
+    smalls: NonNegativeInt = 4  # Small crops of each image.
+    large_area: tuple[Share, Share] = (0.25, 1.0)  # Range of a large crop's share of the image.
+    small_area: tuple[Share, Share] = (0.05, 0.25)  # Range of a small crop's share of the image.
+    drop_path: Dropout = 0.1  # Stochastic depth of the student.
 
 
 def roi_align(maps: Tensor, boxes: Tensor, cells: int = CELLS) -> Tensor:
@@ -274,63 +294,6 @@ def part_loss(
             total = total + (entropy * inside).sum() / inside.sum().clamp(min=1)
             pairs += 1
     return total / pairs
-
-
-def train_leopart(config: Config, backbone: ViT, split: Split, folder: Path) -> None:
-    """Trains `backbone` in place on images alone; it ends with the teacher's weights."""
-    if not isinstance(backbone, ViT) or backbone.joined_attention is None:
-        raise UserError(
-            "uss.method leopart needs a vision transformer with one layer for queries, keys and "
-            "values, such as vit_small_patch16_224.dino; change uss.backbone or uss.method"
-        )
-    settings, device = config.uss.leopart, pick_device(config)
-    seed_everything(config.seed)  # the heads, whatever was drawn before
-    student = LeopartNetwork(backbone, settings).to(device).train()
-    student.normalise_prototypes()
-    teacher = EMA(student, settings.ema).network
-    add_drop_path(student.backbone, settings.drop_path)
-    queue = Queue(settings.queue, settings.width).to(device)
-    groups = parameter_groups(student, settings)
-    iterations = max(1, settings.epochs * len(split) // settings.batch_size)
-    optimizer, cast = torch.optim.AdamW(groups), autocast(config, device)
-    batches = batches_from(MultiCrops(split, settings), settings.batch_size, iterations, config)
-
-    def progress(t: int) -> float:  # from 0 to 1 along a cosine
-        return 0.5 - 0.5 * math.cos(math.pi * t / iterations)
-
-    def step(batch: dict[str, Tensor], t: int) -> dict[str, Tensor]:
-        if t:
-            follow(teacher, student, settings.ema + (1 - settings.ema) * progress(t - 1))
-        low, high = settings.weight_decay
-        for group in optimizer.param_groups:
-            group["weight_decay"] = group["decays"] * (low + (high - low) * progress(t))
-        for network in (student, teacher):
-            network.normalise_prototypes()
-        batch = {key: batch[key].to(device) for key in ("large", "small", "boxes")}
-        with cast:
-            return {"loss": crops_loss(student, teacher, queue, batch, settings)}
-
-    def pictures(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        images = batch["large"][:, 0].to(device)
-        with cast:
-            feat = teacher.backbone(images)
-        return {"image": denormalise(images), "features": torch.stack(principal_components(feat))}
-
-    train(
-        "Leopart",
-        {"student": student, "teacher": teacher, "queue": queue},
-        optimizer,
-        lambda t: 1 - progress(t),
-        batches,
-        step,
-        iterations,
-        folder,
-        config,
-        pictures=pictures,
-    )
-    follow(teacher, student, 1 - (1 - settings.ema) * (1 - progress(iterations - 1)))
-    backbone.load_state_dict(teacher.backbone.state_dict())
-    backbone.eval()
 
 
 def add_drop_path(backbone: ViT, rate: float) -> None:

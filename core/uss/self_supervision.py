@@ -13,7 +13,7 @@ in, parts of it hidden. Two losses work on the same pass.
 """
 
 import math
-from pathlib import Path
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -21,15 +21,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from core.config import Config, SelfSupervisedConfig
-from core.data.loader import RawImages, batches_from
-from core.data.splits import Split
 from core.data.transforms import normalise_unit
-from core.models.backbones import to_device
-from core.pictures import principal_components
-from core.run.loop import EMA, autocast, one_cycle, pick_device, train
+from core.run.settings import ClosedUnitInterval, Decay, NonNegativeInt, PositiveInt
 
 STUDENT_TEMPERATURE, TEACHER_TEMPERATURE = 0.1, 0.04
+
+
+@dataclass
+class SelfSupervisedConfig:
+    """Self-supervised training of the backbone from scratch, for images far from ImageNet."""
+
+    iterations: NonNegativeInt = 0  # Steps; 0 leaves the backbone as its weight file has it.
+    batch_size: PositiveInt = 32  # Images per step, each in two views.
+    lr: float = 1e-3  # Peak learning rate of AdamW (cosine, after a warm-up of a tenth).
+    weight_decay: float = 0.05  # AdamW weight decay.
+    prototypes: PositiveInt = 128  # Clusters that cells are assigned to.
+    hidden: ClosedUnitInterval = 0.5  # Largest share of the student's view that is hidden.
+    # Side of the teacher's view, pixels; images are centre squares of 4/3 of it.
+    teacher_size: PositiveInt = 96
+    student_size: PositiveInt = 80  # Side of the student's view, pixels, a crop of the teacher's.
+    ema: Decay = 0.99  # Decay of the teacher.
 
 
 class PrototypeNetwork(nn.Module):
@@ -208,44 +219,3 @@ def self_supervised_losses(
         "distillation": distillation,
         "figure_ground": contrast,
     }
-
-
-def train_backbone(config: Config, backbone: nn.Module, split: Split, folder: Path) -> None:
-    """Trains `backbone` in place on images alone; it ends with the teacher's weights."""
-    settings, device = config.uss.self_supervised, pick_device(config)
-    student = to_device(PrototypeNetwork(backbone, settings.prototypes), device).train()
-    ema = EMA(student, settings.ema)
-    optimizer = torch.optim.AdamW(
-        student.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
-    )
-    cast, dataset = autocast(config, device), RawImages(split, settings.teacher_size * 4 // 3)
-
-    batches = batches_from(dataset, settings.batch_size, settings.iterations, config)
-
-    def step(batch: dict[str, Tensor], t: int) -> dict[str, Tensor]:
-        images = batch["image"].to(device).float() / 255
-        with cast:
-            return self_supervised_losses(student, ema.network, images, settings)
-
-    def pictures(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        images = batch["image"].to(device).float() / 255
-        size = (settings.teacher_size, settings.teacher_size)
-        with cast:
-            feat = ema.network.backbone(normalise_unit(F.interpolate(images, size, mode="area")))
-        return {"image": batch["image"], "features": torch.stack(principal_components(feat))}
-
-    train(
-        "self-supervision",
-        {"network": student, "ema": ema.network},
-        optimizer,
-        one_cycle(settings.iterations),
-        batches,
-        step,
-        settings.iterations,
-        folder,
-        config,
-        ema,
-        pictures,
-    )
-    backbone.load_state_dict(ema.network.backbone.state_dict())
-    backbone.eval()

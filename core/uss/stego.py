@@ -1,8 +1,92 @@
 """STEGO's feature correspondence distillation (Hamilton et al., ICLR 2022)."""
 
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from core.data.loader import StepSampler, make_loader
+from core.data.splits import Split
+from core.data.transforms import normalise
+from core.run import distributed, vision
+from core.run.files import atomic_write
+from core.run.settings import Dropout, NonNegativeInt, PositiveInt, location
+
+PRESETS = {
+    "cocostuff27_vitb8": (0.1538, 1.0, 0.10, 1.0, 0.20, 0.12),
+    "cocostuff27_vits8": (0.63, 0.25, 0.67, 0.66, 0.02, 0.08),
+    "cityscapes_vitb8": (0.906, 0.577, 1.0, 0.314, 0.175, 0.458),
+    "potsdam_vits8": (0.63, 0.25, 0.67, 0.46, 0.02, 0.08),
+    "code_default": (0.63, 0.25, 0.67, 0.46, 0.12, 0.18),
+}
+"""Published weights of negative, neighbour and own pairs, then their shifts b in the same order."""
+PAIRS = [f"{v}_{pairs}" for v in ("weight", "shift") for pairs in ("negative", "inter", "intra")]
+
+
+@dataclass
+class StegoConfig:
+    """STEGO's code head and its training."""
+
+    code_dim: PositiveInt = 70  # Width of STEGO's code.
+    iterations: PositiveInt = 5000  # Iterations of STEGO's training.
+    batch_size: PositiveInt = 16  # Images per STEGO step.
+    resolution: PositiveInt = 224  # Side of the square images that STEGO trains on, pixels.
+    lr: float = 5e-4  # Adam's learning rate for the head.
+    samples: PositiveInt = 11  # Random points per image side: samples^2 points per image.
+    neighbours: PositiveInt = 7  # A positive pair is an image and one of its nearest neighbours.
+    dropout: Dropout = 0.1  # Channel dropout on the frozen features.
+    # STEGO's published values of the next six, for data sets of its paper; VOC has none.
+    preset: Literal[tuple(PRESETS)] = location("cocostuff27_vitb8")
+    # Weight of pairs of an image with itself. None, here and in the next five: the preset's.
+    weight_intra: float | None = None
+    weight_inter: float | None = None  # Weight of nearest-neighbour pairs.
+    weight_negative: float | None = None  # Weight of random pairs.
+    # Shift b of pairs of an image with itself; higher values push codes apart.
+    shift_intra: float | None = None
+    shift_inter: float | None = None  # Shift b of nearest-neighbour pairs.
+    shift_negative: float | None = None  # Shift b of random pairs.
+    # Train on the four corners and the centre of each image, half its sides long, as STEGO does on
+    # COCO-Stuff and Cityscapes, instead of on its centre square.
+    five_crops: bool = False
+    # Clusters that follow the codes as a monitor, without influence on them; 0: none.
+    probe_clusters: NonNegativeInt = 27
+    # A released STEGO checkpoint, backbone and head, used instead of training the head.
+    weights: str | None = None
+
+    def __post_init__(self):
+        for name, value in zip(PAIRS, PRESETS[self.preset], strict=True):
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+
+
+class StegoHead(nn.Module):
+    """A linear and a non-linear projection of frozen features, added up.
+
+    Parameter names are those of the released checkpoints below `net.`.
+    """
+
+    def __init__(self, dim: int, code_dim: int, dropout: float):
+        super().__init__()
+        self.dropout = dropout
+        self.cluster1 = nn.Sequential(nn.Conv2d(dim, code_dim, 1))
+        self.cluster2 = nn.Sequential(
+            nn.Conv2d(dim, dim, 1), nn.ReLU(inplace=True), nn.Conv2d(dim, code_dim, 1)
+        )
+
+    def drop(self, feat: Tensor) -> Tensor:
+        """Channel dropout, in training only; each call draws its own channels."""
+        return F.dropout2d(feat, self.dropout, self.training)
+
+    def forward(self, feat: Tensor) -> Tensor:
+        """(B, D, h, w) -> (B, code_dim, h, w)."""
+        return self.cluster1(self.drop(feat)) + self.cluster2(self.drop(feat))
 
 
 def sample_points(maps: Tensor, points: Tensor) -> Tensor:
@@ -80,3 +164,125 @@ class ClusterProbe(nn.Module):
         centres = F.normalize(self.clusters, dim=1)
         similarity = torch.einsum("bdhw,kd->bkhw", F.normalize(code.detach(), dim=1), centres)
         return -similarity.amax(1).mean()
+
+
+def stego_losses(
+    settings: StegoConfig, anchor: tuple[Tensor, Tensor], partner: tuple[Tensor, Tensor]
+) -> dict[str, Tensor]:
+    """STEGO's three terms on (features, codes) of a batch and of a neighbour of each image.
+
+    Returns:
+        Each term, "loss", their weighted sum, and the figures of `core.uss.stego.health`.
+    """
+    feat, code = anchor
+    shape = (len(feat), settings.samples, settings.samples, 2)
+    here, there = (torch.rand(shape, device=feat.device) * 2 - 1 for _ in range(2))
+
+    def sampled(pair: tuple[Tensor, Tensor], points: Tensor) -> tuple[Tensor, Tensor]:
+        return sample_points(pair[0], points), sample_points(pair[1], points)
+
+    own, near = sampled(anchor, here), sampled(partner, there)
+
+    def term(other: tuple[Tensor, Tensor], shift: float) -> tuple[Tensor, Tensor]:
+        return correspondence_loss((own[0], other[0]), (own[1], other[1]), shift)
+
+    orders = [derangement(len(feat)).to(feat.device) for _ in range(5)]
+    others = [sampled((feat[order], code[order]), there) for order in orders]
+    negatives, unlike = zip(*(term(o, settings.shift_negative) for o in others), strict=True)
+    inter, alike = term(near, settings.shift_inter)
+    figures = {
+        "intra": term(own, settings.shift_intra)[0],
+        "inter": inter,
+        "negative": torch.stack(negatives).mean(),
+    }
+    weights = (settings.weight_intra, settings.weight_inter, settings.weight_negative)
+    loss = sum(w * v for w, v in zip(weights, figures.values(), strict=True))
+    return {"loss": loss, **figures, **health(unlike[0], alike)}
+
+
+class SquareImages(Dataset):
+    """Squares of one resolution, which STEGO trains on, without augmentation.
+
+    With `crops` 1 the centre square of each image; with 5, centre squares of its four corners and
+    its middle, each half its sides long.
+    """
+
+    def __init__(self, split: Split, resolution: int, crops: int):
+        self.split, self.resolution, self.crops = split, resolution, crops
+
+    def __len__(self) -> int:
+        return len(self.split) * self.crops
+
+    def __getitem__(self, draw: tuple[int, int]) -> dict[str, Tensor | str]:
+        """{"image": (3, resolution, resolution) float32, normalised, "id"}."""
+        index, crop = divmod(draw[0], self.crops)
+        image = torch.from_numpy(self.split.read_image(index)).permute(2, 0, 1)
+        if self.crops == 5:
+            image = vision.v2.functional.five_crop(
+                image, [max(1, n // 2) for n in image.shape[-2:]]
+            )[crop]
+        side = min(image.shape[-2:])
+        square = vision.v2.functional.center_crop(image, [side, side])
+        if side != self.resolution:
+            size = (self.resolution, self.resolution)
+            square = F.interpolate(square[None].float(), size, mode="nearest")[0].to(torch.uint8)
+        return {"image": normalise(square), "id": self.split.ids[index]}
+
+
+def nearest_neighbours(means: Tensor, count: int) -> Tensor:
+    """(N, D) unit mean features -> (N, count) int64: the most similar others of each."""
+    near = []
+    for start in range(0, len(means), 1024):
+        similarity = means[start : start + 1024] @ means.T
+        rows = torch.arange(len(similarity))
+        similarity[rows, rows + start] = -2  # not itself
+        near.append(similarity.topk(min(count, len(means) - 1)).indices)
+    return torch.cat(near)
+
+
+@torch.inference_mode()
+def neighbours_of(
+    squares: SquareImages,
+    backbone: nn.Module,
+    count: int,
+    path: Path,
+    device: torch.device,
+    amp: torch.autocast,
+    workers: int,
+) -> np.ndarray:
+    """(N, count) int64: for each square, those whose mean patch feature is most similar.
+
+    Kept in the file `path`, which a resumed training reads.
+    """
+    if distributed.rank() == 0 and not path.exists():
+        starts, total = range(0, len(squares), 32), len(squares)
+        order = [[(k, 0) for k in range(s, min(s + 32, total))] for s in starts]
+        means = []
+        for batch in tqdm(make_loader(squares, order, workers), desc="nearest neighbours"):
+            with amp:
+                feat = backbone(batch["image"].to(device))
+            means.append(F.normalize(feat.float().mean((2, 3)), dim=1).cpu())
+        with atomic_write(path) as tmp, tmp.open("wb") as file:
+            np.save(file, nearest_neighbours(torch.cat(means), count).numpy())
+    distributed.barrier()
+    return np.load(path, allow_pickle=False)
+
+
+class PartnerSampler:
+    """For each draw of a batch, one of the nearest neighbours of its image."""
+
+    def __init__(self, draws: StepSampler, neighbours: np.ndarray):
+        self.draws, self.neighbours = draws, neighbours
+
+    def __len__(self) -> int:
+        return len(self.draws)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for batch in self.draws:
+            yield [(int(self.neighbours[i][s % self.neighbours.shape[1]]), s) for i, s in batch]
+
+
+def paired(first: Iterable[dict], second: Iterable[dict]) -> Iterator[dict[str, Tensor]]:
+    """Batches of the first loader with the images of the second as "partner"."""
+    for a, b in zip(first, second, strict=True):
+        yield {**a, "partner": b["image"]}

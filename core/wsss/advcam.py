@@ -11,17 +11,32 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, multiprocessing
 from torch.nn import functional as F
 
-from core.config import AdvCamConfig
 from core.data.splits import Split
 from core.data.transforms import normalise
 from core.run.errors import UserError
+from core.run.settings import PositiveFloat, PositiveInt, check
 from core.wsss.cam import CamClassifier
+
+
+@dataclass
+class AdvCamConfig:
+    """AdvCAM's adversarial climbing (all defaults: its code for VOC)."""
+
+    steps: PositiveInt = 27  # T; half as many at scales below 1.
+    step: float = 0.08  # Largest change of a normalised pixel in one step.
+    penalty: float = 7.0  # Weight of changes to regions that are bright already.
+    bright: float = 0.5  # Cells above this share of the map's maximum are bright.
+    scales: tuple[PositiveFloat, ...] = (0.5, 1.0, 1.5, 2.0)  # Scales, each also mirrored, summed.
+
+    def __post_init__(self):
+        check(len(self.scales) > 0, "wsss.advcam.scales needs at least one number")
 
 
 def adversarial_cam(

@@ -6,13 +6,41 @@ functions on tensors. All pairs within a radius are listed once, as offsets that
 down or right; P is their number.
 """
 
+from dataclasses import dataclass, field
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
 from core.data.labels import BACKGROUND, IGNORE
+from core.data.settings import AugmentConfig
 from core.run import distributed
+from core.run.settings import NonNegativeInt, PositiveInt, Radius
 
 Offset = tuple[int, int]  # (rows down, columns to the right)
+
+
+@dataclass
+class PairConfig:
+    """Training of a network of pairs, and the random walk along them."""
+
+    seed_keys: ClassVar[tuple[str, ...]] = ()  # what else only training uses
+    epochs: PositiveInt = 3  # Passes over the training images.
+    batch_size: PositiveInt = 32  # Images per step.
+    lr: float = 0.1  # Learning rate of SGD without momentum, polynomial schedule.
+    weight_decay: float = 1e-4  # Weight decay.
+    radius: Radius = 10  # The network learns from pairs of cells closer than this.
+    # Views for training.
+    augment: AugmentConfig = field(default_factory=lambda: AugmentConfig(jitter=(0, 0, 0, 0)))
+    beta: float = 10  # Exponent of the affinities in the walk.
+    doublings: NonNegativeInt = 8  # log2 of the walk's number of steps.
+    # A released checkpoint of this network (IRNet's or PSA's), used instead of training one.
+    weights: str | None = None
+
+    def unused(self) -> tuple[str, ...]:
+        """What a released network leaves out: training and its seeds."""
+        training = ("epochs", "batch_size", "lr", "weight_decay", "augment", "crf")
+        return (*training, *self.seed_keys) if self.weights else ()
 
 
 def pair_offsets(radius: int) -> list[Offset]:

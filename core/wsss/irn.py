@@ -1,52 +1,48 @@
 """IRNet's spreading (Ahn, Cho and Kwak, CVPR 2019): boundaries that no walk crosses."""
 
+from dataclasses import dataclass, field
+from typing import ClassVar
+
 import numpy as np
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from core.config import IrnConfig, WsssConfig
-from core.crf.dense import DenseCRF, make_crf
+from core.crf.dense import CrfConfig, DenseCRF
 from core.data.labels import BACKGROUND, IGNORE
-from core.wsss.affinity import path_affinity, random_walk
-from core.wsss.pairs import BoundaryNetwork
-from core.wsss.pseudo_labels import upsampled
-from core.wsss.spreading import Spreading
-
-STRIDE = 4  # pixels per cell of the boundaries
+from core.models.backbones import Backbone, BackboneConfig
+from core.run.settings import OpenUnitInterval, Radius, check
+from core.wsss.affinity import PairConfig, path_affinity, random_walk
+from core.wsss.cam import RELEASED_RESNET, upsampled
 
 
-def irn_spreading(wsss: WsssConfig) -> Spreading:
-    """Boundaries of cells; affinity is the absence of one on the path between two cells."""
-    config = wsss.irn
-    crf = make_crf(config.crf.settings())
-    backbone = wsss.backbone.without_weights() if config.weights else wsss.backbone
+@dataclass
+class IrnConfig(PairConfig):
+    """IRNet's second half: boundaries at stride 4 (all defaults: its code). Unlike there, the
+    network sees the bare image and not a canvas of 512 x 512, and seeds come from maps at a quarter
+    of the size."""
 
-    def seed(image: np.ndarray, keys: np.ndarray, cam: np.ndarray) -> np.ndarray:
-        return confident_label(image, keys, cam, config.foreground, config.background, crf)
+    seed_keys: ClassVar = ("radius", "foreground", "background")
+    foreground: OpenUnitInterval = 0.30  # A class that beats this background score is confident.
+    background: OpenUnitInterval = 0.05  # Background is confident where no class beats this score.
+    # Refinement of both decisions.
+    crf: CrfConfig = field(default_factory=lambda: CrfConfig("auto", 10, 3, 3, 50, 5, 10))
+    walk_radius: Radius = 5  # The random walk links cells closer than this.
+    exponent: float = 1.0  # Exponent of the activation maps before the walk (AdvCAM: 1.5).
+    threshold: OpenUnitInterval = 0.25  # Background score against the walked maps (maximum 1).
 
-    def label(
-        prediction: Tensor, keys: np.ndarray, cam: Tensor, size: tuple[int, int]
-    ) -> np.ndarray:
-        walked = walk(prediction[0].sigmoid(), cam, config)
-        return walked_label(walked, keys, size, config.threshold)
-
-    return Spreading(
-        settings=config,
-        seed=seed,
-        network=lambda: BoundaryNetwork(backbone),
-        affinity=lambda logits: path_affinity(logits.sigmoid()[:, 0], config.radius),
-        label=label,
-        flip=True,
-        stride=STRIDE,
-    )
+    def __post_init__(self):
+        check(
+            self.background <= self.foreground,
+            "wsss.irn.background must not be greater than wsss.irn.foreground",
+        )
 
 
 def confident_label(
     image: np.ndarray,
     keys: np.ndarray,
     cam: np.ndarray,
-    foreground: float,
-    background: float,
+    config: IrnConfig,
     crf: DenseCRF,
 ) -> np.ndarray:
     """A class where it beats a high background score, background where none beats a low one.
@@ -55,17 +51,16 @@ def confident_label(
         image: (H, W, 3) uint8 RGB.
         keys: (K,) labels of the maps, 1-based.
         cam: (K, h, w) in [0, 1].
-        foreground, background: the two scores.
-        crf: refines both decisions.
+        config: the two background scores.
+        crf: refinement of both decisions.
 
     Returns:
-        (H, W) uint8, 255 where neither is sure.
+        (H, W) uint8, 255 where nothing is sure.
     """
     labels = np.concatenate([[BACKGROUND], keys]).astype(np.uint8)
     maps = upsampled(cam, image.shape[:2])
-    sure, possible = (
-        labels[_refined_decision(image, maps, score, crf)] for score in (foreground, background)
-    )
+    scores = (config.foreground, config.background)
+    sure, possible = (labels[_refined_decision(image, maps, s, crf)] for s in scores)
     unsure = np.where(possible == BACKGROUND, BACKGROUND, IGNORE).astype(np.uint8)
     return np.where(sure == BACKGROUND, unsure, sure)
 
@@ -80,6 +75,69 @@ def _refined_decision(
     probs = np.full((1 + len(maps), *decision.shape), rest, np.float32)
     np.put_along_axis(probs, decision[None], np.float32(certainty), 0)
     return crf(image, probs).argmax(0)
+
+
+class BoundaryNetwork(nn.Module):
+    """IRNet's boundaries: five stages of a frozen backbone, reduced to 32 channels each and joined.
+
+    They have strides 4 (the first one after pooling), 4, 8, 16 and 16.
+
+    IRNet has a second branch, of displacements to the centre of an instance. It shares no trainable
+    weight with this one and class labels do not need it, so it is left out. Parameter names are
+    IRNet's: fc_edge1 to fc_edge6.
+    """
+
+    stride, flip = 4, True  # pixels per cell; average predictions with the mirrored image's
+    RELEASED: ClassVar = [
+        *RELEASED_RESNET,
+        ("fc_edge", "fc_edge"),
+        *((name, None) for name in ("path_indices", "disp_target", "ind_")),  # of IRNet's pairs
+        ("fc_dp", None),
+        ("mean_shift.", None),
+    ]
+
+    def __init__(self, backbone: BackboneConfig, config: IrnConfig):
+        super().__init__()
+        self.config = config
+        self.backbone = Backbone(backbone, range(5), 16).requires_grad_(False)
+        for k, channels in enumerate(self.backbone.dims, 1):
+            reduce = nn.Sequential(nn.Conv2d(channels, 32, 1, bias=False), nn.GroupNorm(4, 32))
+            setattr(self, f"fc_edge{k}", reduce)
+        self.fc_edge6 = nn.Conv2d(5 * 32, 1, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, 1, H/4, W/4) logits of a boundary."""
+        with torch.no_grad():
+            first, *rest = self.backbone(images)
+            stages = [F.max_pool2d(first, 3, 2, 1), *rest]
+        size = stages[1].shape[-2:]
+        edges = []
+        for k, features in enumerate(stages, 1):
+            reduced = getattr(self, f"fc_edge{k}")(features)
+            edges.append(F.interpolate(reduced, size, mode="bilinear").relu())
+        return self.fc_edge6(torch.cat(edges, 1))
+
+    def train(self, mode: bool = True) -> "BoundaryNetwork":
+        super().train(mode)
+        self.backbone.eval()
+        return self
+
+    def parameter_groups(self, lr: float) -> list[dict]:
+        """The head alone."""
+        return [{"params": [p for p in self.parameters() if p.requires_grad], "lr": lr}]
+
+    def affinity(self, logits: Tensor) -> Tensor:
+        """(B, 1, h, w) logits -> (B, P, ...) absence of a boundary on the path of each pair."""
+        return path_affinity(logits.sigmoid()[:, 0], self.config.radius)
+
+    def label(
+        self, logits: Tensor, keys: np.ndarray, cam: Tensor, size: tuple[int, int]
+    ) -> np.ndarray:
+        """(1, h, w) logits, (K,) labels and (K, h', w') maps -> (H, W) uint8 label."""
+        walked = walk(logits[0].sigmoid(), cam, self.config)
+        return walked_label(walked, keys, size, self.config.threshold)
+
+    seed = staticmethod(confident_label)
 
 
 def walk(boundary: Tensor, cam: Tensor, config: IrnConfig) -> Tensor:
@@ -105,7 +163,7 @@ def walked_label(
     """
     if not len(keys):
         return np.zeros(size, np.uint8)
-    maps = F.interpolate(walked[None], scale_factor=STRIDE, mode="bilinear")[0]
+    maps = F.interpolate(walked[None], scale_factor=BoundaryNetwork.stride, mode="bilinear")[0]
     maps = maps[:, : size[0], : size[1]]
     maps = maps / maps.max().clamp(min=1e-5)
     scores = F.pad(maps, (0, 0, 0, 0, 1, 0), value=threshold)

@@ -1,42 +1,44 @@
 """PSA's spreading (Ahn and Kwak, CVPR 2018), as SEAM uses it: alike features belong together."""
 
+from dataclasses import dataclass, field
+from typing import ClassVar
+
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from core.config import PsaConfig, WsssConfig
-from core.crf.dense import DenseCRF, make_crf
+from core.crf.dense import CrfConfig, DenseCRF
 from core.data.labels import BACKGROUND, IGNORE
-from core.wsss.affinity import feature_affinity, random_walk
-from core.wsss.pairs import AffinityNetwork
-from core.wsss.pseudo_labels import upsampled
-from core.wsss.spreading import Spreading
+from core.data.settings import AugmentConfig
+from core.models.backbones import BackboneConfig, freeze_norms, tapped_backbone
+from core.run.settings import NonNegativeInt, PositiveInt, Radius
+from core.wsss.affinity import PairConfig, feature_affinity, random_walk
+from core.wsss.cam import upsampled
 
 
-def psa_spreading(wsss: WsssConfig) -> Spreading:
-    """Features at stride 8; affinity is exp(-mean |difference|)."""
-    config = wsss.psa
-    crf = make_crf(config.crf.settings())
-    backbone = wsss.backbone.without_weights() if config.weights else wsss.backbone
+@dataclass
+class PsaConfig(PairConfig):
+    """PSA's affinity network as SEAM uses it: features at stride 8 (all defaults: SEAM's code).
+    Unlike there, seeds are sampled at the cells' centres instead of averaging scores over 8 x 8
+    pixels; the walk takes every pair inside the image, including the pairs of the frame; and cells
+    are stretched onto the image instead of padded and cropped."""
 
-    def seed(image: np.ndarray, keys: np.ndarray, cam: np.ndarray) -> np.ndarray:
-        return confident_label(image, keys, cam, config, crf)
-
-    def label(
-        prediction: Tensor, keys: np.ndarray, cam: Tensor, size: tuple[int, int]
-    ) -> np.ndarray:
-        return walked_label(prediction, keys, cam, size, config)
-
-    return Spreading(
-        settings=config,
-        seed=seed,
-        network=lambda: AffinityNetwork(backbone),
-        affinity=lambda features: feature_affinity(features, config.radius),
-        label=label,
-        flip=False,  # as PSA
-        stride=8,
-    )
+    seed_keys: ClassVar = ("low_exponent", "high_exponent")
+    epochs: PositiveInt = 8  # Passes over the training images.
+    batch_size: PositiveInt = 8  # Images per step.
+    lr: float = 0.01  # Learning rate of the backbone; the heads have ten times it.
+    weight_decay: float = 5e-4  # Weight decay.
+    radius: Radius = 5  # Training and the random walk link cells closer than this.
+    # Views for training.
+    augment: AugmentConfig = field(default_factory=lambda: AugmentConfig(scale=(1, 1), crop=448))
+    beta: float = 8  # Exponent of the affinities in the walk.
+    doublings: NonNegativeInt = 6  # log2 of the walk's number of steps.
+    low_exponent: float = 4  # A class is confident where it beats background (1 - best)^low.
+    high_exponent: float = 24  # Background is confident where (1 - best)^high still wins.
+    walk_exponent: float = 6  # Background (1 - best)^walk is spread along with the classes.
+    # Refinement of both decisions.
+    crf: CrfConfig = field(default_factory=lambda: CrfConfig("auto", 10, 3, 3, 80, 13, 10))
 
 
 def with_background(maps: np.ndarray, exponent: float) -> np.ndarray:
@@ -68,6 +70,61 @@ def confident_label(
     )
     unsure = np.where(weak == BACKGROUND, BACKGROUND, IGNORE).astype(np.uint8)
     return np.where(strong == BACKGROUND, unsure, strong)
+
+
+class AffinityNetwork(nn.Module):
+    """PSA's AffinityNet: features of three stages, alike where pixels belong to one thing.
+
+    Names of the heads are PSA's: f8_3, f8_4, f8_5, f9.
+    """
+
+    stride, flip = 8, False  # pixels per cell; predictions of the mirrored image are not used
+    RELEASED: ClassVar = [
+        *((name, name) for name in ("f8_3.", "f8_4.", "f8_5.", "f9.")),
+        ("", "backbone."),
+    ]
+
+    def __init__(self, backbone: BackboneConfig, config: PsaConfig):
+        super().__init__()
+        self.config = config
+        self.backbone = tapped_backbone(backbone)
+        *_, middle, late, last = self.backbone.dims
+        self.f8_3 = nn.Conv2d(middle, 64, 1, bias=False)
+        self.f8_4 = nn.Conv2d(late, 128, 1, bias=False)
+        self.f8_5 = nn.Conv2d(last, 256, 1, bias=False)
+        self.f9 = nn.Conv2d(64 + 128 + 256, 64 + 128 + 256, 1, bias=False)
+        for head in (self.f8_3, self.f8_4, self.f8_5):
+            nn.init.kaiming_normal_(head.weight)
+        nn.init.xavier_uniform_(self.f9.weight, gain=4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, 448, H/8, W/8)."""
+        *_, middle, late, last = self.backbone(images)
+        heads = ((self.f8_3, middle), (self.f8_4, late), (self.f8_5, last))
+        return F.elu(self.f9(torch.cat([F.elu(head(x)) for head, x in heads], 1)))
+
+    def train(self, mode: bool = True) -> "AffinityNetwork":
+        super().train(mode)
+        freeze_norms(self.backbone)
+        return self
+
+    def parameter_groups(self, lr: float) -> list[dict]:
+        """The backbone, and the heads at ten times its rate."""
+        backbone = [p for p in self.backbone.parameters() if p.requires_grad]
+        heads = [m.weight for m in (self.f8_3, self.f8_4, self.f8_5, self.f9)]
+        return [{"params": backbone, "lr": lr}, {"params": heads, "lr": 10 * lr}]
+
+    def affinity(self, features: Tensor) -> Tensor:
+        """(B, D, h, w) features -> (B, P, ...) exp(-mean |difference|) of each pair."""
+        return feature_affinity(features, self.config.radius)
+
+    def label(
+        self, features: Tensor, keys: np.ndarray, cam: Tensor, size: tuple[int, int]
+    ) -> np.ndarray:
+        """(D, h, w) features, (K,) labels and (K, h', w') maps -> (H, W) uint8 label."""
+        return walked_label(features, keys, cam, size, self.config)
+
+    seed = staticmethod(confident_label)
 
 
 def walked_label(

@@ -13,14 +13,113 @@ that edges unlabel certain pixels too, and the average's ramp, which rises faste
 code's 0.9999 (1 - exp(-n / 2000)).
 """
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from core.config import RsEpmConfig
+from core.complement import weighted_cross_entropy
 from core.crf.pamr import PAMR
 from core.data.labels import BACKGROUND, IGNORE
-from core.debias import weighted_cross_entropy
+from core.models.backbones import Backbone, BackboneConfig
+from core.models.deeplab import ASPP, Decoder
+from core.run.settings import (
+    ClosedUnitInterval,
+    Decay,
+    NonNegativeFloat,
+    OpenUnitInterval,
+    PositiveInt,
+    check,
+)
+
+
+@dataclass
+class RsEpmConfig:
+    """RS+EPM, our reconstruction, with the released code's values where it has them."""
+
+    width: PositiveInt = 256  # Width of the ASPP and of the decoder.
+    low_width: PositiveInt = 256  # Width of the projected low-level features.
+    rates: tuple[PositiveInt, ...] = (6, 12, 18)  # Dilations of the ASPP.
+    # Epoch from which the teacher's maps and labels count (RecurSeed).
+    recur_from: NonNegativeFloat = 5
+    mix_from: NonNegativeFloat = 15  # Epoch from which certain objects are pasted (EdgePredictMix).
+    foreground: OpenUnitInterval = 0.55  # Probability from which a class is certain.
+    background: OpenUnitInterval = 0.10  # Background is certain where every class is below this.
+    # Weight of the decoder, against the maps, in the teacher's probabilities when mixing begins
+    # (default).
+    decoder_share: ClosedUnitInterval = 0.5
+    # Dilations of the PAMR that refines the teacher's probabilities, at a quarter of the size.
+    dilations: tuple[PositiveInt, ...] = (1, 2, 4, 8, 12, 24)
+    # In mixed images, pixels whose probabilities change by more than this from one to a neighbour
+    # have no label (default).
+    edge: float = 0.3
+    cam_weight: float = 1.0  # Weight of the maps' distance from the teacher's corrected maps.
+    decoder_weight: float = 1.0  # Weight of the decoder's cross entropy.
+    first_order: float = 0.5  # Cosines of cells below this count as 0 (SCG; also the next three).
+    second_order: float = 0.1  # The same for paths through a third cell, times the number of cells.
+    bright: float = 0.3  # A cell belongs to the object from this value of the stretched map on.
+    dark: float = 0.05  # A cell belongs to the background up to this value.
+    ema: Decay = 0.9999  # Decay of the teacher.
+
+    def __post_init__(self):
+        check(
+            self.recur_from <= self.mix_from,
+            "wsss.rsepm.recur_from must not be greater than wsss.rsepm.mix_from",
+        )
+        check(
+            self.background <= self.foreground,
+            "wsss.rsepm.background must not be greater than wsss.rsepm.foreground",
+        )
+        check(len(self.rates) > 0, "wsss.rsepm.rates needs at least one dilation")
+        check(len(self.dilations) > 0, "wsss.rsepm.dilations needs at least one distance")
+
+
+class RsEpmClassifier(nn.Module):
+    """Class scores of cells, whose mean are the logits, and DeepLab v3+'s decoder beside them.
+
+    Names below `aspp`, `decoder` and `classifier` are those of the released weights.
+    """
+
+    RELEASED: ClassVar = [
+        ("model.fc.", None),
+        ("model.", "backbone.net."),
+        *((name, name) for name in ("classifier.", "aspp.", "decoder.")),
+    ]
+
+    def __init__(
+        self, backbone: BackboneConfig, num_classes: int, output_stride: int, settings: RsEpmConfig
+    ):
+        super().__init__()
+        self.backbone = Backbone(backbone, (1, 2, 3, 4), output_stride)
+        low, *_, last = self.backbone.dims
+        self.classifier = nn.Conv2d(last, num_classes, 1, bias=False)
+        self.aspp = ASPP(last, settings.width, settings.rates, dropout=0.5, mean_norm=True)
+        self.decoder = Decoder(
+            low, settings.low_width, settings.width, num_classes + 1, dropouts=(0.5, 0.1), last=3
+        )
+
+    def from_features(self, features: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Four stages -> (B, C, H/stride, W/stride) scores and (B, 1 + C, H/4, W/4) logits."""
+        low, *_, last = features
+        return self.classifier(last), self.decoder(low, self.aspp(last))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, H, W) -> the same."""
+        return self.from_features(self.backbone(images))
+
+    def activation(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, C, H/4, W/4) the decoder's probabilities of the classes."""
+        return self(images)[1].float().softmax(1)[:, 1:]
+
+    def parameter_groups(self, lr: float, head_lr: float) -> list[dict]:
+        """The backbone and the new layers, each with its learning rate."""
+        new = (self.classifier, self.aspp, self.decoder)
+        return [
+            {"params": list(self.backbone.parameters()), "lr": lr},
+            {"params": [p for module in new for p in module.parameters()], "lr": head_lr},
+        ]
 
 
 class RecurSeed:
@@ -28,7 +127,7 @@ class RecurSeed:
 
     Args:
         config: thresholds and the epochs at which the phases begin.
-        network: the student, a `core.wsss.rsepm_network.RsEpmClassifier`.
+        network: the student, an `RsEpmClassifier`.
         teacher: its EMA.
         epoch: iterations in one pass over the images.
     """

@@ -37,9 +37,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from core.archives import unpack
-from core.config import DataConfig, make_parser, parse
+from core.config import make_parser, parse
 from core.data.images import read_image
 from core.data.labels import VOC, read_label, write_label
+from core.data.settings import DataConfig
 from core.data.splits import gather
 from core.data.tags import read_annotation, read_table
 from core.run import checkpoint
@@ -47,7 +48,7 @@ from core.run.errors import UserError
 from core.run.files import read_json
 from core.submission import check_submission
 from core.uss.features import read_features
-from core.wsss.pseudo_labels import load_cam
+from core.wsss.cam import load_cam
 from make_debiased_labels import read_clusters
 from tools.prepare_coco import group, read_instances
 from tools.prepare_voc import read_sbd_mask

@@ -8,8 +8,8 @@ from dataclasses import asdict
 from core.config import Config
 from core.data.splits import list_name
 from core.jobs import Job, run_jobs
+from core.pipeline import Run
 from core.run.files import read_json
-from core.run.stage import Run
 from tools.analyses.results import NONE, Analysis, paper, percent
 
 MODES = {

@@ -4,9 +4,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from core.config import Config
+from core.pipeline import Run
 from core.run.errors import UserError
 from core.run.files import read_json
-from core.run.stage import Run
 from tools.analyses.results import BLUE, GREY, NONE, ORANGE, Analysis, paper, styled
 
 BASELINES = {"wsss": "plain training", "wsss_best": "best threshold"}

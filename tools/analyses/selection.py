@@ -9,8 +9,8 @@ from sklearn.manifold import TSNE
 from core.config import Config
 from core.data.labels import read_label
 from core.data.splits import ground_truth, read_split
+from core.pipeline import Run
 from core.run.errors import UserError
-from core.run.stage import Run
 from tools.analyse_bias import BIASED, TARGET, overlaps, target_share
 from tools.analyses.results import (
     BLUE,

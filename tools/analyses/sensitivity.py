@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from core.config import Config, DebiasConfig
+from core.config import Config
+from core.debias import DebiasConfig
 from core.jobs import Job, run_jobs
+from core.pipeline import Run
 from core.run.errors import UserError
 from core.run.files import read_json
-from core.run.stage import Run
 from tools.analyses.results import BLUE, GREY, ORANGE, Analysis, percent, styled
 
 CLUSTERING = ("k_fg", "k_bg")  # settings that K-means depends on

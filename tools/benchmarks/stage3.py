@@ -11,16 +11,13 @@ import cv2
 import numpy as np
 import torch
 import yaml
+from core.debias_image import crf_settings, find_clusters, refine, similarity
 
-from core.config import (
-    VOC_CLASSES,
-    DebiasConfig,
-)
 from core.crf.dense import DenseCRF
 from core.data.labels import write_label
+from core.data.settings import VOC_CLASSES
 from core.data.tags import read_table, write_table
-from core.debias import debiased_centroid
-from core.debias_image import crf_settings, find_clusters, refine, similarity
+from core.debias import DebiasConfig, debiased_centroid
 from core.run.files import read_json
 from tools.benchmarks.common import drawing, patch_features, photographs, ratio, timed
 

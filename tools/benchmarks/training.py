@@ -8,12 +8,14 @@ import numpy as np
 import torch
 
 from core.complement import Complement, Completed
-from core.config import BackboneConfig, Config, SegmentationConfig
+from core.config import Config
 from core.data.labels import BIASED
 from core.data.transforms import normalise
-from core.models.backbones import to_device
+from core.models.backbones import BackboneConfig
 from core.models.deeplab import build_deeplab
-from core.run.loop import EMA, autocast, make_optimizer
+from core.run.device import autocast, to_device
+from core.run.loop import EMA, make_optimizer
+from core.segmenter import SegmentationConfig
 from tools.benchmarks.common import drawing, interleaved, ratio, timed
 
 

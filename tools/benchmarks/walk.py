@@ -4,11 +4,8 @@ import time
 
 import torch
 
-from core.config import (
-    IrnConfig,
-)
 from core.wsss.affinity import pair_offsets, path_affinity
-from core.wsss.irn import walk
+from core.wsss.irn import IrnConfig, walk
 
 
 def benchmark_walk() -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from core.config import Config
+from core.pipeline import Run
 from core.run.errors import UserError
 from core.run.files import read_json
-from core.run.stage import Run
 from tools.report.analyses import Analysis, read_analyses
 
 LABEL_ROWS = {  # evaluation name: title, meaning

@@ -1,0 +1,284 @@
+"""What each stage reads, where every artefact of an experiment is, and how stages find each other.
+
+<run_dir>/uss/checkpoint.pth                      the features' network
+<run_dir>/wsss/checkpoint.pth, cams/, labels/     classifier, activation maps, pseudo labels
+<run_dir>/wsss/seeds/, pairs/                     what spreads the maps (all methods but cam)
+<run_dir>/debias/centroids.npz, labels/           debiased centroids and labels
+<run_dir>/segmentation/<name>/checkpoint.pth      student and EMA teacher
+<run_dir>/evaluation/<name>/scores.json, predictions/
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from core.config import Config
+from core.data.finder import FEATURES, LABELS, Files, Kind
+from core.data.splits import Split, masks_folder
+from core.models.deeplab import DeepLab, build_deeplab
+from core.run import checkpoint
+from core.run.errors import UserError
+from core.run.files import read_json
+from core.run.inputs import Items
+from core.run.settings import flatten, is_weight_file, keys_in_use, overlaid, weight_files
+from core.run.stage import Identity, class_difference, listed, setting_differences, stale
+from core.segmenter import SegmentationConfig
+from core.uss.features import (
+    FeatureSource,
+    SemanticFeatures,
+    centred,
+    feature_files,
+    file_features,
+    mean_feature,
+    network_features,
+)
+
+
+class Run:
+    """The paths of one experiment."""
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.folder = Path(config.run_dir)
+        self.uss, self.wsss = self.folder / "uss", self.folder / "wsss"
+        self.wsss_labels = Path(config.wsss.labels_dir or self.wsss / "labels")
+        self.debias = Path(config.debias.output_dir or self.folder / "debias")
+
+    def segmentation(self, name: str | None = None) -> Path:
+        """Folder of one segmentation training; by default the configured one."""
+        section = self.config.segmentation
+        return self.folder / "segmentation" / (name or section.name or section.mode)
+
+    @property
+    def training_labels(self) -> Path:
+        """Folder of the label maps that the configured mode of stage 4 trains on."""
+        section = self.config.segmentation
+        if section.mode == "supervised":
+            return masks_folder(self.config.data) or Path()
+        if section.labels_dir:
+            return Path(section.labels_dir)
+        return self.wsss_labels if section.mode == "wsss" else self.debias / "labels"
+
+    def evaluation(self, name: str) -> Path:
+        """Folder of one evaluation."""
+        return self.folder / "evaluation" / name
+
+
+def paths_of(folder: Path, kind: Kind, split: Split) -> list[Path]:
+    """The file of each image in a folder, whether or not it exists."""
+    return [*map(Files(folder, kind).of_id, split.ids)]
+
+
+@cache
+def _defaults() -> dict[str, Any]:
+    return flatten(dataclasses.asdict(Config()))
+
+
+def settings_of(config: Config, *keys: str) -> dict[str, Any]:
+    """Flat settings in use of sections, and plain keys; weight files count as inputs instead."""
+    flat: dict[str, Any] = {}
+    for key in keys:
+        value = getattr(config, key)
+        flat |= keys_in_use(value, f"{key}.") if dataclasses.is_dataclass(value) else {key: value}
+    return {key: value for key, value in flat.items() if not is_weight_file(key, value)}
+
+
+def _identity(config: Config, keys: Sequence[str], inputs: Mapping[str, Items], **options):
+    """The identity of a stage that uses these sections and keys, and the weight files they name."""
+    sections = [k for k in keys if dataclasses.is_dataclass(getattr(config, k))]
+    weights = {k: v for s in sections for k, v in weight_files(getattr(config, s), f"{s}.").items()}
+    inputs = {**inputs, **({"weights": weights} if weights else {})}
+    classes = options.pop("classes", config.data.classes)
+    run = Run(config)
+    folders = (run.uss, run.wsss, run.debias, run.segmentation())
+    settings = settings_of(config, *keys)
+    return Identity(classes, settings, inputs, known_in=folders, defaults=_defaults(), **options)
+
+
+def _images(split: Split) -> Items:
+    return dict(zip(split.ids, split.images, strict=True))
+
+
+def _tags(config: Config, split: Split) -> Items:
+    names = config.data.classes
+    rows = (";".join(names[k] for k in row.nonzero()[0]) for row in split.tags)
+    return dict(zip(split.ids, rows, strict=True))
+
+
+def uss_identity(config: Config, split: Split) -> Identity:
+    """Stage 1 sees images alone."""
+    return _identity(config, ("seed", "uss"), {"images": _images(split)}, named=False)
+
+
+def wsss_identity(config: Config, split: Split) -> Identity:
+    """Stage 2 sees images and their tags."""
+    inputs = {"images": _images(split), "tags": _tags(config, split)}
+    return _identity(config, ("seed", "accumulate", "sync_norm", "wsss"), inputs)
+
+
+def debias_identity(config: Config, split: Split) -> Identity:
+    """Stage 3 sees images, tags, label maps, and features or the network that computes them."""
+    run, folder = Run(config), config.uss.features_dir
+    inputs = {"images": _images(split), "tags": _tags(config, split)}
+    labels = paths_of(run.wsss_labels, LABELS, split)
+    inputs["labels"] = dict(zip(split.ids, labels, strict=True))
+    inputs["features"] = {"checkpoint": run.uss / "checkpoint.pth"}
+    if folder:
+        paths = paths_of(Path(folder), FEATURES, split)
+        inputs["features"] = dict(zip(split.ids, paths, strict=True))
+    return _identity(config, ("seed", "debias"), inputs)
+
+
+def segmentation_identity(config: Config, split: Split, labels: Sequence[Path]) -> Identity:
+    """Stage 4 sees images and label maps; the teacher also sees tags."""
+    inputs = {"images": _images(split), "labels": dict(zip(split.ids, labels, strict=True))}
+    if config.segmentation.mode in ("complement", "mars"):
+        inputs["tags"] = _tags(config, split)
+    return _identity(config, ("seed", "accumulate", "sync_norm", "segmentation"), inputs)
+
+
+def prediction_identity(
+    config: Config, split: Split, weights: Path, classes: tuple[str, ...], open_list: bool = False
+) -> Identity:
+    """Predictions see images and the trained network.
+
+    Args:
+        config: settings of test-time augmentation.
+        split: images to predict.
+        weights: checkpoint of the network, which holds its own settings.
+        classes: class names of the network.
+        open_list: whether images may come and go.
+    """
+    inputs = {"images": _images(split), "network": {"checkpoint": weights}}
+    changing = frozenset(["images"] if open_list else [])
+    return _identity(config, ("evaluation",), inputs, classes=classes, open=changing)
+
+
+def own_stages(config: Config, split: Split, *stages: str) -> Iterator[tuple[Path, Identity, str]]:
+    """Folder, present identity and script of each named stage whose results are the run's own.
+
+    Args:
+        config: the whole configuration.
+        split: the training list.
+        stages: any of "uss", "wsss" and "debias".
+    """
+    run = Run(config)
+    if "wsss" in stages and not config.wsss.labels_dir:
+        yield run.wsss, wsss_identity(config, split), "train_wsss.py"
+    if "uss" in stages and not config.uss.features_dir:
+        yield run.uss, uss_identity(config, split), "train_uss.py"
+    if "debias" in stages:
+        yield run.debias, debias_identity(config, split), "make_debiased_labels.py"
+
+
+def check_upstream(config: Config, split: Split, *stages: str) -> None:
+    """Compares what earlier stages were made from with what they would be made from now.
+
+    Args: see `own_stages`.
+
+    Raises:
+        UserError: they differ, so that the results would not be of these settings and inputs.
+    """
+    for folder, identity, script in own_stages(config, split, *stages):
+        lines = stale(folder, identity, config.workers)
+        if lines:
+            raise UserError(
+                f"{folder}, which this stage reads, is stale: it was made with other settings or "
+                f"inputs:\n{listed(lines)}\n"
+                "Remedy: set these back, or choose another run_dir or remove the folder yourself, "
+                f"and run: python {script}, with the same --config and options"
+            )
+
+
+def check_made_from(
+    path: Path, content: Mapping[str, Any], section: str, config: Config, named: bool = False
+) -> None:
+    """Compares a checkpoint of ours with the configuration.
+
+    Args:
+        path: path of the checkpoint, for messages.
+        content: the loaded checkpoint.
+        section: section of the configuration that describes its network.
+        config: the whole configuration.
+        named: whether the network tells classes apart, so that their names and order count.
+
+    Raises:
+        UserError: it was made with other settings of the section, or for other classes.
+    """
+    made = content.get("made_from")
+    if made is None:
+        return
+    there = {k: v for k, v in made["settings"].items() if k.startswith(f"{section}.")}
+    if not there:
+        raise UserError(f"{path} is the checkpoint of {made['stage']}; here {section} is needed")
+    lines = setting_differences(there, settings_of(config, section), _defaults())
+    if named and config.data.classes:
+        lines = [*filter(None, [class_difference(made["classes"], config.data.classes)]), *lines]
+    if lines:
+        raise UserError(
+            f"the network in {path} was made with other settings:\n{listed(lines)}\n"
+            "Remedy: give the --config and options of the run that made it, or train again in "
+            "another run_dir"
+        )
+
+
+def load_semantic_features(config: Config) -> SemanticFeatures:
+    """The network that stage 1 trained; in evaluation mode."""
+    path = Run(config).uss / "checkpoint.pth"
+    content = checkpoint.load(path)
+    check_made_from(path, content, "uss", config)
+    blank = dataclasses.replace(config.uss, backbone=config.uss.backbone.without_weights())
+    return checkpoint.restore(SemanticFeatures(blank), content, "network", path)
+
+
+def feature_source(
+    config: Config, split: Split, device: torch.device, amp: torch.autocast
+) -> FeatureSource:
+    """The configured features: files from elsewhere, stage 1's files, or its network."""
+    if config.uss.features_dir:
+        source = file_features(feature_files(Path(config.uss.features_dir), split))
+        return centred(source, mean_feature(source, len(split))) if config.uss.centre else source
+    if config.uss.cache:
+        return file_features(feature_files(Run(config).uss / "features", split, "run train_uss.py"))
+    return network_features(load_semantic_features(config).to(device), split, device, amp)
+
+
+def trained_weights(run: Run) -> Path:
+    """The checkpoint of the configured training.
+
+    Raises:
+        UserError: it has not finished.
+    """
+    weights = run.segmentation() / "checkpoint.pth"
+    if not weights.is_file() or not read_json(weights.with_name("manifest.json"))["finished"]:
+        raise UserError(f"{weights.parent} holds no finished training; run train_segmentation.py")
+    return weights
+
+
+def load_segmenter(
+    weights: Path, config: Config, configured: bool = False
+) -> tuple[DeepLab, tuple[str, ...]]:
+    """The EMA teacher of a training, which is what a user deploys, and the names of its classes.
+
+    A checkpoint says itself which network it holds and what its labels are called, so nothing of
+    the training data is needed; one that does not is taken for the configured network.
+
+    Args:
+        weights: path of the checkpoint.
+        config: the whole configuration.
+        configured: refuse a network that was trained with other settings or for other classes.
+    """
+    content = checkpoint.load(weights)
+    if configured:
+        check_made_from(weights, content, "segmentation", config, named=True)
+    settings, classes = config.segmentation, config.data.classes
+    made_from = content.get("made_from")
+    if made_from is not None:
+        settings = overlaid(SegmentationConfig(), made_from["settings"], "segmentation.")
+        classes = tuple(made_from["classes"])
+    blank = dataclasses.replace(settings, backbone=settings.backbone.without_weights())
+    return checkpoint.restore(build_deeplab(blank, len(classes)), content, "ema", weights), classes

@@ -1,0 +1,64 @@
+"""Where and in which precision networks run."""
+
+import random
+
+import numpy as np
+import torch
+from torch import nn
+
+from core.run import distributed
+from core.run.errors import UserError
+from core.run.settings import Runtime
+
+
+def pick_device(runtime: Runtime) -> torch.device:
+    """The configured device; `auto` is the first GPU, or the CPU without one.
+
+    Raises:
+        UserError: the device is unknown, not supported or not there.
+    """
+    name = runtime.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"device {name!r} is unknown; use auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):  # mps lacks float64, among other things
+        raise UserError(f"device {name!r} is not supported; use auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device {name!r} was requested, but this PyTorch sees no GPU; use auto")
+    if (device.index or 0) >= max(1, torch.cuda.device_count()):
+        count = torch.cuda.device_count()
+        raise UserError(f"device {name!r}: there are {count} GPUs, counted from 0")
+    if device.index is not None and distributed.world() > 1:
+        raise UserError(f"several processes cannot share {name}; leave device at auto")
+    return device
+
+
+def autocast(runtime: Runtime, device: torch.device) -> torch.autocast:
+    """bf16 autocast if requested, or if `precision` is auto and the hardware computes in bf16."""
+    if device.type == "cuda":  # older GPUs only emulate it
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = _cpu_multiplies_bf16()
+    enabled = runtime.precision == "bf16" or (runtime.precision == "auto" and fast)
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+
+
+def _cpu_multiplies_bf16() -> bool:
+    return bool(
+        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()  # noqa: SLF001
+    )
+
+
+def to_device(network: nn.Module, device: torch.device) -> nn.Module:
+    """Moves a network; convolutions run channels-last, which is the faster layout here."""
+    return network.to(device, memory_format=torch.channels_last)
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds the generators of Python, NumPy and torch."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)

@@ -1,0 +1,168 @@
+"""The content of what a stage reads: digests of files, remembered by their times.
+
+An input is its content, wherever it is and however its path is spelt; paths do not count.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from core.run.errors import UserError
+from core.run.files import read_json, write_json
+
+Items = Mapping[str, str | Path]
+"""What a stage reads, by id: a text, or a file whose content counts."""
+Stamp = str | list
+"""An item as recorded: its text; or a file's size, modification time, change time and digest."""
+Stamps = dict[str, dict[str, Stamp | None]]
+"""Stamps by name of the input and id; None: the file is missing."""
+TICK = 2 * 10**9
+"""Nanoseconds in which a file may change twice without a new time on some file systems."""
+
+
+def stamp(
+    inputs: Mapping[str, Items], known: Mapping[str, Mapping[str, Stamp]], workers: int = 0
+) -> Stamps:
+    """Identifies every item: a text by itself, a file by its content; None: the file is missing.
+
+    Args:
+        inputs: lists of items, by name.
+        known: result of `known_stamps`; a file with the size and times noted there is not read.
+        workers: number of reading threads.
+    """
+    found: Stamps = {}
+    unread: list[tuple[str, str, Path, list]] = []
+    for name, items in inputs.items():
+        found[name] = {}
+        for key, item in items.items():
+            if not isinstance(item, Path):
+                found[name][key] = item
+                continue
+            times, old = _times(item), known.get(name, {}).get(key)
+            found[name][key] = old if times and old and old[:3] == times else None
+            if times and found[name][key] is None:
+                unread.append((name, key, item, times))
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        digests = pool.map(lambda entry: _digest(entry[2]), unread)
+        bar = tqdm(
+            zip(unread, digests, strict=True),
+            *("reading inputs", len(unread)),
+            unit="file",
+            disable=len(unread) < 3000 or None,
+        )
+        for (name, key, _, times), digest in bar:
+            found[name][key] = [*times, digest]
+    return found
+
+
+def _times(path: Path) -> list[int] | None:
+    try:
+        info = path.stat()
+    except OSError:
+        return None
+    return [info.st_size, info.st_mtime_ns, info.st_ctime_ns]
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a file's content."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def known_stamps(*folders: Path) -> Stamps:
+    """Files that stages noted in these folders, joined; later folders win.
+
+    Files that may have changed again within the clock tick in which they were read are left out.
+    """
+    known: Stamps = {}
+    for folder in folders:
+        written, stamps = read_stamps(folder)
+        for name, entries in stamps.items():
+            settled = {
+                key: stamp
+                for key, stamp in entries.items()
+                if isinstance(stamp, list) and max(stamp[1:3]) + TICK < written
+            }
+            known.setdefault(name, {}).update(settled)
+    return known
+
+
+def read_stamps(folder: Path) -> tuple[int, Stamps]:
+    """What `save_stamps` wrote: the time and every item; nothing if the file is lost or broken."""
+    try:
+        content = read_json(folder / "inputs.json")
+        return int(content["written"]), content["items"]
+    except (UserError, KeyError, TypeError, ValueError):
+        return 0, {}
+
+
+def save_stamps(folder: Path, stamps: Stamps, began: int) -> None:
+    """Writes `<folder>/inputs.json`, unless it says the same already.
+
+    Args:
+        folder: folder of the stage.
+        stamps: every item.
+        began: time before the first of them was read, nanoseconds since the epoch.
+    """
+    files = {n: {k: v for k, v in s.items() if isinstance(v, list)} for n, s in stamps.items()}
+    if read_stamps(folder)[1] != stamps or known_stamps(folder) != files:
+        write_json(folder / "inputs.json", {"written": began, "items": stamps}, indent=None)
+
+
+def summary(stamps: Stamps) -> dict[str, dict[str, Any]]:
+    """{name: {"count", "sha256"}} over all items, in their order."""
+    result = {}
+    for name, items in stamps.items():
+        lines = "\n".join(f"{key}\t{_content(value)}" for key, value in items.items())
+        digest = hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
+        result[name] = {"count": len(items), "sha256": digest}
+    return result
+
+
+def _content(stamp: Stamp | None) -> str | None:
+    """The part of a stamp that identifies an item: its text, or the digest of its content."""
+    return stamp[-1] if isinstance(stamp, list) else stamp
+
+
+def input_differences(
+    old: Mapping[str, Mapping[str, Stamp]],
+    new: Stamps,
+    open_lists: frozenset[str] = frozenset(),
+    common: bool = False,
+) -> Iterator[str]:
+    """One line for each input that is not the same, naming the first item.
+
+    Args:
+        old: stamps of the result.
+        new: stamps of what there is now.
+        open_lists: names of inputs whose items may come and go.
+        common: compare only items that both have, in every input.
+    """
+    for name in dict.fromkeys((*old, *new)):
+        there, here = old.get(name, {}), new.get(name, {})
+        only_common = common or name in open_lists
+        gone = [k for k in there if k not in here]
+        come = [k for k in here if k not in there]
+        if (gone or come) and not only_common:
+            yield (
+                f"{name}: {len(here)} now, {len(there)} there; {len(come)} new and {len(gone)} "
+                f"gone, first {(gone or come)[0]}"
+            )
+            continue
+        both = [k for k in there if k in here and here[k] is not None]
+        differ = [k for k in both if _content(there[k]) != _content(here[k])]
+        if differ:
+            a, b = there[differ[0]], here[differ[0]]
+            texts = isinstance(a, str) and isinstance(b, str)
+            values = f": {a or 'none'} there, {b or 'none'} now" if texts else ""
+            what = "differ" if texts else "have another content"
+            yield f"{name}: {len(differ)} of {len(both)} {what}, first {differ[0]}{values}"
+        elif not only_common and [*there] != [*here]:
+            yield f"{name}: the same items in another order"

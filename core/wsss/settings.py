@@ -1,0 +1,104 @@
+"""Settings of stage 2, composed of the methods' own."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from core.crf.dense import CrfConfig
+from core.data.settings import AugmentConfig
+from core.models.backbones import BackboneConfig
+from core.run.settings import OpenUnitInterval, PositiveFloat, PositiveInt, check, location
+from core.wsss.advcam import AdvCamConfig
+from core.wsss.irn import IrnConfig
+from core.wsss.psa import PsaConfig
+from core.wsss.rsepm import RsEpmConfig
+from core.wsss.seam import SeamConfig
+
+
+@dataclass
+class WsssConfig:
+    """Stage 2, a WSSS method on image-level tags."""
+
+    # cam: activation maps, refined by `refine`; irn: spread by IRNet's random walk instead; advcam:
+    # AdvCAM's maps, spread in the same way; seam: SEAM's maps, spread by PSA's walk; rsepm: a
+    # decoder's maps by our reconstruction of RS+EPM, spread by IRNet's walk.
+    method: Literal["cam", "irn", "advcam", "seam", "rsepm"] = "cam"
+    # A network with maps at strides 4 to 32 (irn, advcam and rsepm also need stride 2).
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    irn: IrnConfig = field(default_factory=IrnConfig)  # IRNet's second half.
+    psa: PsaConfig = field(default_factory=PsaConfig)  # The spreading that SEAM uses.
+    advcam: AdvCamConfig = field(default_factory=AdvCamConfig)  # AdvCAM's maps.
+    seam: SeamConfig = field(default_factory=SeamConfig)  # SEAM's training.
+    rsepm: RsEpmConfig = field(default_factory=RsEpmConfig)  # RS+EPM's training.
+    # A released checkpoint of the method (IRNet's, AdvCAM's, SEAM's or RS+EPM's classifier), used
+    # instead of training one.
+    weights: str | None = None
+    labels_dir: str | None = location()  # Use <id>.png pseudo labels from here instead of stage 2.
+    # Pixels per cell of the activation map. Networks that timm cannot dilate (Swin, PVT, HRNet,
+    # DenseNet) have their last maps enlarged, as coarse as before.
+    output_stride: Literal[8, 16] = 16
+    # Backbone normalisation: batch statistics, or the weight file's.
+    norm: Literal["train", "frozen"] = "train"
+    # Backbone stages that are not trained, besides the stem (IRNet: 2; AdvCAM: 0, the stem alone).
+    # None: everything is trained.
+    frozen_stages: Literal[0, 1, 2, 3, 4] | None = None
+    # From map to class score: the mean, as IRNet; log-mean-exp learns small objects faster.
+    pooling: Literal["mean", "logmeanexp"] = "mean"
+    epochs: PositiveInt = 5  # Passes over the training images.
+    batch_size: PositiveInt = 16  # Images per step.
+    # adamw has a one-cycle schedule; sgd a polynomial one without momentum, which is what the
+    # released code of IRNet, SEAM and AdvCAM amounts to.
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    lr: float = 1e-4  # Learning rate of the backbone, at its peak.
+    head_lr: float = 1e-3  # Learning rate of the new layers, at its peak.
+    weight_decay: float = 0.02  # Weight decay.
+    augment: AugmentConfig = field(default_factory=AugmentConfig)  # Views for training.
+    # Scales whose activation maps are summed.
+    scales: tuple[PositiveFloat, ...] = (1.0, 0.5, 1.5, 2.0)
+    flip: bool = True  # Add the mirrored image at each scale.
+    threshold: OpenUnitInterval = 0.30  # Background score against the class maps in [0, 1].
+    # Choose that score so that this share of all pixels passes instead: an assumption about the
+    # images, not a look at masks. Maps of two trainings differ in scale; objects do not.
+    object_share: OpenUnitInterval | None = None
+    sharpness: float = 6.0  # The CRF's unary is the softmax of this factor times the scores.
+    refine: Literal["crf", "none"] = "crf"  # Refinement of the maps before the argmax.
+    crf: CrfConfig = field(default_factory=CrfConfig)  # Settings of that refinement.
+
+    def __post_init__(self):
+        check(len(self.scales) > 0, "wsss.scales needs at least one number")
+        if self.method == "rsepm" and not self.weights:
+            check(
+                self.epochs > self.rsepm.mix_from,
+                f"rsepm needs more than {self.rsepm.mix_from} epochs, when its last phase begins, "
+                f"got {self.epochs}; raise wsss.epochs or lower wsss.rsepm.mix_from",
+            )
+            check(self.batch_size > 1, "rsepm needs a wsss.batch_size above 1: it mixes images")
+
+    @property
+    def pairs(self) -> str | None:
+        """The section of the spreading that the method uses; None: it uses none."""
+        sections = {"irn": "irn", "advcam": "irn", "seam": "psa", "rsepm": "irn"}
+        return sections.get(self.method)
+
+    def unused(self) -> list[str]:
+        """Keys of the methods that are not chosen, and of training where weights are given."""
+        sections = ("advcam", "seam", "rsepm", "irn", "psa")
+        keys = [s for s in sections if s not in (self.method, self.pairs)]
+        keys += ["irn"] if self.pairs != "irn" else []
+        if self.method in ("seam", "rsepm"):
+            keys += ["pooling", "norm", "frozen_stages"]
+        if self.method == "seam":
+            keys += ["output_stride"]
+        if self.method == "advcam":
+            keys += ["scales", "flip"]
+        if self.pairs:
+            keys += ["threshold", "object_share", "sharpness", "refine", "crf"]
+        if self.object_share is not None:
+            keys += ["threshold"]
+        if self.refine == "none":
+            keys += ["sharpness", "crf"]
+        if self.weights:
+            keys += ["epochs", "batch_size", "optimizer", "lr", "head_lr", "weight_decay"]
+            keys += ["augment", "pooling", "norm", "frozen_stages"]
+            if not self.pairs or getattr(self, self.pairs).weights:
+                keys += ["backbone.weights"]
+        return keys
