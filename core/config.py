@@ -107,9 +107,9 @@ class _Parser(jsonargparse.ArgumentParser):
         self.error(f"there is no setting `{shown}`{hint} (--help lists the settings)")
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        if "<class 'tuple'>" in message or "nrecognized arguments" in message:
-            message = f"{message}\n{A_LIST}"
-        sys.exit(f"error: {message}")
+        message = re.sub(r'Parser key "([\w.]+)":\s*', r"\1: ", message)
+        hint = f"\n{A_LIST}" if "tuple" in message or "nrecognized" in message else ""
+        sys.exit(f"error: {message}{hint}")
 
     def _help(self, words: list[str]) -> str:
         """Keys of the script's sections that do something as the rest of the command sets them."""

@@ -25,7 +25,7 @@ from core.run.errors import UserError
 from core.run.files import read_json
 from core.run.inputs import Items
 from core.run.settings import flatten, is_weight_file, keys_in_use, overlaid, weight_files
-from core.run.stage import Identity, class_difference, listed, setting_differences, stale
+from core.run.stage import Identity, class_difference, listed, refuse_stale, setting_differences
 from core.segmenter import SegmentationConfig
 from core.uss.features import (
     FeatureSource,
@@ -184,14 +184,7 @@ def check_upstream(config: Config, split: Split, *stages: str) -> None:
         UserError: they differ, so that the results would not be of these settings and inputs.
     """
     for folder, identity, script in own_stages(config, split, *stages):
-        lines = stale(folder, identity, config.workers)
-        if lines:
-            raise UserError(
-                f"{folder}, which this stage reads, is stale: it was made with other settings or "
-                f"inputs:\n{listed(lines)}\n"
-                "Remedy: set these back, or choose another run_dir or remove the folder yourself, "
-                f"and run: python {script}, with the same --config and options"
-            )
+        refuse_stale(folder, identity, config.workers, script)
 
 
 def check_made_from(

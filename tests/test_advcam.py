@@ -14,7 +14,6 @@ from core.wsss.advcam import (
     map_over_devices,
 )
 from core.wsss.cam import CamClassifier
-from core.wsss.settings import WsssConfig
 
 
 class Linear(nn.Module):
@@ -65,7 +64,7 @@ def test_penalty_holds_back_what_is_bright_already():
 def test_maps_of_all_classes_and_scales_have_a_quarter_of_the_size():
     torch.manual_seed(0)
     backbone = BackboneConfig("resnet18", {"channels": [8, 8, 16, 16]}, "none")
-    classifier = CamClassifier(WsssConfig(backbone=backbone), 4).eval().requires_grad_(False)
+    classifier = CamClassifier(backbone, 4).eval().requires_grad_(False)
     config = AdvCamConfig(steps=3, scales=(0.5, 1.0))
     maps = adversarial_cams(classifier, torch.randn(3, 50, 66), [1, 3], config)
     assert maps.shape == (2, 13, 17) and (maps >= 0).all()
@@ -75,9 +74,9 @@ def test_maps_of_all_classes_and_scales_have_a_quarter_of_the_size():
 def test_images_shared_out_among_processes_give_the_same_maps_in_order(tiny_data):
     data = DataConfig(root=str(tiny_data), classes=tuple(CLASSES))
     split = read_split(data, "train")
-    settings = WsssConfig(backbone=BackboneConfig("resnet18", {"channels": [8, 8, 16, 16]}, "none"))
+    backbone = BackboneConfig("resnet18", {"channels": [8, 8, 16, 16]}, "none")
     climb = AdversarialCam(
-        CamClassifier(settings, 8).eval(), split, AdvCamConfig(steps=2, scales=(1.0,))
+        CamClassifier(backbone, 8).eval(), split, AdvCamConfig(steps=2, scales=(1.0,))
     )
     cpu = torch.device("cpu")
     alone, shared = (dict(map_over_devices(climb, [5, 2, 9], [cpu] * n)) for n in (1, 2))

@@ -12,8 +12,8 @@ from core.run import checkpoint, vision
 from core.run.errors import UserError
 from core.segmenter import SegmentationConfig
 from core.uss.features import SemanticFeatures, UssConfig
-from core.wsss.irn import BoundaryNetwork
-from core.wsss.psa import AffinityNetwork
+from core.wsss.irn import BoundaryNetwork, IrnConfig
+from core.wsss.psa import AffinityNetwork, PsaConfig
 from core.wsss.settings import WsssConfig
 from train_wsss import build_classifier
 
@@ -126,10 +126,10 @@ def test_methods_of_their_own_take_other_networks(name):
     images, tags = torch.randn(2, 3, 48, 65), torch.tensor([[1.0, 0, 1], [0, 1, 0]])
     seam = build_classifier(WsssConfig(method="seam", backbone=config(name)), 3).train()
     seam.loss(images, tags).backward()
-    assert AffinityNetwork(config(name)).eval()(images).shape == (2, 448, 6, 9)
+    assert AffinityNetwork(config(name), PsaConfig()).eval()(images).shape == (2, 448, 6, 9)
     rsepm = WsssConfig(method="rsepm", epochs=20, backbone=config(name))
     if name in ("test_efficientnet", "hrnet_w18_small"):
-        assert BoundaryNetwork(config(name)).eval()(images).shape == (2, 1, 12, 17)
+        assert BoundaryNetwork(config(name), IrnConfig()).eval()(images).shape == (2, 1, 12, 17)
         assert build_classifier(rsepm, 3).eval().activation(images).shape == (2, 3, 12, 17)
     else:
         with pytest.raises(UserError, match="stride 2 is needed"):
@@ -137,14 +137,14 @@ def test_methods_of_their_own_take_other_networks(name):
 
 
 def test_lite_networks_give_the_112_channels_of_stride_16():
-    network = feature_network(UssConfig(backbone=config("tf_efficientnet_lite0"), backbone_stage=3))
+    network = feature_network(config("tf_efficientnet_lite0"), 3)
     assert (network.dim, network.patch) == (112, 16)
 
 
 @pytest.mark.parametrize(("stage", "stride"), [(1, 4), (2, 8), (3, 8), (4, 8)])
 def test_stages_of_a_resnet_have_stride_8(stage, stride):
     backbone = BackboneConfig("resnet18", {"channels": [8, 8, 16, 24]}, "none")
-    network = feature_network(UssConfig(backbone=backbone, backbone_stage=stage)).eval()
+    network = feature_network(backbone, stage).eval()
     assert network.patch == 8 and network.dim == (8, 8, 16, 24)[stage - 1]
     assert network(torch.zeros(1, 3, 64, 40)).shape == (1, network.dim, 64 // stride, 40 // stride)
 
@@ -160,7 +160,7 @@ def test_wide_resnet_gives_features_and_a_classifier():
     }
     assert {"conv1a", "b2", "b3"} <= fixed and "b5" not in fixed
     with pytest.raises(UserError, match="wide_resnet38 has no map of stride 2"):
-        BoundaryNetwork(wide)
+        BoundaryNetwork(wide, IrnConfig())
 
 
 @pytest.mark.parametrize("name", ["test_efficientnet", "test_convnext", "hrnet_w18_small"])
@@ -197,7 +197,7 @@ def test_networks_that_cannot_segment_are_refused_by_name(name, told):
 @pytest.mark.parametrize("name", ["mixer_s16_224", "cait_xxs24_224", "beit_base_patch16_224"])
 def test_networks_without_features_are_refused_by_name(name):
     with pytest.raises(UserError, match=f"'{name}' has neither maps.*vit_small_patch16_224"):
-        feature_network(UssConfig(backbone=BackboneConfig(name, weights="none")))
+        feature_network(BackboneConfig(name, weights="none"))
 
 
 def test_network_without_boundaries_is_refused_before_anything_is_trained():
@@ -211,7 +211,7 @@ def test_network_without_boundaries_is_refused_before_anything_is_trained():
 def test_arguments_that_nobody_gave_are_not_named():
     wrong = BackboneConfig("test_convnext", {"windows": 8}, "none")
     for build in (
-        lambda: feature_network(UssConfig(backbone=wrong)),
+        lambda: feature_network(wrong),
         lambda: Backbone(wrong, (4,)),
     ):
         with pytest.raises(UserError, match="unexpected keyword argument 'windows'") as error:

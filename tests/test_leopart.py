@@ -6,6 +6,7 @@ import torch
 import yaml
 from conftest import CLASSES, run_python
 
+import train_uss
 from core.config import make_parser, parse
 from core.data.settings import DataConfig
 from core.data.splits import read_split
@@ -226,12 +227,12 @@ def test_training_goes_on_after_a_stop_with_the_same_weights(leopart_experiment,
         torch.manual_seed(0)
         backbone = ViT(config.uss.backbone)
         if name == "stopped" and not calls:
-            monkeypatch.setattr(leopart, "crops_loss", stopped)
+            monkeypatch.setattr(train_uss, "crops_loss", stopped)
             with pytest.raises(KeyboardInterrupt):
-                leopart.train_leopart(config, backbone, split, leopart_experiment.parent / name)
+                train_uss.train_leopart(config, backbone, split, leopart_experiment.parent / name)
             monkeypatch.undo()
             continue
-        leopart.train_leopart(config, backbone, split, leopart_experiment.parent / name)
+        train_uss.train_leopart(config, backbone, split, leopart_experiment.parent / name)
         found.append(backbone.state_dict())
     assert all(torch.equal(found[0][k], found[1][k]) for k in found[0])
 
@@ -240,6 +241,6 @@ def test_leopart_asks_for_a_transformer(leopart_experiment):
     options = ["--config", str(leopart_experiment), "--uss.backbone.name", "test_convnext"]
     config, _ = parse(make_parser("test", ""), [*options, "--uss.backbone.arguments", "{}"])
     split = read_split(config.data, "train")
-    backbone = feature_network(config.uss)
+    backbone = feature_network(config.uss.backbone)
     with pytest.raises(UserError, match="leopart needs a vision transformer"):
-        leopart.train_leopart(config, backbone, split, leopart_experiment.parent / "leopart")
+        train_uss.train_leopart(config, backbone, split, leopart_experiment.parent / "leopart")

@@ -1,6 +1,7 @@
 """Checkpoints with the names and shapes of the released ones load completely or not at all."""
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,11 +13,10 @@ from core.run.errors import UserError
 from core.run.vision import timm
 from core.uss.features import SemanticFeatures, UssConfig
 from core.wsss.cam import CamClassifier
-from core.wsss.irn import IrnConfig, irn_spreading
-from core.wsss.psa import PsaConfig, psa_spreading
-from core.wsss.rsepm import RsEpmClassifier
-from core.wsss.seam import SeamClassifier
-from core.wsss.settings import WsssConfig
+from core.wsss.irn import BoundaryNetwork, IrnConfig
+from core.wsss.psa import AffinityNetwork, PsaConfig
+from core.wsss.rsepm import RsEpmClassifier, RsEpmConfig
+from core.wsss.seam import SeamClassifier, SeamConfig
 
 from torchvision.models import resnet50  # isort: skip (after core.run.vision)
 
@@ -113,11 +113,11 @@ def test_every_normalisation_of_the_wide_network_sees_a_batch_once():
 
 CASES = {
     "irnet and advcam, classifier": (
-        lambda: CamClassifier(WsssConfig(backbone=RESNET), 20),
+        lambda: CamClassifier(RESNET, 20),
         lambda: {**irn_aliases(4), "classifier.weight": (20, 2048, 1, 1)},
     ),
     "irnet, boundaries": (
-        irn_spreading(WsssConfig(backbone=RESNET, irn=IrnConfig(weights="x"))).network,
+        lambda: BoundaryNetwork(RESNET, IrnConfig(weights="x")),
         lambda: {
             **irn_aliases(5),
             **edge_names(),
@@ -129,19 +129,24 @@ CASES = {
         },
     ),
     "seam": (
-        lambda: SeamClassifier(WsssConfig(backbone=WIDE), 20),
+        lambda: SeamClassifier(WIDE, 20, SeamConfig()),
         lambda: wide_names() | one_by_one({**SEAM_HEADS, "f9.weight": (192, 195)}),
     ),
     "seam, affinities": (
-        psa_spreading(WsssConfig(backbone=WIDE, psa=PsaConfig(weights="x"))).network,
+        lambda: AffinityNetwork(WIDE, PsaConfig(weights="x")),
         lambda: wide_names() | one_by_one({**PSA_HEADS, "f9.weight": (448, 448)}),
     ),
     "stego": (
         lambda: SemanticFeatures(UssConfig(backbone=BackboneConfig(DINO, {}, "none"))),
         stego_names,
     ),
-    "rs+epm": (lambda: RsEpmClassifier(WsssConfig(backbone=RESNET), 20), rsepm_names),
+    "rs+epm": (lambda: RsEpmClassifier(RESNET, 20, 16, RsEpmConfig()), rsepm_names),
 }
+
+
+def load_released(network, path):
+    own = ("mean",) if isinstance(network, SemanticFeatures) else ()
+    return load_published(network, Path(path), network.RELEASED, own)
 
 
 def write(path, names: dict) -> str:
@@ -154,7 +159,7 @@ def write(path, names: dict) -> str:
 @pytest.mark.parametrize("case", CASES)
 def test_released_names_and_shapes_load_completely(tmp_path, case):
     build, names = CASES[case]
-    network = load_published(build(), write(tmp_path / "released.pth", names()))
+    network = load_released(build(), write(tmp_path / "released.pth", names()))
     assert not network.training
     state = {k: v for k, v in network.state_dict().items() if v.is_floating_point()}
     assert state and all((v == 0.5).all() for k, v in state.items() if k != "mean")
@@ -167,7 +172,7 @@ def test_every_missing_extra_or_misshapen_tensor_is_listed(tmp_path):
         del changed[name]
     changed |= {"model.layer9.weight": (1,), "head.weight": (1,), "classifier.weight": (80, 9)}
     with pytest.raises(UserError) as error:
-        load_published(build(), write(tmp_path / "other.pth", changed))
+        load_released(build(), write(tmp_path / "other.pth", changed))
     lines = str(error.value).splitlines()
     assert "other.pth is not a checkpoint of RsEpmClassifier" in lines[0]
     assert lines[1].startswith("  missing:") and "aspp.aspp2.conv.weight" in lines[1]
@@ -180,7 +185,7 @@ def test_parallel_and_nested_checkpoints_load(tmp_path):
     build, names = CASES["rs+epm"]
     state = {f"module.{k}": torch.tensor(0.25).expand(v) for k, v in names().items()}
     save(tmp_path / "nested.pth", {"state_dict": state})
-    network = load_published(build(), str(tmp_path / "nested.pth"))
+    network = load_released(build(), str(tmp_path / "nested.pth"))
     assert (network.classifier.weight == 0.25).all()
 
 
@@ -201,7 +206,7 @@ def test_lightning_checkpoint_gives_its_tensors_and_runs_nothing(tmp_path):
     torch.save(content, tmp_path / "stego.ckpt")
     with pytest.raises(UserError, match="more than tensors"):
         load(tmp_path / "stego.ckpt")
-    network = load_published(build(), str(tmp_path / "stego.ckpt"))
+    network = load_released(build(), str(tmp_path / "stego.ckpt"))
     assert (network.head.cluster1[0].weight == 0.5).all()
     assert not (tmp_path / "harm").exists()
 
@@ -227,4 +232,4 @@ def test_broken_checkpoint_is_one_message(tmp_path, kind, message):
         data = path.read_bytes()
         path.write_bytes(data[:1500] if kind == "truncated" else b"\x00" + data)
     with pytest.raises(UserError, match=f"x.pth.*{message}"):
-        load_published(build(), str(path))
+        load_released(build(), str(path))

@@ -125,7 +125,7 @@ def test_nothing_certain_leaves_images_alone():
 def test_phases_add_their_losses_and_leave_the_teacher_alone(half):
     torch.manual_seed(0)
     config = replace(SMALL, cam_weight=0.5, decoder_weight=3.0)
-    network = RsEpmClassifier(WsssConfig(backbone=RESNET, rsepm=config), 3).train()
+    network = RsEpmClassifier(RESNET, 3, 16, config).train()
     teacher = EMA(network, 0.9).network
     losses = RecurSeed(config, network, teacher, epoch=10)
     images, tags = torch.randn(4, 3, 64, 64), torch.eye(3)[[0, 1, 2, 0]]
@@ -147,7 +147,7 @@ def test_phases_add_their_losses_and_leave_the_teacher_alone(half):
 def test_nothing_is_learnt_in_padding():
     """What stands in padding has no influence on the decoder's and the maps' losses there."""
     torch.manual_seed(0)
-    network = RsEpmClassifier(WsssConfig(backbone=RESNET, rsepm=SMALL), 3).eval()
+    network = RsEpmClassifier(RESNET, 3, 16, SMALL).eval()
     torch.nn.init.uniform_(network.classifier.weight)  # maps above 0
     losses = RecurSeed(SMALL, network, EMA(network, 0.9).network, epoch=10)
     images, tags = torch.randn(2, 3, 64, 64), torch.eye(3)[:2]
@@ -162,7 +162,7 @@ def test_nothing_is_learnt_in_padding():
 
 @pytest.mark.parametrize(
     ("values", "message"),
-    [({"epochs": 15}, "more than 15 epochs"), ({"epochs": 20, "batch_size": 1}, "must be > 1")],
+    [({"epochs": 15}, "more than 15 epochs"), ({"epochs": 20, "batch_size": 1}, "above 1")],
 )
 def test_training_that_cannot_end_is_refused(values, message):
     with pytest.raises(UserError, match=message):
@@ -172,7 +172,7 @@ def test_training_that_cannot_end_is_refused(values, message):
 
 def test_class_without_certain_pixels_is_not_taught_as_background():
     """A decoder that has not found a tagged class must not make its images background."""
-    network = RsEpmClassifier(WsssConfig(backbone=RESNET, rsepm=SMALL), 2)
+    network = RsEpmClassifier(RESNET, 2, 16, SMALL)
     decoder = network.decoder.classifier[-1]
     losses = RecurSeed(SMALL, network, EMA(network, 0.9).network, epoch=1)
     with torch.no_grad():
@@ -186,7 +186,7 @@ def test_class_without_certain_pixels_is_not_taught_as_background():
 
 
 def test_maps_are_the_decoders_probabilities_at_stride_4():
-    network = RsEpmClassifier(WsssConfig(backbone=RESNET, rsepm=SMALL), 3).eval()
+    network = RsEpmClassifier(RESNET, 3, 16, SMALL).eval()
     images = torch.randn(2, 3, 64, 72)
     maps = network.activation(images)
     assert maps.shape == (2, 3, 16, 18) and (maps > 0).all() and (maps.sum(1) < 1).all()

@@ -4,24 +4,25 @@ from dataclasses import replace
 
 import pytest
 import torch
-from core.run.identity import settings_with_influence
 
 from core.config import Config
 from core.debias import DebiasConfig
-from core.pipeline import check_upstream
-from core.run import identity
+from core.pipeline import _defaults, settings_of
+from core.run import inputs as reading
 from core.run.errors import UserError, raise_all, run_script
 from core.run.files import atomic_write, read_json, write_json
-from core.run.settings import overlaid, weight_files
-from core.run.stage import Identity, Stage
+from core.run.settings import flatten, overlaid, weight_files
+from core.run.stage import Identity, Stage, refuse_stale
 from core.segmenter import SegmentationConfig
 
 
 def stage(folder, config=None, tags=("cat", "dog"), classes=("cat", "dog"), files=()):
     config = config or Config()
     inputs = {"tags": dict(zip("ab", tags, strict=False)), "files": {p.name: p for p in files}}
-    settings = settings_with_influence(config, "seed", "debias")
-    return Stage(folder, "test", config, Identity(classes, settings, inputs))
+    settings = settings_of(config, "seed", "debias")
+    return Stage(
+        folder, "test", config, Identity(classes, settings, inputs, defaults=_defaults()), ""
+    )
 
 
 def test_manifest_says_what_was_read_and_how_long_it_took(tmp_path):
@@ -94,16 +95,16 @@ def test_stage_that_stopped_before_it_wrote_anything_takes_other_settings(tmp_pa
 def test_stage_refuses_what_an_earlier_one_made_from_something_else(tmp_path):
     config = Config(run_dir=str(tmp_path))
     identity = Identity(("cat",), {"seed": 0, "debias.alpha": 0.4}, {"tags": {"a": "cat"}})
-    check_upstream(tmp_path, identity, config, "x.py")  # nobody has said how the folder was made
-    Stage(tmp_path, "test", config, identity).finish({})
-    check_upstream(tmp_path, identity, config, "x.py")
+    refuse_stale(tmp_path, identity, 0, "x.py")  # nobody has said how the folder was made
+    Stage(tmp_path, "test", config, identity, "").finish({})
+    refuse_stale(tmp_path, identity, 0, "x.py")
     other_seed = replace(identity, settings={**identity.settings, "seed": 4})
-    check_upstream(tmp_path, other_seed, config, "x.py")  # the reader's own
+    refuse_stale(tmp_path, other_seed, 0, "x.py")  # the reader's own
     changed = replace(identity, settings={"debias.alpha": 0.5})
     with pytest.raises(UserError, match=r"(?s)is stale.*alpha: 0.4 there, 0.5 now.*python x.py"):
-        check_upstream(tmp_path, changed, config, "x.py")
+        refuse_stale(tmp_path, changed, 0, "x.py")
     with pytest.raises(UserError, match="first a: cat there, dog now"):
-        check_upstream(tmp_path, replace(identity, inputs={"tags": {"a": "dog"}}), config, "x.py")
+        refuse_stale(tmp_path, replace(identity, inputs={"tags": {"a": "dog"}}), 0, "x.py")
 
 
 def test_file_of_another_content_is_noticed_whatever_its_size(tmp_path):
@@ -122,9 +123,9 @@ def test_file_that_did_not_change_is_read_once(tmp_path, monkeypatch):
     label = tmp_path / "a.png"
     label.write_bytes(b"one")
     os.utime(label, ns=(0, 0))
-    monkeypatch.setattr(identity, "TICK", -(10**12))  # as if some time had gone by
+    monkeypatch.setattr(reading, "TICK", -(10**12))  # as if some time had gone by
     stage(tmp_path / "run", files=[label]).finish({})
-    monkeypatch.setattr(identity, "_digest", lambda path: pytest.fail(f"{path} is read again"))
+    monkeypatch.setattr(reading, "_digest", lambda path: pytest.fail(f"{path} is read again"))
     assert stage(tmp_path / "run", files=[label]).finished
 
 
@@ -132,7 +133,7 @@ def test_file_written_in_the_tick_in_which_it_was_read_is_read_again(tmp_path):
     label = tmp_path / "a.png"
     label.write_bytes(b"one")
     stage(tmp_path / "run", files=[label]).finish({})
-    assert not identity.known_stamps(tmp_path / "run")["files"]
+    assert not reading.known_stamps(tmp_path / "run")["files"]
 
 
 def test_lost_list_of_inputs_costs_detail_and_nothing_else(tmp_path):
@@ -166,7 +167,7 @@ def test_settings_without_influence_do_not_count(settings, change):
     before, after = (configured(settings), configured(settings, change))
     assert before != after
     for keys in SECTIONS:
-        assert settings_with_influence(before, *keys) == settings_with_influence(after, *keys)
+        assert settings_of(before, *keys) == settings_of(after, *keys)
 
 
 @pytest.mark.parametrize(
@@ -189,7 +190,7 @@ def test_settings_without_influence_do_not_count(settings, change):
 )
 def test_settings_with_influence_count(settings, change):
     before, after = (configured(settings), configured(settings, change))
-    differ = [settings_with_influence(c, *keys) for keys in SECTIONS for c in (before, after)]
+    differ = [settings_of(c, *keys) for keys in SECTIONS for c in (before, after)]
     assert any(a != b for a, b in zip(differ[::2], differ[1::2], strict=True))
 
 
@@ -206,7 +207,7 @@ def configured(*settings) -> Config:
     """A configuration of nested settings; later ones are laid over earlier ones."""
     flat = {}
     for tree in settings:
-        flat |= identity.flatten(tree)
+        flat |= flatten(tree)
     return overlaid(Config(), flat)
 
 
@@ -214,20 +215,19 @@ def test_weights_count_by_content_and_only_where_they_are_used(tmp_path):
     (tmp_path / "w.pth").write_bytes(b"w")
     weights = {"backbone": {"weights": str(tmp_path / "w.pth")}}
     config = configured({"uss": weights})
-    assert weight_files(config, "uss") == {"uss.backbone.weights": tmp_path / "w.pth"}
-    assert "uss.backbone.weights" not in settings_with_influence(config, "uss")
+    assert weight_files(config.uss, "uss.") == {"uss.backbone.weights": tmp_path / "w.pth"}
+    assert "uss.backbone.weights" not in settings_of(config, "uss")
     config = configured({"wsss": {"irn": {"weights": "nowhere.pth"}}})  # of another method
-    assert not weight_files(config, "wsss")
+    assert not weight_files(config.wsss, "wsss.")
     with pytest.raises(UserError, match="wsss.irn.weights: there is no file nowhere.pth"):
-        weight_files(
-            configured({"wsss": {"method": "irn", "irn": {"weights": "nowhere.pth"}}}), "wsss"
-        )
+        config = configured({"wsss": {"method": "irn", "irn": {"weights": "nowhere.pth"}}})
+        weight_files(config.wsss, "wsss.")
 
 
 def test_network_can_be_rebuilt_from_what_its_checkpoint_says():
     change = {"network": "deeplabv2", "rates": [2, 4], "backbone": {"arguments": {"stem_width": 8}}}
     config = configured({"segmentation": change})
-    flat = settings_with_influence(config, "seed", "segmentation")
+    flat = settings_of(config, "seed", "segmentation")
     again = overlaid(SegmentationConfig(), json.loads(json.dumps(flat)), "segmentation.")
     assert again.rates == (2, 4) and again.backbone.arguments == {"stem_width": 8}
     assert again == replace(config.segmentation)
@@ -276,7 +276,7 @@ def test_problems_are_counted_and_the_first_are_shown():
         (MemoryError(), "accumulate"),
         (torch.OutOfMemoryError("CUDA out of memory."), "evaluation.window"),
         (OSError("Caught OSError in a process.\nTraceback:\nOSError: I/O"), "error: OSError: I/O"),
-        (UserError("Caught in a process.\ncore.errors.UserError: dark"), "^error: dark$"),
+        (UserError("Caught in a process.\ncore.run.errors.UserError: dark"), "^error: dark$"),
         (KeyboardInterrupt(), "goes on from here"),
     ],
 )

@@ -4,6 +4,7 @@ import torch
 from core.models.backbones import BackboneConfig
 from core.wsss.seam import (
     SeamClassifier,
+    SeamConfig,
     background_from_classes,
     classification_loss,
     consistency_losses,
@@ -11,7 +12,6 @@ from core.wsss.seam import (
     normalised,
     only_the_best_class,
 )
-from core.wsss.settings import WsssConfig
 
 RESNET = BackboneConfig("resnet18", {"channels": [8, 8, 16, 16]}, "none")
 WIDE = BackboneConfig("wide_resnet38", {"width": 1 / 32}, "none")
@@ -85,7 +85,7 @@ def test_classification_loss_pushes_down_the_low_end_of_refined_maps():
 @pytest.mark.parametrize("backbone", [RESNET, WIDE], ids=["resnet", "wide"])
 def test_network_trains_on_tags_and_gives_maps(backbone):
     torch.manual_seed(0)
-    network = SeamClassifier(WsssConfig(backbone=backbone), 2).train()
+    network = SeamClassifier(backbone, 2, SeamConfig()).train()
     images = torch.randn(2, 3, 64, 72)
     network.loss(images, torch.tensor([[1.0, 0], [0, 1]])).backward()
     groups = network.parameter_groups(0.1, 1.0)
@@ -100,7 +100,7 @@ def test_network_trains_on_tags_and_gives_maps(backbone):
 def test_heads_of_the_published_size_have_the_public_names_and_shapes():
     wide = BackboneConfig("wide_resnet38", {}, "none")
     with torch.device("meta"):
-        state = SeamClassifier(WsssConfig(backbone=wide), 20).state_dict()
+        state = SeamClassifier(wide, 20, SeamConfig()).state_dict()
     shapes = {k: tuple(v.shape[:2]) for k, v in state.items() if not k.startswith("backbone")}
     assert shapes == {
         "fc8.weight": (21, 4096),

@@ -3,7 +3,7 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional as F
 
-from core.complement import labelled_pixels, weighted_cross_entropy
+from core.complement import labelled_pixels, segmentation_loss, weighted_cross_entropy
 from core.models.backbones import BackboneConfig, norms
 from core.models.deeplab import build_deeplab
 from core.models.wide_resnet import WideResNet38
@@ -11,7 +11,6 @@ from core.run.errors import UserError
 from core.run.loop import make_optimizer
 from core.segmenter import EvaluationConfig, SegmentationConfig, probabilities
 from core.wsss.cam import CamClassifier
-from core.wsss.settings import WsssConfig
 
 RESNET = BackboneConfig("resnet18", {"channels": [8, 8, 16, 16]}, "none")
 WIDE = BackboneConfig("wide_resnet38", {"width": 1 / 32}, "none")
@@ -59,7 +58,7 @@ def test_sides_of_smaller_copies_are_rounded_down():
 
 def test_loss_of_v2_takes_the_label_at_the_centres_of_the_logits_cells():
     torch.manual_seed(0)
-    network = build_deeplab(settings("deeplabv2"), 2)
+    at_cells = build_deeplab(settings("deeplabv2"), 2).head.at_cells
     label = torch.randint(0, 3, (2, 24, 40))
     label[:, :4], certainty = 255, torch.rand(2, 24, 40)
     levels = [torch.randn(2, 3, 3, 5), torch.randn(2, 3, 6, 10)]
@@ -69,12 +68,16 @@ def test_loss_of_v2_takes_the_label_at_the_centres_of_the_logits_cells():
         weighted_cross_entropy(level, label[place], certainty[place], True)
         for level, place in zip(levels, places, strict=True)
     )
-    assert torch.allclose(network.loss(levels, label, certainty, True), expected)
+    assert torch.allclose(
+        segmentation_loss(levels, label, certainty, True, at_cells=at_cells), expected
+    )
     # The parts of a batch, over the labelled pixels of all of it, sum to the batch.
-    whole = network.loss(levels, label, None, False, labelled_pixels(label))
+    counts = labelled_pixels(label)
+    whole = segmentation_loss(levels, label, None, False, counts, at_cells)
     parts = [
-        network.loss([x[k : k + 1] for x in levels], label[k : k + 1], None, False, counts)
-        for counts in [labelled_pixels(label)]
+        segmentation_loss(
+            [x[k : k + 1] for x in levels], label[k : k + 1], None, False, counts, at_cells
+        )
         for k in range(2)
     ]
     assert torch.allclose(sum(parts), whole)
@@ -155,8 +158,7 @@ def test_last_layer_has_the_chosen_dilation_at_the_same_stride(choice, first, re
     ],
 )
 def test_classifier_leaves_its_first_layers_and_its_normalisation_alone(fixed, trained):
-    config = WsssConfig(backbone=RESNET, norm="frozen", frozen_stages=fixed)
-    network = CamClassifier(config, 3).train()
+    network = CamClassifier(RESNET, 3, frozen_norm=True, frozen_stages=fixed).train()
     network.loss(torch.randn(2, 3, 64, 64), torch.ones(2, 3)).backward()
     moved = {n for n, p in network.backbone.net.named_parameters() if p.grad is not None}
     assert {name.split(".")[0] for name in moved} == trained

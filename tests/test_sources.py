@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from core.crf.dense import DenseCRF
+from core.complement import segmentation_loss
+from core.crf.dense import make_crf
 from core.crf.pamr import PAMR
 from core.inference import multi_scale
 from core.models.backbones import BackboneConfig
@@ -116,8 +117,10 @@ def test_irnet_confident_label():  # step/cam_to_ir_label.py, misc/imutils.crf_i
     image = torch.stack([blocks(given(5 + c, 6, 8), 8) for c in range(3)], -1) * 30 + 128
     image = (image + 4 * given(60, 48, 64, 3)).clamp(0, 255).byte().numpy()
     maps = F.interpolate(given(8, 1, 2, 3, 4).sigmoid(), (48, 64), mode="bilinear")[0] * 0.5
-    crf = DenseCRF(**IrnConfig().crf.settings())
-    label = irn.confident_label(image, np.array([3, 7]), maps.numpy(), 0.30, 0.22, crf)
+    crf = make_crf(IrnConfig().crf)
+    label = irn.confident_label(
+        image, np.array([3, 7]), maps.numpy(), IrnConfig(foreground=0.30, background=0.22), crf
+    )
     found = [int((label == k).sum()) for k in (0, 3, 7, 255)]
     assert found == pytest.approx([183, 694, 892, 1303], abs=3)  # with pydensecrf
 
@@ -315,7 +318,7 @@ def test_deeplab_v2_scales_and_loss():  # libs/models/msc.py, main.py resize_lab
     levels = network.training_logits(given(200, 2, 3, 81, 65))
     assert [tuple(x.shape[2:]) for x in levels] == [(10, 8), (5, 4), (7, 6), (10, 8)]
     assert close(levels[-1], [0.124955, 0.207518, -0.110137, 0.24402, 0.444537])
-    loss = network.loss(levels, labels(201, 2, 81, 65))
+    loss = segmentation_loss(levels, labels(201, 2, 81, 65), at_cells=network.head.at_cells)
     loss.backward()
     assert close(loss.item(), 5.63078)
     gradient = network.head.branches[0].weight.grad

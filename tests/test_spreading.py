@@ -21,13 +21,13 @@ def test_only_clear_pixels_are_confident():
     image = np.full((1, 4, 3), 128, np.uint8)
     cam = np.array([[[0.9, 0.2, 0.02, 0.5]], [[0.1, 0.1, 0.01, 0.6]]], np.float32)
     crf = DenseCRF(iterations=0)  # leaves each decision as it is
-    label = confident_label(image, np.array([3, 7]), cam, 0.3, 0.05, crf)
+    label = confident_label(image, np.array([3, 7]), cam, IrnConfig(), crf)
     assert label.tolist() == [[3, 255, 0, 7]]
 
 
 def test_image_without_tags_is_background():
     image, cam = np.zeros((8, 12, 3), np.uint8), np.zeros((0, 2, 3), np.float32)
-    assert not confident_label(image, np.zeros(0), cam, 0.3, 0.05, DenseCRF()).any()
+    assert not confident_label(image, np.zeros(0), cam, IrnConfig(), DenseCRF()).any()
     assert not walked_label(torch.zeros(0, 2, 3), np.zeros(0), (8, 12), 0.25).any()
 
 
@@ -55,7 +55,7 @@ def test_cells_after_the_walk_are_4_pixels_wide_though_the_last_ones_reach_beyon
 
 
 def test_boundaries_come_at_stride_4_from_a_frozen_backbone():
-    network = BoundaryNetwork(RESNET).train()
+    network = BoundaryNetwork(RESNET, IrnConfig()).train()
     logits = network(torch.randn(2, 3, 50, 72))
     assert logits.shape == (2, 1, 13, 18) and not network.backbone.training
     logits.sum().backward()
@@ -66,7 +66,7 @@ def test_boundaries_come_at_stride_4_from_a_frozen_backbone():
 
 def test_head_has_the_public_names_and_shapes():
     with torch.device("meta"):
-        network = BoundaryNetwork(BackboneConfig("resnet50", {}, "none"))
+        network = BoundaryNetwork(BackboneConfig("resnet50", {}, "none"), IrnConfig())
     shapes = {k: tuple(v.shape) for k, v in network.state_dict().items() if "fc_edge" in k}
     inputs = (64, 256, 512, 1024, 2048)
     expected = {"fc_edge6.weight": (1, 160, 1, 1), "fc_edge6.bias": (1,)}

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from core.config import Config
 from core.data.loader import StepSampler
 from core.run import checkpoint, distributed
 from core.run.device import pick_device
 from core.run.errors import UserError
-from core.run.loop import EMA, in_parts, make_optimizer, one_cycle, poly, train
+from core.run.loop import EMA, Loop, make_optimizer, one_cycle, poly
+from core.run.settings import Runtime
 
 
 def fit(folder, stop_at=None, iterations=10, sick_at=None, weak_at=None):
@@ -29,25 +29,16 @@ def fit(folder, stop_at=None, iterations=10, sick_at=None, weak_at=None):
             images = torch.randn(6, 4, generator=torch.Generator().manual_seed(t))
             yield {"x": images * (math.nan if t == sick_at else 1), "id": [f"image{t}"]}
 
-    def step(batch, t):
-        odd = {"odd": torch.tensor(float(t))} if t % 2 else {}
+    networks = {"network": network, "ema": ema.network}
+    loop = Loop(
+        *("test", folder, Runtime(checkpoint_every=3), networks, optimizer, one_cycle(iterations)),
+        *(batches, iterations, ema),
+    )
+    for t, batch in loop:
         loss = network(batch["x"]).square().mean()
         if t == weak_at:  # its root has no gradient at 0
             loss = loss + network[0].weight.sum().mul(0).sqrt()
-        return {"loss": loss, **odd}
-
-    train(
-        "test",
-        {"network": network, "ema": ema.network},
-        optimizer,
-        one_cycle(iterations),
-        batches,
-        step,
-        iterations,
-        folder,
-        Config(checkpoint_every=3),
-        ema,
-    )
+        loop.step(loss, **({"odd": torch.tensor(float(t))} if t % 2 else {}))
     return checkpoint.load(folder / "checkpoint.pth")
 
 
@@ -93,20 +84,24 @@ def test_share_of_waiting_for_data_is_told(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("parts", [2, 3, 5, 9])
-def test_gradient_of_a_batch_in_parts_is_that_of_the_batch(parts):
-    network = nn.Linear(4, 1)
-    images, seen = torch.randn(5, 4), []
-
-    def loss(rows):
-        seen.append(len(images[rows]))
-        return network(images[rows]).square().sum() / len(images)
-
-    whole = loss(slice(None))
+def test_gradient_of_a_batch_in_parts_is_that_of_the_batch(parts, tmp_path):
+    network, images = nn.Linear(4, 1), torch.randn(5, 4)
+    optimizer, runtime = torch.optim.SGD(network.parameters(), lr=0), Runtime(accumulate=parts)
+    loop = Loop(
+        *("test", tmp_path, runtime, {"network": network}, optimizer, poly(1)),
+        *(lambda start: [{"x": images}], 1),
+    )
+    whole = network(images).square().sum() / len(images)
     (wanted,) = torch.autograd.grad(whole, [network.weight])
-    seen.clear()
-    total = in_parts(loss, len(images), parts)
-    total.backward()
-    assert torch.allclose(total, whole) and torch.allclose(network.weight.grad, wanted)
+    seen = []
+    for _, batch in loop:
+        for rows in loop.parts(len(images)):
+            seen.append(len(batch["x"][rows]))
+            loop.backward(network(batch["x"][rows]).square().sum() / len(images))
+        assert torch.allclose(network.weight.grad, wanted)
+        loop.step()
+    (entry,) = json.loads(checkpoint.load(tmp_path / "checkpoint.pth")["log"])
+    assert entry["loss"] == pytest.approx(whole.item(), abs=1e-5)
     assert sum(seen) == 5 and len(seen) == min(parts, 5)
 
 
@@ -186,9 +181,9 @@ def test_processes_draw_their_own_dropout(tmp_path, monkeypatch):
     """And a single one what it drew before there were several."""
     seeds = []
     monkeypatch.setattr(torch, "manual_seed", seeds.append)
-    for name in ("meet", "average_gradients", "average_statistics"):
+    for name in ("barrier", "average_gradients", "average_statistics"):
         monkeypatch.setattr(distributed, name, lambda *_: None)
-    seed = Config().seed
+    seed = Runtime().seed
     for world, rank in ((1, 0), (2, 0), (2, 1)):
         monkeypatch.setenv("WORLD_SIZE", str(world))
         monkeypatch.setenv("RANK", str(rank))
@@ -234,18 +229,18 @@ def test_empty_training_list_is_refused():
 )
 def test_other_devices_are_refused_by_name(name, said):
     with pytest.raises(UserError, match=f"'{name}' is {said}; use auto, cpu, cuda"):
-        pick_device(Config(device=name))
+        pick_device(Runtime(device=name))
 
 
 def test_gpu_that_is_not_there_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert pick_device(Config(device="cuda:1")).index == 1
+    assert pick_device(Runtime(device="cuda:1")).index == 1
     with pytest.raises(UserError, match="'cuda:2': there are 2 GPUs"):
-        pick_device(Config(device="cuda:2"))
+        pick_device(Runtime(device="cuda:2"))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_missing_gpu_is_said():
     with pytest.raises(UserError, match="no GPU"):
-        pick_device(Config(device="cuda"))
+        pick_device(Runtime(device="cuda"))

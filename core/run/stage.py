@@ -196,6 +196,26 @@ def stale(folder: Path, identity: Identity, workers: int, common: bool = False) 
     return _differences(folder, earlier, identity, stamps, common)
 
 
+def refuse_stale(folder: Path, identity: Identity, workers: int, script: str) -> None:
+    """Compares what an earlier stage was made from with what it would be made from now.
+
+    Args:
+        folder, identity, workers: see `stale`.
+        script: name of the script that makes the folder.
+
+    Raises:
+        UserError: they differ, so that the results would not be of these settings and inputs.
+    """
+    lines = stale(folder, identity, workers)
+    if lines:
+        raise UserError(
+            f"{folder}, which this stage reads, is stale: it was made with other settings or "
+            f"inputs:\n{listed(lines)}\n"
+            "Remedy: set these back, or choose another run_dir or remove the folder yourself, "
+            f"and run: python {script}, with the same --config and options"
+        )
+
+
 def check_classes(folder: Path, classes: Sequence[str]) -> None:
     """Compares the class names of a folder of label maps, if it has any.
 
