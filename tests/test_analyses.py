@@ -200,7 +200,7 @@ def test_figure10_trains_a_segmenter_for_each_point_of_the_wanted_settings(confi
 
     def fake(jobs, folder, settings, max_parallel):
         for job in jobs:
-            assert commands.keys() >= {*job.after}
+            assert commands.keys() >= {*job.depends_on}
             commands[job.name] = job.command
             if job.command[0] == "evaluate.py":
                 options = dict(a.removeprefix("--").split("=", 1) for a in job.command[1:])
@@ -263,7 +263,7 @@ def test_table6_trains_what_is_missing_and_scores_both_lists(config, monkeypatch
     def fake(jobs, folder, settings, max_parallel):
         names = set()
         for job in jobs:
-            assert names.issuperset(job.after)
+            assert names.issuperset(job.depends_on)
             names.add(job.name)
             commands[job.name] = job.command
         for k, mode in enumerate(ablation.MODES):
@@ -316,7 +316,7 @@ def test_each_job_of_the_reproduction_comes_after_those_it_reads_from():
     jobs += reproduce.stages(leopart, ("mars",))
     seen = set()
     for job in jobs:
-        assert seen.issuperset(job.after) and job.name not in seen, job.name
+        assert seen.issuperset(job.depends_on) and job.name not in seen, job.name
         assert (ROOT / job.command[0]).is_file()
         seen.add(job.name)
     config = leopart.parsed()

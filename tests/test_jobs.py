@@ -63,14 +63,14 @@ def test_each_job_of_the_comparison_comes_after_those_it_reads_from(tmp_path):
     jobs = compare.make_jobs(methods, 4, tmp_path) + compare.feature_jobs(methods, 4, tmp_path)
     seen = set()
     for job in jobs:
-        assert seen.issuperset(job.after) and job.name not in seen, job.name
+        assert seen.issuperset(job.depends_on) and job.name not in seen, job.name
         assert (ROOT / job.command[0]).is_file()
         configs = [a.removeprefix("--config=") for a in job.command if a.startswith("--config=")]
         assert all((ROOT / name).is_file() for name in configs)
         seen.add(job.name)
     assert len(jobs) == 3 + 9 * len(methods) + 4 * 5 * len(methods)
     mars = next(job for job in jobs if job.name == "seam: train mars")
-    assert mars.after == ("seam: debiased labels",) and "--segmentation.mode=mars" in mars.command
+    assert mars.depends_on == ("seam: debiased labels",) and "--segmentation.mode=mars" in mars.command
 
 
 def test_comparison_says_how_much_of_the_gap_is_closed(tmp_path):

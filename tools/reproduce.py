@@ -199,7 +199,7 @@ def stages(run: Experiment, modes: Sequence[str] = tuple(published.MODES)) -> li
         add("pseudo labels", "train_wsss.py")
         first.append("pseudo labels")
     else:  # those of the same experiment with other features
-        jobs[0].after = (f"{run.name.removesuffix('_leopart')}: pseudo labels",)
+        jobs[0].depends_on = (f"{run.name.removesuffix('_leopart')}: pseudo labels",)
     add("debiased labels", "make_debiased_labels.py", after=first)
     for mode in modes:
         settings = [f"--segmentation.mode={mode}"]
