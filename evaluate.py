@@ -26,7 +26,7 @@ from core.run.identity import prediction_identity, segmentation_identity, stamp,
 from core.run.stage import Run, Stage, check_classes, paths_of, stale
 from core.scoring import pair_folders, score_files
 from core.segmenter import load_segmenter, predict, trained_weights
-from core.submission import COMPETITIONS, check_submission, write_submission
+from tools.submit_voc import COMPETITIONS, check_submission, write_submission
 
 
 def main() -> None:

@@ -32,7 +32,7 @@ def tiny_data(tmp_path_factory) -> Path:
     """16 + 6 pictures of the demo benchmark."""
     root = tmp_path_factory.mktemp("data") / "tiny"
     sizes = ("--train", 16, "--val", 6, "--seed", 3, "--workers", 1)
-    done = run_python("tools/make_demo_dataset.py", "--root", root, *sizes)
+    done = run_python("tools/data/make_demo_dataset.py", "--root", root, *sizes)
     assert done.returncode == 0, done.stderr
     return root
 

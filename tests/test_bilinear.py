@@ -10,7 +10,7 @@ from core.bilinear import Upsampled, _assign, cell_kmeans, pixel_centroids, pixe
 from core.config import DebiasConfig
 from core.debias import debiased_score, image_centroids
 from core.debias_image import find_clusters, similarity
-from tools.benchmarks.common import patch_features, photographs
+from tools.bench.common import patch_features, photographs
 
 SIZES = [((3, 4), (20, 31)), ((1, 1), (5, 7)), ((2, 1), (9, 4)), ((8, 8), (8, 8)), ((9, 7), (4, 5))]
 

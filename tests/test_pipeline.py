@@ -247,8 +247,8 @@ def test_every_mode_trains_and_scores(finished, mode):
 def test_analysis_tools_run_on_a_finished_experiment(finished):
     config = finished.parent / "tiny.yaml"
     for arguments in (
-        ("tools/sweep_threshold.py", config, "--every=8"),
-        ("tools/analyse_bias.py", config, f"--control={finished / 'debias'}"),
+        ("tools/demo/sweep_threshold.py", config, "--every=8"),
+        ("tools/audit/analyse_bias.py", config, f"--control={finished / 'debias'}"),
     ):
         done = run_stage(*arguments)
         assert done.returncode == 0, done.stderr

@@ -4,4 +4,4 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash tools/setup.sh
-exec .venv/bin/python tools/check_data.py "$@"
+exec .venv/bin/python tools/data/check_data.py "$@"

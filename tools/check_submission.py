@@ -12,12 +12,12 @@ from pathlib import Path
 
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from core.data.finder import listed_id, user_path
 from core.run.errors import UserError, run_script
 from core.run.text import read_list
-from core.submission import COMPETITIONS, check_submission
+from tools.submit_voc import COMPETITIONS, check_submission
 
 
 def main() -> None:

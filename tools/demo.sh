@@ -29,4 +29,4 @@ cd "$root"
 # Compiled code is kept in .venv, for the next run and for the tests.
 export PYTHONDONTWRITEBYTECODE='' PYTHONPYCACHEPREFIX=$root/.venv/pycache
 export NUMBA_CACHE_DIR=$root/.venv/numba-cache
-exec .venv/bin/python tools/run_demo.py "$@"
+exec .venv/bin/python tools/demo/run_demo.py "$@"

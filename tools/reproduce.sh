@@ -32,4 +32,4 @@ cd "$root"
 # Compiled code and the list of fonts are kept in .venv, for the next run and for the tests.
 export PYTHONDONTWRITEBYTECODE='' PYTHONPYCACHEPREFIX=$root/.venv/pycache
 export NUMBA_CACHE_DIR=$root/.venv/numba-cache MPLCONFIGDIR=$root/.venv/matplotlib
-exec .venv/bin/python tools/reproduce.py "$@"
+exec .venv/bin/python tools/paper/reproduce.py "$@"

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core.pages import data_url
 from core.run.errors import UserError
 from core.run.files import read_json
+from tools.common.pages import data_url
 
 KINDS = {"title": str, "caption": str, "columns": list, "rows": list, "command": str, "order": int}
 PNG = b"\x89PNG\r\n\x1a\n"

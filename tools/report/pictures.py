@@ -17,13 +17,13 @@ from core.config import Config
 from core.data.labels import BACKGROUND, BIASED_ON_DISK, IGNORE, palette, read_label
 from core.data.splits import Split, ground_truth, label_files, read_split
 from core.debias import debiased_score
-from core.pages import data_url
 from core.run.errors import UserError
 from core.run.files import read_arrays
 from core.run.loop import autocast, pick_device
 from core.run.stage import Run
 from core.segmenter import load_segmenter, predict
 from core.uss.features import feature_source
+from tools.common.pages import data_url
 from tools.report.record import COMPARED, MODE_ROWS, Commands
 
 SIDE = 384  # pixels, longest side of a picture on the page

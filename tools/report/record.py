@@ -20,7 +20,7 @@ LABEL_ROWS = {  # evaluation name: title, meaning
 }
 LABEL_MAKERS = {
     "labels_wsss": "train_wsss.py",
-    "labels_wsss_best": "tools/sweep_threshold.py",
+    "labels_wsss_best": "tools/demo/sweep_threshold.py",
     "labels_debias": "make_debiased_labels.py",
 }
 MODE_ROWS = {
