@@ -26,7 +26,6 @@ from core.run.identity import prediction_identity, segmentation_identity, stamp,
 from core.run.stage import Run, Stage, check_classes, paths_of, stale
 from core.scoring import pair_folders, score_files
 from core.segmenter import load_segmenter, predict, trained_weights
-from tools.submit_voc import COMPETITIONS, check_submission, write_submission
 
 
 def main() -> None:
@@ -41,9 +40,7 @@ def main() -> None:
         help="train or val, with a --config.",
     )
     parser.add_argument(
-        "--submission",
-        type=Literal[COMPETITIONS],
-        help="Write an archive for VOC's server, unscored.",
+        "--submission", type=str | None, help="Write an archive for VOC's server: comp6_test_cls."
     )
     parser.add_argument("--name", type=str | None, help="Folder below <run_dir>/evaluation.")
     parser.add_argument(
@@ -52,7 +49,9 @@ def main() -> None:
     parser.add_argument("--allow-missing", action="store_true", help="Score what is there.")
     config, options = parse(parser)
     if options.submission:
-        submit(config, options)
+        from tools.submit_voc import submit  # which calls predict_list
+
+        submit(config, options.submission, options.name, options.split)
         return
     if options.masks:
         result = score_folders(config, options)
@@ -96,7 +95,9 @@ def score_checkpoint(config: Config, options) -> dict:
     """Predicts one list with the EMA of the configured training, then scores the predictions."""
     split = read_split(config.data, options.split, tagged=False)
     ground_truth(config.data, split)  # a missing mask is told before hours of prediction
-    stage, predictions = predict_list(config, split, options)
+    name = Run(config).segmentation().name
+    name = options.name or (name if options.split == "val" else f"{name}_train")
+    stage, predictions = predict_list(config, split, name)
     result = score_list(config, options, split, predictions)
     result["made_from"] = stage.made_from
     result["stale"] = warn_if_stale(config)
@@ -152,14 +153,11 @@ def refuse_others_scores(path: Path, result: dict) -> None:
         raise UserError(f"{path.parent} {reason}; give these scores a --name of their own")
 
 
-def predict_list(config: Config, split: Split, options) -> tuple[Stage, list[Path]]:
+def predict_list(config: Config, split: Split, name: str) -> tuple[Stage, list[Path]]:
     """Label maps of a list, in <run_dir>/evaluation/<name>/predictions."""
     run = Run(config)
     weights = trained_weights(run)
     network, classes = load_segmenter(weights, config, configured=True)
-    name = options.name or options.submission or run.segmentation().name
-    if not (options.name or options.submission or options.split == "val"):
-        name = f"{name}_{options.split}"
     stage = Stage(
         run.evaluation(name),
         f"stage 5, evaluation ({name})",
@@ -201,34 +199,14 @@ def warn_if_stale(config: Config) -> list[str]:
 def segment(config: Config, options) -> None:
     """Predicts the training images of a data set that has no masks."""
     split = read_split(config.data, "train", tagged=False)
-    options.split, options.name = "train", options.name or Run(config).segmentation().name
-    stage, predictions = predict_list(config, split, options)
+    name = options.name or Run(config).segmentation().name
+    stage, predictions = predict_list(config, split, name)
     if not stage.finished:
         stage.finish({})
     print(
         f"{len(predictions)} predictions of the training images in "
         f"{stage.folder / 'predictions'}; not scored, because data.masks is not set"
     )
-
-
-def submit(config: Config, options) -> None:
-    """Predicts a list without masks and packs the predictions for VOC's evaluation server."""
-    competition = options.submission
-    wanted, name = competition.split("_")[1], list_name(config.data, options.split)
-    if name != wanted:
-        raise UserError(
-            f"{competition} is for the list {wanted}, not {name}; give --data.val_list {wanted}"
-        )
-    split = read_split(config.data, options.split, tagged=False)
-    stage, predictions = predict_list(config, split, options)
-    archive = stage.folder / f"{competition}.tar.gz"
-    if distributed.rank() == 0:
-        write_submission(archive, competition, predictions)
-        check_submission(archive, competition, split.ids, num_classes=len(config.data.classes))
-    distributed.barrier()
-    if not stage.finished:
-        stage.finish({})
-    print(f"{len(predictions)} predictions in {archive}")
 
 
 def save(path: Path, result: dict) -> None:

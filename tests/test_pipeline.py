@@ -111,7 +111,7 @@ def test_submission_needs_neither_masks_nor_tags(finished, tiny_data, tmp_path):
     done = run_stage("evaluate.py", config, *settings, "--data.val_list=test")
     assert done.returncode == 0, done.stderr
     archive = finished / "evaluation/comp6_test_cls/comp6_test_cls.tar.gz"
-    done = run_python("tools/check_submission.py", archive, "--voc", root)
+    done = run_python("tools/submit_voc.py", "--check", archive, "--voc", root)
     assert done.returncode == 0 and "6 predictions, nothing wrong" in done.stdout, done.stderr
 
 

@@ -1,4 +1,4 @@
-"""Archives for VOC's server: what tools.submit_voc packs, and what the check refuses."""
+"""Archives for VOC's server: what tools/submit_voc.py packs, and what the check refuses."""
 
 import io
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import run_python
+from conftest import run_inside
 from PIL import Image
 
 from core.data.labels import write_label
@@ -41,7 +41,7 @@ def archive(predictions, tmp_path) -> Path:
 
 def check(archive: Path, *arguments):
     voc = archive.parent / "VOC2012"
-    done = run_python("tools/check_submission.py", archive, "--voc", voc, *arguments)
+    done = run_inside("tools/submit_voc.py", "--check", archive, "--voc", voc, *arguments)
     assert "Traceback" not in done.stderr
     return done
 
@@ -136,7 +136,7 @@ def test_all_defects_are_told_together(archive):
     repack(archive, changes)
     done = check(archive)
     assert done.returncode == 1 and "3 problems" in done.stderr
-    for name in (IDS[0], IDS[1], "readme.txt", f"evaluate.py --submission {TEST}"):
+    for name in (IDS[0], IDS[1], "readme.txt", f"submit_voc.py --competition {TEST}"):
         assert name in done.stderr
 
 

@@ -37,7 +37,7 @@ from tools.report.pictures import IMAGES_PER_CLASS, training_gallery, validation
 from tools.report.record import MODE_ROWS, Commands, Record, read_record
 
 STAGES = ("uss", "wsss", "debias")
-PARTS = Path(__file__).parent / "report"
+PARTS = Path(__file__).parent
 
 
 def main() -> None:
