@@ -30,7 +30,8 @@ def sample(name: str) -> Path:
 def run_python(*arguments, **options) -> subprocess.CompletedProcess:
     """Runs one of the repository's scripts as a user would."""
     command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, **options)
+    options = {"cwd": ROOT, "capture_output": True, "text": True} | options
+    return subprocess.run(command, **options)
 
 
 def run_inside(script: str, *arguments) -> subprocess.CompletedProcess:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import CLASSES, ROOT, run_python
+from conftest import CLASSES, ROOT, run_inside, run_python
 
 from core.config import Config, DebiasConfig, make_parser, parse
 from core.data.labels import read_label
@@ -244,7 +244,7 @@ def test_point_with_clusters_taken_over_ends_with_the_same_labels(experiment, co
             sensitivity.take_clusters_over(base, linked, point)
             assert len(list((linked / "clusters").glob("*.npz"))) == len(ids)
         changed = [f"--debias.{key}={value}" for key, value in changes]
-        done = run_python(
+        done = run_inside(
             "make_debiased_labels.py", *arguments, *changed, f"--debias.output_dir={folder}"
         )
         assert done.returncode == 0, done.stderr

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import CLASSES, ROOT, run_python
+from conftest import CLASSES, ROOT, run_inside, run_python
 from torch.nn import functional as F
 
 from core.config import Config, DataConfig
@@ -132,7 +132,7 @@ def debiased(experiment, tiny_data):
     settings["uss"]["features_dir"] = str(folder / "features")
     settings["wsss"]["labels_dir"] = str(folder / "labels")
     experiment.write_text(yaml.safe_dump(settings))
-    done = run_python("make_debiased_labels.py", "--config", experiment)
+    done = run_inside("make_debiased_labels.py", "--config", experiment)
     assert done.returncode == 0, done.stderr
     return experiment
 
@@ -153,7 +153,7 @@ def test_page_table_and_picture_without_masks_and_with_them(debiased, tiny_data,
     assert "http" not in page and "<script" not in page and "data:image/jpeg" in page
     assert "No mask was read" in page
     assert (tmp_path / "out/audit.png").read_bytes().startswith(b"\x89PNG")
-    done = run_python(*command, "--with-masks")
+    done = run_inside(*command, "--with-masks")
     assert done.returncode == 0, done.stderr
     rows = [*csv.DictReader((tmp_path / "out/audit.csv").open())]
     assert any(row["precision"] for row in rows)
@@ -165,12 +165,12 @@ def test_missing_or_foreign_output_of_stage_3_is_one_message(debiased, tmp_path)
     label = next((debiased.parent / "labels").glob("*.png"))
     original = read_label(label)
     write_label(label, np.full_like(original, 3))
-    done = run_python("tools/audit/audit_bias.py", "--config", debiased)
+    done = run_inside("tools/audit/audit_bias.py", "--config", debiased)
     assert done.returncode and "is stale" in done.stderr and "Traceback" not in done.stderr
     write_label(label, original)
     (folder / "centroids.npz").write_bytes(b"broken")
-    done = run_python("tools/audit/audit_bias.py", "--config", debiased)
+    done = run_inside("tools/audit/audit_bias.py", "--config", debiased)
     assert done.returncode and "centroids.npz cannot be read" in done.stderr
     (folder / "centroids.npz").unlink()
-    done = run_python("tools/audit/audit_bias.py", "--config", debiased)
+    done = run_inside("tools/audit/audit_bias.py", "--config", debiased)
     assert done.returncode and "run make_debiased_labels.py" in done.stderr

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from conftest import run_python, tiny_config
+from conftest import run_inside, tiny_config
 from PIL import Image
 
 from core.data.labels import read_label, write_label
@@ -52,7 +52,7 @@ def check(root: Path, **settings):
     config["uss"]["features_dir"] = str(folder / "features")
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     before = sorted(folder.rglob("*"))
-    done = run_python("tools/data/check_data.py", "--config", folder / "config.yaml")
+    done = run_inside("tools/data/check_data.py", "--config", folder / "config.yaml")
     assert "Traceback" not in done.stderr and sorted(folder.rglob("*")) == before
     return done
 
@@ -167,7 +167,7 @@ def test_defects_of_a_voc_data_set_are_found_in_both_lists(tiny_data, tmp_path):
     (root / "SegmentationClass/train_00005.png").unlink()  # needed for no list but val
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(tiny_config(root, tmp_path / "run")))
-    done = run_python("tools/data/check_data.py", "--config", path)
+    done = run_inside("tools/data/check_data.py", "--config", path)
     assert done.returncode == 1 and "4 problems" in done.stdout, done.stdout
     for name in ("val_00001.jpg", "train_00002.xml", "train_00003.jpg", "train_00004.png"):
         assert name in done.stdout

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 import yaml
-from conftest import CLASSES, run_python
+from conftest import CLASSES, run_inside
 
 from core.config import DataConfig
 from core.data.labels import write_label
@@ -27,16 +27,16 @@ def debiased(tiny_data, experiment):
         label[32:96, 32:96] = 1 + tags.argmax()
         write_label(folder / f"labels/train_{k:05d}.png", label)
         np.save(folder / f"features/train_{k:05d}.npy", rng.standard_normal((4, 8, 8)))
-    done = run_python("make_debiased_labels.py", "--config", experiment)
+    done = run_inside("make_debiased_labels.py", "--config", experiment)
     assert done.returncode == 0, done.stderr
     return experiment
 
 
 def test_method_is_drawn(debiased, tmp_path):
     command = ("tools/audit/draw_method.py", "--config", debiased, "--output", tmp_path / "out")
-    done = run_python(*command, "--ids", "[train_00003, train_00001]")
+    done = run_inside(*command, "--ids", "[train_00003, train_00001]")
     assert done.returncode == 0, done.stderr
     pictures = [cv2.imread(str(tmp_path / "out" / n)) for n in ("method.png", "selection.png")]
     assert all(picture is not None and picture.std() > 0 for picture in pictures)
-    done = run_python(*command, "--ids", "[train_1]")
+    done = run_inside(*command, "--ids", "[train_1]")
     assert done.returncode == 1 and "no image 'train_1'" in done.stderr

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import yaml
-from conftest import CLASSES, run_python
+from conftest import CLASSES, run_inside
 
 from core.config import DataConfig
 from core.data.labels import read_label, write_label
@@ -37,7 +37,7 @@ def told_apart(experiment, tiny_data):
 
 
 def inspect(config, *options):
-    return run_python("tools/audit/inspect_features.py", "--config", config, *options)
+    return run_inside("tools/audit/inspect_features.py", "--config", config, *options)
 
 
 def test_one_row_of_four_pictures_for_each_image(told_apart):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import run_python, sample
+from conftest import run_inside, sample
 from PIL import Image
 
 from core.config import DataConfig
@@ -22,7 +22,7 @@ SPLITS = ("train2014", "val2014")
 
 def prepare(root: Path, *arguments, subset: bool = True):
     options = ("--root", root, "--workers", 1, *(("--subset",) if subset else ()))
-    done = run_python("tools/data/prepare_coco.py", *options, *arguments)
+    done = run_inside("tools/data/prepare_coco.py", *options, *arguments)
     assert "Traceback" not in done.stderr
     return done
 

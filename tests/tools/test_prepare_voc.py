@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import run_python, sample
+from conftest import run_inside, sample
 from PIL import Image
 from scipy.io import savemat
 
@@ -106,7 +106,7 @@ def spread(folder: Path, files: dict[str, bytes]) -> Path:
 
 def prepare(folder: Path, *arguments, subset: bool = True):
     options = ("--output", folder / "out", *(("--subset",) if subset else ()))
-    done = run_python("tools/data/prepare_voc.py", *arguments, *options)
+    done = run_inside("tools/data/prepare_voc.py", *arguments, *options)
     assert "Traceback" not in done.stderr
     return done
 
