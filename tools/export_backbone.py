@@ -6,7 +6,6 @@ Takes the backbone of a classifier (train_wsss.py) or of features (train_uss.py)
 file's header says what it was made from, under `made_from`.
 """
 
-import argparse
 import hashlib
 import json
 import sys
@@ -21,14 +20,13 @@ from core.data.finder import user_path
 from core.run import checkpoint
 from core.run.errors import UserError, run_script
 from core.run.files import atomic_write
+from tools.common import tool_parser
 
 PREFIX = "backbone.net."
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tool_parser(__doc__)
     parser.add_argument("checkpoint", type=user_path)
     parser.add_argument("output", type=user_path, help="a .safetensors file")
     options = parser.parse_args()

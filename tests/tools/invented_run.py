@@ -17,9 +17,10 @@ from core.run.files import read_json, write_json
 from core.run.identity import save_stamps, stamp, summary
 from core.run.stage import Run, environment, own_stages
 from core.scoring import summarise
+from tools.common.titles import MODES
 from tools.data import make_demo_dataset
 from tools.data.demo_world.scene import CLASSES
-from tools.report.record import LOGS, MODE_ROWS
+from tools.report.record import LOGS
 
 NAMES = tuple(c.name for c in CLASSES)
 BIASED = sum(c.context is not None for c in CLASSES)  # these come first
@@ -133,7 +134,7 @@ def invent_features(config: Config, run: Run, folder: Path) -> None:
 def invent_figures(config: Config, run: Run) -> None:
     """Manifests, logs, sweep and analyses."""
     stages = ["uss", "wsss", "debias"]
-    stages += [f"{p}/{m}" for p in ("segmentation", "evaluation") for m in MODE_ROWS]
+    stages += [f"{p}/{m}" for p in ("segmentation", "evaluation") for m in MODES]
     for k, stage in enumerate(stages):
         manifest = {
             "stage": f"stage {k}, {stage}",

@@ -15,6 +15,7 @@ from core.data.splits import read_split
 from core.run.errors import UserError
 from core.run.files import write_json
 from core.run.stage import Run
+from tools.common.titles import BEFORE_AND_AFTER, LABELS, MODES
 from tools.demo import summarise_runs
 from tools.paper import ablation, analyse, gains, published, reproduce, selection, sensitivity
 from tools.paper.results import Analysis, paper, publish
@@ -269,7 +270,7 @@ def test_table6_trains_what_is_missing_and_scores_both_lists(config, monkeypatch
             assert names.issuperset(job.depends_on)
             names.add(job.name)
             commands[job.name] = job.command
-        for k, mode in enumerate(ablation.MODES):
+        for k, mode in enumerate(ablation.TRAINED):
             write_scores(run.evaluation(mode), 0.5 + 0.1 * k)
             write_scores(run.evaluation(f"{mode}_train"), 0.4 + 0.1 * k)
 
@@ -287,7 +288,7 @@ def test_table6_trains_what_is_missing_and_scores_both_lists(config, monkeypatch
 def test_published_gaps_are_those_that_the_paper_prints():
     gaps = []
     for row in paper()["table5"].values():
-        values = (np.array([row[mode]]) for mode in published.MODES)
+        values = (np.array([row[mode]]) for mode in BEFORE_AND_AFTER)
         gaps.append(round(published.closed_gap(*values)))
     assert gaps == [49, 46, 22, 53]
 
@@ -312,7 +313,7 @@ def test_tables_show_ours_beside_the_papers(tmp_path):
 
 
 def test_each_job_of_the_reproduction_comes_after_those_it_reads_from():
-    runs = [reproduce.experiment(f"voc_{m}", 3, ()) for m in published.METHODS]
+    runs = [reproduce.experiment(f"voc_{m}", 3, ()) for m in published.SEGMENTERS]
     runs.append(reproduce.experiment("coco", 0, ()))
     jobs = [job for run in runs for job in reproduce.stages(run)]
     leopart = reproduce.with_leopart(runs[0])
@@ -335,7 +336,7 @@ def calls(tmp_path, monkeypatch) -> list[tuple]:
     def fake(jobs, folder, settings, max_parallel):
         for job in (job for job in jobs if job.command[0] == "evaluate.py"):
             options = dict(a.removeprefix("--").split("=", 1) for a in job.command[1:])
-            mode, names = options["segmentation.mode"], [*published.MODES]
+            mode, names = options["segmentation.mode"], [*BEFORE_AND_AFTER]
             path = Path(options["run_dir"]) / "evaluation" / mode
             write_scores(path, 0.5 + 0.1 * names.index(mode))
 
@@ -395,8 +396,8 @@ def test_reproduction_first_looks_for_its_data(data, tmp_path, monkeypatch):
     ("arguments", "message"),
     [
         (("coco", "--only", "table6"), "coco has no table6; there are table3, figure8"),
-        (("voc", "--quick"), "--quick is for demo alone"),
-        (("demo", "--data.root=x"), "demo knows no --data.root=x"),
+        (("voc", "--quick"), "--quick is for demo only"),
+        (("demo", "--data.root=x"), "demo takes no --data.root=x"),
     ],
 )
 def test_reproduction_refuses_what_it_does_not_know(arguments, message, monkeypatch, capsys):
@@ -432,7 +433,7 @@ def test_class_that_occurs_nowhere_has_no_part_in_a_summary(tmp_path, capsys, mo
         scores = {"classes": ["background", "a", "b", "c"], "per_class": {"iou": iou}}
         scores["data"] = {"biased_classes": ["a", "b"]}
         scores |= {"miou": 0.5 + k / 10, "fp": 0.1, "fn": None}
-        for name in (*summarise_runs.LABELS, *summarise_runs.MODES):
+        for name in (*LABELS, *MODES):
             write_json(run / "evaluation" / name / "scores.json", scores)
         table = {"mean_biased": share, "mean_unbiased": share}
         selection_part = {"mean_selected": 0.9, "mean_all": None}
@@ -442,5 +443,5 @@ def test_class_that_occurs_nowhere_has_no_part_in_a_summary(tmp_path, capsys, mo
     summarise_runs.main()
     said = capsys.readouterr().out
     row = "| 55.0 (50.0 .. 60.0) | 10.0 (10.0 .. 10.0) | – | 50.0 | 50.0 (30.0 .. 70.0) |"
-    assert f"| pseudo labels {row}" in said
+    assert f"| WSSS pseudo labels {row}" in said
     assert "Targets among all centroids: – %" in said and "nan" not in said

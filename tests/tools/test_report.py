@@ -16,9 +16,10 @@ from core.data.labels import BIASED_ON_DISK
 from core.data.splits import Split, read_split
 from core.run.errors import UserError
 from core.run.stage import Run
+from tools.common.titles import LABELS, MODES
 from tools.report import charts, figures, make_report, pictures
 from tools.report.analyses import PNG, cell, read_analyses
-from tools.report.record import LABEL_ROWS, MODE_ROWS, Commands, read_record
+from tools.report.record import Commands, read_record
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,7 @@ def test_every_part_of_a_finished_run_is_on_the_page(finished):
     _, _, html = finished
     words = Reader(html).words
     assert "Not in this run" not in words
-    for titles in (LABEL_ROWS, MODE_ROWS):
+    for titles in (LABELS, MODES):
         assert all(title in words for title, _ in titles.values())
     assert "MARS raises mIoU" in words
     for part in ("Similarity", "Network, MARS", "Control, classifier features", "certainty"):
@@ -135,7 +136,7 @@ def test_best_value_is_never_that_of_full_supervision(finished):
     commands = Commands(config, arguments)
     labels, predictions, *_ = figures.score_table(record.scores, config, commands)
     best = {row["name"] for row in predictions["rows"] if "miou" in row["best"]}
-    weak = {n: record.scores[n]["miou"] for n in MODE_ROWS if n != "supervised"}
+    weak = {n: record.scores[n]["miou"] for n in MODES if n != "supervised"}
     assert best == {max(weak, key=weak.get)}
     assert record.scores["supervised"]["miou"] > max(weak.values())
     assert labels["list"] == "train" and predictions["list"] == "val"

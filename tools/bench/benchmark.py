@@ -16,7 +16,6 @@ turns between the presets or backends. Without --samples the agreement says litt
 measurements.
 """
 
-import argparse
 import os
 import sys
 from pathlib import Path
@@ -33,12 +32,11 @@ from tools.bench.growth import benchmark_growth
 from tools.bench.stage3 import benchmark_debias, benchmark_voc
 from tools.bench.training import benchmark_train
 from tools.bench.walk import benchmark_walk
+from tools.common import tool_parser
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tool_parser(__doc__)
     parser.add_argument(
         "what", choices=("debias", "voc", "crf", "train", "evaluate", "walk", "growth")
     )

@@ -8,7 +8,6 @@ Prints a Markdown table: seconds a step, images a second and peak memory, of the
 one. Settings are those of the configuration files, which need no weights or data for this.
 """
 
-import argparse
 import functools
 import resource
 import statistics
@@ -39,7 +38,7 @@ from core.wsss.classifiers import build_classifier
 from core.wsss.irn import irn_spreading
 from core.wsss.psa import psa_spreading
 from core.wsss.rsepm import RecurSeed
-from tools.common.jobs import ROOT
+from tools.common import ROOT, tool_parser
 
 PHOTOGRAPH = (375, 500)  # VOC's usual size
 
@@ -48,9 +47,7 @@ Case = tuple[int, int, nn.Module, Callable[[Tensor], Tensor], Callable[[Tensor],
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tool_parser(__doc__)
     parser.add_argument("cases", nargs="*", help=f"of: {', '.join(CASES)}")
     parser.add_argument("--batch", type=int, help="images a step; default: the configuration's")
     parser.add_argument("--steps", type=int, default=3, help="timed, after one that is not")

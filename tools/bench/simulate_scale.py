@@ -12,7 +12,6 @@ proportion to 1/k, doubles dropped; two centroids per class and two of backgroun
 sum of a direction of its class, one of context, the same for all, and noise.
 """
 
-import argparse
 import hashlib
 import resource
 import shutil
@@ -38,6 +37,7 @@ from core.debias_shards import (
     write_shard,
 )
 from core.run.errors import UserError, run_script
+from tools.common import tool_parser
 
 CHUNK = 500  # images drawn at once, from a seed of their own: shards of any size hold the same
 ALPHA = 0.4
@@ -45,9 +45,7 @@ PASSES = ("sum", "distances", "thresholds", "means")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tool_parser(__doc__)
     parser.add_argument("--images", type=int, default=9_000_000, help="of the full size")
     parser.add_argument("--classes", type=int, default=19_794)
     parser.add_argument("--factor", type=Fraction, default=Fraction(1, 300), help="of images drawn")

@@ -1,19 +1,22 @@
-"""Commands that wait for each other: side by side, one thread each, taken up where they were."""
+"""Commands that depend on each other: run in parallel, one thread each, and resumed."""
 
 import ctypes
+import hashlib
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+from core.config import Config
 from core.run.errors import UserError
 from core.run.files import read_json, write_json
-
-ROOT = Path(__file__).resolve().parents[2]
+from tools.common import ROOT
 
 
 @dataclass
@@ -26,25 +29,26 @@ class Job:
 
 
 def run_jobs(jobs: Sequence[Job], folder: Path, settings: str, max_parallel: int) -> None:
-    """Runs every job not done yet as soon as those before it have ended.
+    """Runs every unfinished job as soon as the jobs that it depends on have ended.
 
     Args:
-        jobs: in an order in which each comes after those it reads from.
-        folder: gets `jobs.json`, what was done, and `logs/`, the output of each job.
+        jobs: jobs in an order in which each follows those it depends on.
+        folder: folder that gets `jobs.json`, the finished jobs, and `logs/`, the jobs' output.
         settings: whatever else the results depend on, such as the hash of a configuration.
-        max_parallel: how many at a time.
+        max_parallel: number of jobs at a time, at least 1.
 
     Raises:
-        UserError: a job failed; the others in progress are stopped and go on with the next call.
+        UserError: a job failed; the other running jobs are stopped, and continue with the next
+            call.
     """
     names = {job.name for job in jobs}
     for job in jobs:
         if not names.issuperset(job.depends_on):
-            raise ValueError(f"{job.name} waits for {set(job.depends_on) - names}, which is no job")
+            raise ValueError(f"{job.name} depends on {set(job.depends_on) - names}: no such job")
     record = folder / "jobs.json"
     done = read_json(record) if record.exists() else {}
     ended: set[str] = set()
-    for job in jobs:  # done with the same command and settings, on results that still stand
+    for job in jobs:  # finished with the same command and settings
         if done.get(job.name) == job.command + [settings] and ended.issuperset(job.depends_on):
             ended.add(job.name)
     waiting = [job for job in jobs if job.name not in ended]
@@ -53,7 +57,7 @@ def run_jobs(jobs: Sequence[Job], folder: Path, settings: str, max_parallel: int
     try:
         while waiting or running:
             for job in [j for j in waiting if ended.issuperset(j.depends_on)]:
-                if len(running) < max_parallel:
+                if len(running) < max(1, max_parallel):
                     waiting.remove(job)
                     running[job.name] = (job, _start(job, _log(folder, job)), time.monotonic())
             time.sleep(0.1)
@@ -63,7 +67,7 @@ def run_jobs(jobs: Sequence[Job], folder: Path, settings: str, max_parallel: int
                 del running[job.name]
                 if process.returncode:
                     log = _log(folder, job)
-                    raise UserError(f"{job.name} failed:\n{_tail(log)}\n(all of it: {log})")
+                    raise UserError(f"{job.name} failed:\n{_tail(log)}\n(whole log: {log})")
                 ended.add(job.name)
                 done[job.name] = job.command + [settings]
                 write_json(record, done)
@@ -95,7 +99,7 @@ def _start(job: Job, path: Path) -> subprocess.Popen:
 
 
 def _end_with_parent() -> None:
-    """Has the kernel end this job when the demo is killed, so that none is left behind."""
+    """Makes the kernel kill this job when its parent is killed, so that none is left behind."""
     parent_death = 1  # PR_SET_PDEATHSIG
     ctypes.CDLL(None).prctl(parent_death, signal.SIGKILL)
 
@@ -103,3 +107,31 @@ def _end_with_parent() -> None:
 def _tail(log: Path) -> str:
     lines = log.read_text("utf-8", "replace").replace("\r", "\n").strip().splitlines()
     return "\n".join(f"  {line}" for line in lines[-6:])
+
+
+def call(script: str, *arguments: Any) -> None:
+    """Runs one of the repository's scripts, with its output on the screen.
+
+    Raises:
+        UserError: it failed, and has said why.
+    """
+    sys.stdout.flush()
+    if subprocess.run([sys.executable, script, *map(str, arguments)], cwd=ROOT).returncode:
+        raise UserError(f"{script} stopped, see above; the same command continues from there")
+
+
+def digest_of_configs(pattern: str) -> str:
+    """SHA-256 of the configuration files that match a pattern below configs/."""
+    files = sorted((ROOT / "configs").glob(pattern))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def digest_of_run(config: Config, stage: Path) -> str:
+    """SHA-256 of a configuration and of the inputs of a finished stage.
+
+    Args:
+        config: configuration of the run.
+        stage: folder of the stage, with its manifest.json.
+    """
+    state = [asdict(config), read_json(stage / "manifest.json")["inputs"]]
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()

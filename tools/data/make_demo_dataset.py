@@ -10,7 +10,6 @@ SegmentationClass and, for analysis, StuffClass (which texture lies where). The 
 objects and stuff, no masks.
 """
 
-import argparse
 import sys
 import xml.etree.ElementTree as ElementTree
 from concurrent.futures import ProcessPoolExecutor
@@ -27,15 +26,14 @@ from core.data.finder import user_path
 from core.data.labels import write_label
 from core.run.errors import UserError, run_script
 from core.run.files import atomic_write, read_json, write_json
+from tools.common import tool_parser
 from tools.data.demo_world.scene import CLASSES, CORPUS_TAGS, SIZE, benchmark_scene, corpus_scene
 
 VERSION = 1  # of the pictures: raise it whenever the same seed gives other ones
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tool_parser(__doc__)
     parser.add_argument("--root", type=user_path, required=True, help="folder to write")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--train", type=int, default=800, help="training images")

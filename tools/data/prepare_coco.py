@@ -19,7 +19,6 @@ Annotations without a usable region, which other tools write, are named and stop
 --on-bad-annotation skip they are left out of masks and tags alike.
 """
 
-import argparse
 import math
 import os
 import sys
@@ -39,15 +38,14 @@ from core.data.labels import write_label
 from core.data.tags import write_table
 from core.run.errors import NamesFile, UserError, raise_all, run_script
 from core.run.files import atomic_write, read_json, write_json
+from tools.common import tool_parser
 
 # Images, and those with at least one annotation.
 KNOWN = {"train2014": (82783, 82081), "val2014": (40504, 40137)}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tool_parser(__doc__)
     parser.add_argument("--root", type=user_path, default=Path("data/coco2014"))
     parser.add_argument("--overlap", choices=("smaller", "file-order"), default="smaller")
     parser.add_argument("--on-bad-annotation", choices=("stop", "skip"), default="stop")

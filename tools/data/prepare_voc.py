@@ -12,7 +12,6 @@ The literature takes from SBD (Hariharan et al., ICCV 2011) the names of images 
 serve fully supervised training.
 """
 
-import argparse
 import shutil
 import sys
 from collections import Counter
@@ -32,6 +31,7 @@ from core.data.tags import read_annotation, write_table
 from core.run.errors import UserError, raise_all, run_script
 from core.run.files import atomic_write
 from core.run.text import read_list
+from tools.common import tool_parser
 from tools.data.archives import unpack
 
 # What everybody's copy holds: images on each list, and images of train_aug that show each class.
@@ -43,9 +43,7 @@ TAGGED = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tool_parser(__doc__)
     parser.add_argument(
         "--voc", type=user_path, required=True, help="VOCtrainval_11-May-2012.tar, or a folder"
     )

@@ -2,11 +2,11 @@
 
     python tools/demo/summarise_runs.py runs/demo_seed10 runs/demo_seed11 runs/demo_seed12
 
-Reads each run's scores.json files and analysis.json. Spread is (lowest .. highest). "Gap closed" is
-(MARS - WSSS) / (supervised - WSSS) in mIoU, WSSS being the plain training at its best threshold.
+Reads each run's scores.json files and analysis.json. The spread is (lowest .. highest). "Gap
+closed" is (MARS - WSSS) / (supervised - WSSS) in mIoU, where WSSS is plain training on the pseudo
+labels at their best threshold.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -17,35 +17,25 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from core.data.finder import user_path
 from core.run.errors import run_script
 from core.run.files import read_json
+from tools.common import tool_parser
+from tools.common.titles import LABELS, MODES
 from tools.paper.results import spread
+from tools.report.figures import figures
 
-LABELS = {
-    "labels_wsss": "pseudo labels",
-    "labels_wsss_best": "pseudo labels, best threshold",
-    "labels_debias": "debiased labels, biased = background",
-}
-MODES = {
-    "wsss_best": "WSSS, best threshold",
-    "ignore": "biased pixels ignored",
-    "complement": "complemented",
-    "mars": "complemented, weighted by certainty (MARS)",
-    "supervised": "fully supervised",
-}
+SHOWN = {name: title for name, (title, _) in (LABELS | MODES).items() if name != "wsss"}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tool_parser(__doc__)
     parser.add_argument("runs", type=user_path, nargs="+")
     runs = parser.parse_args().runs
     print(f"{len(runs)} runs: {', '.join(run.name for run in runs)}\n")
     print("| | mIoU | FP | FN | IoU, biased classes | IoU, others |\n|---|---|---|---|---|---|")
-    for name, title in {**LABELS, **MODES}.items():
-        rows = np.array([figures(run, name) for run in runs])
+    for name, title in SHOWN.items():
+        rows = np.array([scores(run, name) for run in runs])
         print(f"| {title} | " + " | ".join(shown(column) for column in rows.T) + " |")
     base, mars, full = (
-        np.array([figures(run, name) for run in runs])
+        np.array([scores(run, name) for run in runs])
         for name in ("wsss_best", "mars", "supervised")
     )
     gain = mars - base
@@ -68,24 +58,19 @@ def main() -> None:
 
 
 def shown(values: np.ndarray) -> str:
-    """Mean and spread over the runs that have the figure; a dash where none has."""
+    """Mean and spread over the runs that have the figure; a dash if none has it."""
     known = values[np.isfinite(values)]
     return str(spread(known)) if len(known) else "–"
 
 
-def figures(run: Path, name: str) -> list[float]:
-    """mIoU, FP, FN and the two groups' IoU of one score file, in per cent.
+def scores(run: Path, name: str) -> list[float]:
+    """mIoU, FP, FN and the IoU of both groups of classes in one score file, per cent.
 
-    NaN stands for what the file has not: a class that occurs nowhere has no IoU.
+    NaN stands for a missing figure: a class that occurs nowhere has no IoU.
     """
-    scores = read_json(run / "evaluation" / name / "scores.json")
-    biased = set(scores["data"]["biased_classes"])
-    iou = dict(zip(scores["classes"], scores["per_class"]["iou"], strict=True))
-    iou = {c: v for c, v in iou.items() if c != "background" and v is not None}
-    groups = [[v for c, v in iou.items() if (c in biased) == chosen] for chosen in (True, False)]
-    means = [np.mean(group) if group else None for group in groups]
-    values = [scores["miou"], scores["fp"], scores["fn"], *means]
-    return [100 * v for v in np.array(values, float)]
+    score = read_json(run / "evaluation" / name / "scores.json")
+    values = figures(score, score["data"]["biased_classes"]).values()
+    return [100 * v for v in np.array([*values], float)]
 
 
 def analysis(run: Path, path: tuple[str, ...]) -> float | None:

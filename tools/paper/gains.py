@@ -7,25 +7,25 @@ from core.config import Config
 from core.run.errors import UserError
 from core.run.files import read_json
 from core.run.stage import Run
+from tools.common.titles import MODES
 from tools.paper.results import BLUE, GREY, NONE, ORANGE, Analysis, paper, styled
 
-BASELINES = {"wsss": "plain training", "wsss_best": "best threshold"}
+BASELINES = ("wsss", "wsss_best")
 CAPTION = (
-    "IoU on the list {}, per cent, and what MARS gains over plain training: on the very "
-    "labels that it starts from and, where that was trained, on labels whose threshold was chosen "
-    "with ground truth."
+    "IoU on the list {}, per cent, and what MARS gains over plain training on the labels that it "
+    "starts from and, if that was trained, on labels whose threshold was chosen with ground truth."
 )
 
 
-def figure9(config: Config, beside: str | None) -> tuple[Analysis, Figure]:
+def figure9(config: Config, data_set: str | None) -> tuple[Analysis, Figure]:
     """The table of Fig. 9 and its picture, from the scores of the run.
 
     Args:
-        config: of a run in which MARS and plain training are scored.
-        beside: data set of whose published figures are added, "voc"; None: of none.
+        config: configuration of a run in which MARS and plain training are scored.
+        data_set: data set whose published figures are added, "voc"; None: no published figures.
 
     Raises:
-        UserError: the scores are missing, or they are not on the same list.
+        UserError: the scores are missing, or are not on the same list.
     """
     run, iou, data = Run(config), {}, {}
     for name in (*BASELINES, "mars", "supervised"):
@@ -38,8 +38,8 @@ def figure9(config: Config, beside: str | None) -> tuple[Analysis, Figure]:
     bases = [name for name in BASELINES if name in iou]
     if "mars" not in iou or not bases:
         raise UserError(
-            f"{run.folder / 'evaluation'} lacks scores of mars, or of wsss beside it; train and "
-            "score both: train_segmentation.py and evaluate.py with --segmentation.mode"
+            f"{run.folder / 'evaluation'} lacks scores of mars, or of wsss; train and score "
+            "both: train_segmentation.py and evaluate.py with --segmentation.mode"
         )
     for name, found in data.items():
         if [found.get(k) for k in ("list", "masks")] != [
@@ -49,7 +49,7 @@ def figure9(config: Config, beside: str | None) -> tuple[Analysis, Figure]:
                 f"{run.evaluation(name)} and {run.evaluation('mars')} are scores on other images "
                 f"({found.get('list')}, {data['mars'].get('list')}); score both on one list"
             )
-    published = paper()["figure9"] if beside == "voc" else {}
+    published = paper()["figure9"] if data_set == "voc" else {}
     biased, rows, gains = config.data.biased_classes, [], {base: {} for base in bases}
     titles = {name: name for name in iou["mars"]} | {"": "mean"}
     for values in iou.values():
@@ -64,9 +64,9 @@ def figure9(config: Config, beside: str | None) -> tuple[Analysis, Figure]:
         row += [f"about +{published[name]}" if name in published else ""] if published else []
         rows.append(row)
     columns = ["class", *(["biased"] if biased else [])]
-    columns += [*(BASELINES[base] for base in bases), "MARS"]
-    columns += [f"gain over {BASELINES[base]}" for base in bases]
-    columns += ["supervised"] if "supervised" in iou else []
+    columns += [MODES[name][0] for name in (*bases, "mars")]
+    columns += [f"gain over {MODES[base][0]}" for base in bases]
+    columns += [MODES["supervised"][0]] if "supervised" in iou else []
     columns += ["the paper's gain"] if published else []
     caption = CAPTION.format(data["mars"].get("list") or "val")
     analysis = Analysis("figure9", 90, "Fig. 9: gains by class", caption, columns, rows)
@@ -85,7 +85,7 @@ def kind_of(name: str, biased: tuple[str, ...]) -> str:
 
 @styled
 def draw(gains: dict[str, dict[str, float]], biased: tuple[str, ...]) -> Figure:
-    """Bars of the gains over the first baseline, dots of those over the second, in points."""
+    """Bars for the gains over the first baseline, dots for the gains over the second, in points."""
     base, *others = gains
     classes = sorted(gains[base], key=lambda name: np.nan_to_num(gains[base][name]))
     figure = Figure(figsize=(5.2, 1.2 + 0.22 * len(classes)))
@@ -99,9 +99,9 @@ def draw(gains: dict[str, dict[str, float]], biased: tuple[str, ...]) -> Figure:
     for other in others:
         points = [gains[other][c] for c in classes]
         style = {"s": 18, "color": "white", "edgecolors": "black", "zorder": 3}
-        axes.scatter(points, rows, **style, label=f"over {BASELINES[other]}")
+        axes.scatter(points, rows, **style, label=f"over {MODES[other][0]}")
     axes.axvline(0, color="black", linewidth=0.8)
-    axes.set(yticks=rows, yticklabels=classes, xlabel=f"gain in IoU over {BASELINES[base]}, points")
+    axes.set(yticks=rows, yticklabels=classes, xlabel=f"gain in IoU over {MODES[base][0]}, points")
     axes.set(title="What MARS gains in each class")
     axes.grid(axis="x")
     if biased or others:

@@ -1,19 +1,16 @@
 """Everything that the paper shows, from one command: all stages, its tables and its figures.
 
     bash tools/reproduce.sh demo [--quick]     # on the built-in benchmark
-    bash tools/reproduce.sh voc                # on PASCAL VOC 2012, beside the paper's figures
-    bash tools/reproduce.sh coco               # on MS COCO 2014, beside the paper's figures
+    bash tools/reproduce.sh voc                # on PASCAL VOC 2012, next to the published figures
+    bash tools/reproduce.sh coco               # on MS COCO 2014, next to the published figures
 
-What was finished is not run again. Results lie in <run_dir>/analysis/ and in <run_dir>/report.html:
-of demo in runs/demo, of voc in runs/voc_rsepm and of coco in runs/coco; seeds other than 0 have
-folders of their own, ending in _seedN.
+Finished jobs are not run again. Results are in <run_dir>/analysis/ and <run_dir>/report.html; the
+run folders are runs/demo, runs/voc_rsepm and runs/coco. Seeds other than 0 have folders of their
+own, which end in _seedN.
 """
 
-import argparse
 import dataclasses
-import hashlib
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,14 +22,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from core.config import Config, DataConfig, make_parser, parse
 from core.data.splits import gather, ground_truth
 from core.run.errors import UserError, raise_all, run_script
-from tools.common.jobs import ROOT, Job, run_jobs
+from tools.common import ROOT, tool_parser
+from tools.common.jobs import Job, call, digest_of_configs, run_jobs
+from tools.common.titles import BEFORE_AND_AFTER
 from tools.paper import published
 from tools.paper.results import publish
 
 TABLES = {
     "demo": ("table4", "table5", "table6", "figure8", "figure9", "figure10"),
     "voc": ("table3", "table4", "table5", "table6", "figure8", "figure9", "figure10"),
-    "coco": ("table3", "figure8", "figure9"),  # the paper's others are of VOC
+    "coco": ("table3", "figure8", "figure9"),  # the paper has the others for VOC only
 }
 ANALYSES = ("table6", "figure8", "figure9", "figure10")  # of one run, in this order
 COMPARISONS = {"table4": "features", "table5": "methods"}  # on the demo, by tools/demo/compare.py
@@ -47,26 +46,23 @@ PREPARE = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="tools/reproduce.sh",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = tool_parser(__doc__, prog="tools/reproduce.sh", allow_abbrev=False)
     parser.add_argument("data", choices=TABLES)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="several give a spread")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="these tables and figures alone")
-    parser.add_argument("--quick", action="store_true", help="demo: small sizes, without meaning")
-    parser.add_argument("--jobs", type=int, help="side by side; default: demo all cores, else 1")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="only these tables and figures")
+    parser.add_argument(
+        "--quick", action="store_true", help="demo: small sizes, to see that it runs"
+    )
+    parser.add_argument("--jobs", type=int, help="at a time; default: demo all cores, else 1")
     options, further = parser.parse_known_args()
     unknown = sorted({*(options.only or ())} - {*TABLES[options.data]})
     if unknown:
         known = ", ".join(TABLES[options.data])
         parser.error(f"{options.data} has no {unknown[0]}; there are {known}")
     if options.quick and options.data != "demo":
-        parser.error("--quick is for demo alone")
+        parser.error("--quick is for demo only")
     if further and options.data == "demo":
-        parser.error(f"demo knows no {further[0]}; its settings are those of configs/demo.yaml")
+        parser.error(f"demo takes no {further[0]}; its settings are in configs/demo.yaml")
     os.chdir(ROOT)  # where the jobs run, and relative folders start
     wanted = [name for name in TABLES[options.data] if name in (options.only or TABLES["voc"])]
     if options.data == "demo":
@@ -78,7 +74,7 @@ def main() -> None:
 
 
 def reproduce_demo(seeds: Sequence[int], wanted: Sequence[str], quick: bool, jobs: int) -> None:
-    """The demonstration and its analyses for each seed, then the comparisons over all seeds."""
+    """Runs the demo and its analyses for each seed, then the comparisons over all seeds."""
     name, small = ("demo_quick", ["--quick"]) if quick else ("demo", [])
     runs = []
     for seed in seeds:
@@ -102,8 +98,8 @@ def reproduce_demo(seeds: Sequence[int], wanted: Sequence[str], quick: bool, job
 def reproduce_voc(
     seeds: Sequence[int], wanted: Sequence[str], jobs: int, further: Sequence[str]
 ) -> None:
-    """Table 5's four methods, as far as they are wanted, and the analyses of RS+EPM's."""
-    methods = [m for m in published.METHODS if "table5" in wanted or m == "rsepm"]
+    """Runs the wanted ones of Table 5's methods, and the analyses on RS+EPM."""
+    methods = [m for m in published.SEGMENTERS if "table5" in wanted or m == "rsepm"]
     methods = ["irn", *methods] if "table4" in wanted and "irn" not in methods else methods
     runs = {m: [experiment(f"voc_{m}", seed, further) for seed in seeds] for m in methods}
     leopart = {}
@@ -115,8 +111,8 @@ def reproduce_voc(
     run_all(todo, "voc", jobs)
     main_runs = runs["rsepm"]
     for run in main_runs:
-        beside = [f"--list={OFFICIAL}", "--paper=voc", f"--supervised-masks={MASKS}"]
-        analyse(run, wanted, jobs, beside)
+        options = [f"--list={OFFICIAL}", "--paper=voc", f"--supervised-masks={MASKS}"]
+        analyse(run, wanted, jobs, options)
     tables = []
     if "table3" in wanted:
         tables.append(published.table3("voc", "RS+EPM", folders(main_runs)))
@@ -131,7 +127,7 @@ def reproduce_voc(
 def reproduce_coco(
     seeds: Sequence[int], wanted: Sequence[str], jobs: int, further: Sequence[str]
 ) -> None:
-    """Table 3's row, and the analyses."""
+    """Runs Table 3's row and the analyses."""
     runs = [experiment("coco", seed, further) for seed in seeds]
     check_data("coco", runs[:1])
     run_all([job for run in runs for job in stages(run)], "coco", jobs)
@@ -143,12 +139,12 @@ def reproduce_coco(
 
 @dataclass
 class Experiment:
-    """A configuration file, and what differs from it."""
+    """A configuration file and the settings that differ from it."""
 
     name: str
     config: str
     settings: dict[str, Any]
-    further: Sequence[str] = field(default_factory=tuple)  # arguments for all of its stages
+    further: Sequence[str] = field(default_factory=tuple)  # arguments of all its stages
 
     @property
     def run_dir(self) -> Path:
@@ -164,13 +160,13 @@ class Experiment:
 
 
 def experiment(name: str, seed: int, further: Sequence[str]) -> Experiment:
-    """configs/<name>.yaml with a seed."""
+    """The experiment of configs/<name>.yaml with a seed."""
     settings = {"run_dir": numbered(f"runs/{name}", seed), "seed": seed}
     return Experiment(f"{settings['run_dir'].name}", f"configs/{name}.yaml", settings, further)
 
 
 def with_leopart(run: Experiment) -> Experiment:
-    """The same on the same pseudo labels with Leopart's features."""
+    """The same experiment on the same pseudo labels, with Leopart's features."""
     settings = run.settings | LEOPART | {"run_dir": f"{run.run_dir}_leopart"}
     settings["wsss.labels_dir"] = f"{run.run_dir}/wsss/labels"
     return dataclasses.replace(run, name=f"{run.name}_leopart", settings=settings)
@@ -184,8 +180,8 @@ def folders(runs: Sequence[Experiment]) -> list[Path]:
     return [run.run_dir for run in runs]
 
 
-def stages(run: Experiment, modes: Sequence[str] = tuple(published.MODES)) -> list[Job]:
-    """All stages of one experiment, in an order in which each comes after those it reads from."""
+def stages(run: Experiment, modes: Sequence[str] = tuple(BEFORE_AND_AFTER)) -> list[Job]:
+    """All stages of one experiment, in an order in which each follows those it reads from."""
     jobs: list[Job] = []
 
     def add(stage: str, script: str, *arguments: str, after: Sequence[str] = ()) -> None:
@@ -197,7 +193,7 @@ def stages(run: Experiment, modes: Sequence[str] = tuple(published.MODES)) -> li
     if "wsss.labels_dir" not in run.settings:
         add("pseudo labels", "train_wsss.py")
         first.append("pseudo labels")
-    else:  # those of the same experiment with other features
+    else:  # made by the same experiment with other features
         jobs[0].depends_on = (f"{run.name.removesuffix('_leopart')}: pseudo labels",)
     add("debiased labels", "make_debiased_labels.py", after=first)
     for mode in modes:
@@ -211,10 +207,10 @@ def stages(run: Experiment, modes: Sequence[str] = tuple(published.MODES)) -> li
 
 
 def check_data(data: str, runs: Sequence[Experiment]) -> None:
-    """Looks for everything that will be read before hours are spent.
+    """Looks for everything that the runs will read, before hours are spent.
 
     Raises:
-        UserError: something is missing; all of it is told in one message.
+        UserError: something is missing; one message lists everything.
     """
     problems: list[str] = []
     for run in runs:
@@ -237,7 +233,7 @@ def check_data(data: str, runs: Sequence[Experiment]) -> None:
 
 
 def missing(data: DataConfig, which: str) -> list[str]:
-    """What one list lacks: itself, images, tags or masks."""
+    """Problems of one list: the list itself, images, tags or masks are missing."""
     problems: list[str] = []
     try:
         split, problems = gather(data, which)
@@ -248,13 +244,12 @@ def missing(data: DataConfig, which: str) -> list[str]:
 
 
 def run_all(jobs: Sequence[Job], data: str, max_parallel: int) -> None:
-    files = sorted((ROOT / "configs").glob(f"{data}*.yaml"))
-    settings = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    settings = digest_of_configs(f"{data}*.yaml")
     run_jobs(jobs, Path(f"runs/reproduce_{data}"), settings, max_parallel)
 
 
 def analyse(run: Experiment, wanted: Sequence[str], jobs: int, options: Sequence[str]) -> None:
-    """The wanted analyses of one run, by tools/paper/analyse.py."""
+    """Makes the wanted analyses of one run with tools/paper/analyse.py."""
     for name in [name for name in ANALYSES if name in wanted]:
         call("tools/paper/analyse.py", name, *options, f"--jobs={jobs}", *run.arguments)
 
@@ -270,17 +265,6 @@ def finish(runs: Sequence[Experiment], tables: Sequence[published.Analysis]) -> 
 def report(runs: Sequence[Experiment]) -> None:
     for run in runs:
         call("tools/report/make_report.py", *run.arguments)
-
-
-def call(script: str, *arguments: Any) -> None:
-    """Runs one of the tools in view.
-
-    Raises:
-        UserError: it failed, and has said why.
-    """
-    sys.stdout.flush()
-    if subprocess.run([sys.executable, script, *map(str, arguments)], cwd=ROOT).returncode:
-        raise UserError(f"{script} stopped, see above; the same command goes on from there")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What every analysis writes: JSON for the report, PNG and PDF, Markdown on the screen."""
+"""The output of every analysis: JSON for the report, PNG and PDF, Markdown on the screen."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from core.run.files import atomic_write, read_json, write_json
 
 PAPER = Path(__file__).with_name("paper.json")
-NONE = "–"  # a figure that there is none of
-BLUE, ORANGE = "#0072b2", "#d55e00"  # told apart by any eyes
+NONE = "–"  # for a missing figure
+BLUE, ORANGE = "#0072b2", "#d55e00"  # also for the colour-blind
 GREY, LIGHT = "#8c8c8c", "#e8e8e8"
 STYLE = {
     "font.size": 8,
@@ -30,10 +30,10 @@ STYLE = {
 
 @dataclass
 class Analysis:
-    """A table and what it means; the rows hold text and numbers, in per cent where not said."""
+    """A table and its meaning; numbers are per cent unless their column says otherwise."""
 
-    name: str  # of its files
-    order: int  # among all analyses, tables before figures
+    name: str  # stem of its files
+    order: int  # place among all analyses, tables before figures
     title: str
     caption: str
     columns: Sequence[str]
@@ -43,13 +43,13 @@ class Analysis:
 def publish(
     folders: Iterable[Path], analysis: Analysis, command: str, figure: Figure | None = None
 ) -> None:
-    """Writes <name>.json and, of a figure, <name>.png and <name>.pdf; prints a Markdown table.
+    """Writes <name>.json and, with a figure, <name>.png and <name>.pdf; prints a Markdown table.
 
     Args:
-        folders: usually <run_dir>/analysis of one run or several.
-        analysis: what was found.
-        command: with which it can be made again.
-        figure: drawn under `STYLE`.
+        folders: output folders, usually <run_dir>/analysis of one or more runs.
+        analysis: table to write.
+        command: command that makes the analysis again.
+        figure: picture, drawn in the style of `styled`.
     """
     content = {
         "title": analysis.title,
@@ -60,7 +60,7 @@ def publish(
         "command": command,
         "order": analysis.order,
     }
-    # Without dates and versions the same figure is the same bytes.
+    # Without dates and versions, the same figure gives the same bytes.
     pictures = {".png": {"Software": None}, ".pdf": {"CreationDate": None}} if figure else {}
     for folder in folders:
         for suffix, undated in pictures.items():
@@ -72,7 +72,7 @@ def publish(
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str | int | float]]) -> str:
-    """The table as Markdown, floats with one digit."""
+    """The table as Markdown, floats with one decimal."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join("| " + " | ".join(map(text, line)) + " |" for line in lines)
 
@@ -82,24 +82,24 @@ def text(cell: str | int | float) -> str:
 
 
 def percent(value: float | None) -> float | str:
-    """A share in 0..1 in per cent, to a tenth; a dash for None."""
+    """A share in 0..1 as per cent with one decimal; a dash for None."""
     return NONE if value is None else round(100 * float(value), 1)
 
 
 def spread(values: np.ndarray) -> float | str:
-    """The mean of several runs (lowest .. highest), or the one figure of a single run."""
+    """The mean of several runs (lowest .. highest), or the figure of a single run."""
     if len(values) == 1:
         return round(float(values[0]), 1)
     return f"{values.mean():.1f} ({values.min():.1f} .. {values.max():.1f})"
 
 
 def paper() -> dict[str, Any]:
-    """The published figures that ours are shown beside."""
+    """The published figures."""
     return read_json(PAPER)
 
 
 def styled(draw):
-    """A function that draws in the style of all figures."""
+    """Decorates a function so that it draws in the style of all figures."""
     return matplotlib.rc_context(STYLE)(draw)
 
 

@@ -1,16 +1,14 @@
-"""Fig. 10: how far labels, or segmenters trained on them, depend on the settings of stage 3.
+"""Fig. 10: how much labels, or segmenters trained on them, depend on the settings of stage 3.
 
-Each point is a stage 3 of its own in <run_dir>/analysis/figure10/<point>/, scored there, and where
-asked a segmenter in <point>/segmenter/. One setting differs at a time. Points that differ in
-nothing that K-means sees take its clusters over from the configured stage 3.
+Each point is a stage 3 of its own in <run_dir>/analysis/figure10/<point>/, with its scores and, on
+request, a segmenter in <point>/segmenter/. One setting differs at a time. Points that leave K-means
+unchanged take the clusters of the configured stage 3.
 """
 
-import hashlib
-import json
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +19,24 @@ from core.config import Config, DebiasConfig
 from core.run.errors import UserError
 from core.run.files import read_json
 from core.run.stage import Run
-from tools.common.jobs import Job, run_jobs
+from tools.common.jobs import Job, digest_of_run, run_jobs
 from tools.paper.results import BLUE, GREY, ORANGE, Analysis, percent, styled
 
-CLUSTERING = ("k_fg", "k_bg")  # settings that K-means depends on
+CLUSTERING = ("k_fg", "k_bg")  # settings that change K-means
 CONFIGURED, BEFORE = "configured", "pseudo labels"
 SYMBOLS = {"K_bg": "$K_{bg}$", "alpha": r"$\alpha$", "gamma": r"$\gamma$"}
 CAPTION = (
-    "One setting of stage 3 at a time, everything else as configured (marked): {}. "
-    "Threshold and gamma set the form of the unary, too."
+    "One setting of stage 3 varies at a time, the others are as configured (marked): {}. "
+    "Threshold and gamma also choose the form of the unary."
 )
 OF_LABELS = (
     "mIoU of the debiased labels on the training list, biased pixels as background, per cent. The "
-    "dashed line is the pseudo labels before debiasing. The paper's Fig. 10 shows trained "
+    "dashed line shows the pseudo labels before debiasing. The paper's Fig. 10 shows trained "
     "segmenters (--segmenters) on VOC's validation list instead"
 )
 OF_SEGMENTERS = (
     "mIoU of segmenters trained with MARS on the debiased labels, on the validation list, per "
-    "cent. The dashed line is plain training on the pseudo labels"
+    "cent. The dashed line shows plain training on the pseudo labels"
 )
 
 
@@ -59,11 +57,11 @@ class Point:
 
 
 def factors(settings: DebiasConfig, quick: bool = False) -> dict[str, list[Point]]:
-    """What is varied: Fig. 10's two settings, then choices that the paper leaves open.
+    """The points by setting: Fig. 10's two settings, then choices that the paper leaves open.
 
     Args:
-        settings: the configured ones, which are among the values of their factor.
-        quick: the ends of each range alone.
+        settings: configured settings, which are among the points.
+        quick: whether to keep only Fig. 10's settings, with the ends of their ranges.
     """
     tenths = [k / 10 for k in range(1, 11)]
     published = {"K_bg": ("k_bg", [1, 2, 3, 4, 5], {}), "alpha": ("alpha", tenths, {})}
@@ -111,23 +109,23 @@ def figure10(
     quick: bool,
     trained: Sequence[str] = (),
 ) -> tuple[Analysis, Figure]:
-    """The table of Fig. 10 and its picture; makes and scores the points that are not there yet.
+    """The table of Fig. 10 and its picture; makes and scores the points that are missing.
 
     Args:
-        config: of a run whose stage 3 is finished.
-        arguments: the command line that gives `config`.
+        config: configuration of a run whose stage 3 is finished.
+        arguments: command line that gives `config`.
         listed: list of the training images that have masks; None: all.
-        max_parallel: points at a time.
-        quick: few points.
-        trained: factors for whose points segmenters are trained and shown, as the paper does;
-        none: labels are shown, of all factors.
+        max_parallel: number of points at a time.
+        quick: whether to make few points.
+        trained: settings whose points get a segmenter, as in the paper, and are shown by it; empty:
+            all settings, shown by the labels.
 
     Raises:
-        UserError: stage 3 is not finished, a point failed, or there is no such factor.
+        UserError: stage 3 is not finished, a point failed, or there is no such setting.
     """
     run = Run(config)
     folder = run.folder / "analysis" / "figure10"
-    base = read_json(run.debias / "manifest.json")
+    settings = digest_of_run(config, run.debias)
     points = factors(config.debias, quick)
     unknown = sorted({*trained} - points.keys())
     if unknown:
@@ -154,8 +152,7 @@ def figure10(
         command += [f"--data.train_list={listed}"] if listed else []
         command.append(f"--output={places[name] / 'scores.json'}")
         jobs.append(Job(f"{name}: score", command, labels_first(name)))
-    state = json.dumps([asdict(config), base["inputs"]], sort_keys=True)
-    run_jobs(jobs, folder, hashlib.sha256(state.encode()).hexdigest(), max_parallel)
+    run_jobs(jobs, folder, settings, max_parallel)
     scores = {name: read_json(place / "scores.json") for name, place in places.items()}
     keys = ("miou", "fp", "fn")
     rows = [["(none)", BEFORE, "", *(percent(scores[BEFORE][key]) for key in keys)]]
@@ -174,16 +171,16 @@ def figure10(
 
 
 def labels_first(name: str) -> tuple[str, ...]:
-    """The job that makes the labels of a point; those of the run are there."""
+    """The job that makes the labels of a point; the run's own labels exist already."""
     return () if name in (CONFIGURED, BEFORE) else (f"{name}: labels",)
 
 
 def segmenter_jobs(
     run: Run, folder: Path, name: str, labels: Path, arguments: Sequence[str]
 ) -> tuple[Path, list[Job]]:
-    """Training on the labels of one point and its score; where the score goes.
+    """The folder of one point's score, and the jobs that train and score its segmenter.
 
-    MARS on the configured labels and plain training on the pseudo labels are those of the run.
+    MARS on the configured labels and plain training on the pseudo labels belong to the run itself.
     """
     mode = "wsss" if name == BEFORE else "mars"
     settings = [*arguments, f"--segmentation.mode={mode}"]
@@ -197,7 +194,7 @@ def segmenter_jobs(
 
 
 def take_clusters_over(source: Path, target: Path, point: Point) -> None:
-    """Links the clusters of the configured stage 3 into the folder of a point that has the same."""
+    """Links the configured stage 3's clusters into the folder of a point that has the same ones."""
     if any(key in CLUSTERING for key, _ in point.changes) or (target / "manifest.json").exists():
         return
     for path in [*(source / "clusters").glob("*.npz"), *(source / "shards").glob("?????.npz")]:
@@ -213,11 +210,12 @@ def take_clusters_over(source: Path, target: Path, point: Point) -> None:
 
 @styled
 def draw(rows: list[list[Any]], axis: str) -> Figure:
-    """A panel for each factor, from the rows of the table, the pseudo labels' first.
+    """A panel for each setting.
 
     Args:
-        rows: setting, value, mark and mIoU of each point, perhaps more.
-        axis: what the mIoU is of.
+        rows: rows of the table, which begin with setting, value, mark and mIoU; the first row shows
+            the pseudo labels.
+        axis: title of the y axis.
     """
     groups: dict[str, list[tuple[str, str, float]]] = {}
     for factor, value, mark, miou, *_ in rows[1:]:

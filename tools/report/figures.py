@@ -5,7 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from core.config import Config
-from tools.report.record import COMPARED, LABEL_ROWS, MODE_ROWS, TRAINING_ROWS, Commands
+from tools.common.titles import LABELS, MODES
+from tools.report.record import COMPARED, TRAINING_ROWS, Commands
 
 PAIRS = (  # evaluations whose difference tells most, and whose lists are the same
     ("mars", "wsss_best"),
@@ -73,7 +74,7 @@ def headline(scores: Mapping[str, dict], config: Config) -> dict | None:
     images = scores["mars"]["images"]
     return {
         **rows,
-        "title": MODE_ROWS[before][0],
+        "title": MODES[before][0],
         "best_case": before == "wsss_best",
         "gain": gain,
         "better": gain > 1e-9,
@@ -86,8 +87,8 @@ def headline(scores: Mapping[str, dict], config: Config) -> dict | None:
 def kinds_of(scores: Mapping[str, dict]) -> dict[str, dict[str, tuple[str, str]]]:
     """Names of evaluations, with title and meaning: the kinds that we know, and all others."""
     kinds = {
-        "Label maps": LABEL_ROWS,
-        "Predictions": MODE_ROWS,
+        "Label maps": LABELS,
+        "Predictions": MODES,
         "Predictions of training images, as in the paper's Table 6": TRAINING_ROWS,
     }
     known = {name for rows in kinds.values() for name in rows}

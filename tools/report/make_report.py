@@ -22,6 +22,7 @@ from core.run.errors import UserError, run_script
 from core.run.files import atomic_write
 from core.run.stage import Run, own_stages, stale
 from tools.common.pages import templates
+from tools.common.titles import MODES
 from tools.report.analyses import cell
 from tools.report.charts import sweep_chart, training_curves
 from tools.report.figures import (
@@ -34,7 +35,7 @@ from tools.report.figures import (
     score_table,
 )
 from tools.report.pictures import IMAGES_PER_CLASS, training_gallery, validation_gallery
-from tools.report.record import MODE_ROWS, Commands, Record, read_record
+from tools.report.record import Commands, Record, read_record
 
 STAGES = ("uss", "wsss", "debias")
 PARTS = Path(__file__).parent
@@ -68,7 +69,7 @@ def write_report(config: Config, arguments: Sequence[str]) -> Path:
     page = {
         "config": config,
         "biased": config.data.biased_classes,
-        "titles": {name: title for name, (title, _) in MODE_ROWS.items()},
+        "titles": {name: title for name, (title, _) in MODES.items()},
         "per_class": IMAGES_PER_CLASS,
         "stale": stale_parts(config, record),
         "headline": headline(record.scores, config),

@@ -24,7 +24,8 @@ from core.run.stage import Run
 from core.segmenter import load_segmenter, predict
 from core.uss.features import feature_source
 from tools.common.pages import data_url
-from tools.report.record import COMPARED, MODE_ROWS, Commands
+from tools.common.titles import MODES
+from tools.report.record import COMPARED, Commands
 
 SIDE = 384  # pixels, longest side of a picture on the page
 IMAGES_PER_CLASS, MOST_IMAGES = 2, 40
@@ -100,11 +101,11 @@ def validation_gallery(config: Config, commands: Commands) -> Gallery:
     """What the trained networks predict on images that they have not seen."""
     run = Run(config)
     columns = {"Ground truth": ("", lambda s, k: ground_truth(config.data, part(s, k)))}
-    for mode in MODE_ROWS:
+    for mode in MODES:
         folder = run.evaluation(mode) / "predictions"
         if mode not in COMPARED and not folder.is_dir():
             continue
-        columns[MODE_ROWS[mode][0]] = (
+        columns[MODES[mode][0]] = (
             commands.score(mode),
             lambda s, k, folder=folder: label_files(folder, part(s, k), "score this network"),
         )

@@ -11,35 +11,23 @@ from core.config import Config
 from core.run.errors import UserError
 from core.run.files import read_json
 from core.run.stage import Run
+from tools.common.titles import LABELS, MODES
 from tools.report.analyses import Analysis, read_analyses
 
-LABEL_ROWS = {  # evaluation name: title, meaning
-    "labels_wsss": ("WSSS pseudo labels", "the classifier's maps at the configured threshold"),
-    "labels_wsss_best": ("WSSS labels, best threshold", "the same, best threshold in hindsight"),
-    "labels_debias": ("Debiased labels", "biased pixels count as background here"),
-}
 LABEL_MAKERS = {
     "labels_wsss": "train_wsss.py",
     "labels_wsss_best": "tools/demo/sweep_threshold.py",
     "labels_debias": "make_debiased_labels.py",
 }
-MODE_ROWS = {
-    "wsss": ("WSSS", "trained on the pseudo labels as they are"),
-    "wsss_best": ("WSSS, best threshold", "trained on the best labels that a threshold can give"),
-    "ignore": ("Ignore", "biased pixels are left out of the loss"),
-    "complement": ("Complement", "the teacher fills biased pixels"),
-    "mars": ("MARS", "filled, and weighted by the teacher's certainty"),
-    "supervised": ("Fully supervised", "trained on ground truth: the upper bound"),
-}
 TRAINING_ROWS = {
-    f"{mode}_train": (f"{title}, training images", why) for mode, (title, why) in MODE_ROWS.items()
+    f"{mode}_train": (f"{title}, training images", why) for mode, (title, why) in MODES.items()
 }
 COMPARED = ("wsss_best", "mars", "supervised")  # shown first, and missed where they are not there
 LOGS = {
     "uss/self_supervised": "Stage 1: features",
     "uss/stego": "Stage 1: STEGO head",
     "wsss": "Stage 2: classifier",
-    **{f"segmentation/{mode}": f"Stage 4: {title}" for mode, (title, _) in MODE_ROWS.items()},
+    **{f"segmentation/{mode}": f"Stage 4: {title}" for mode, (title, _) in MODES.items()},
 }
 
 
@@ -63,11 +51,11 @@ def read_record(folder: Path) -> Record:
     """
     record = Record()
     own_names = sorted(p.parent.name for p in folder.glob("evaluation/*/scores.json"))
-    for name in dict.fromkeys((*LABEL_ROWS, *MODE_ROWS, *own_names)):
+    for name in dict.fromkeys((*LABELS, *MODES, *own_names)):
         scores = _read(folder / "evaluation" / name / "scores.json")
         record.scores[_name(name, scores)] = scores
     stages = ["uss", "wsss", "debias", "control/debias"]
-    stages += [f"{part}/{mode}" for part in ("segmentation", "evaluation") for mode in MODE_ROWS]
+    stages += [f"{part}/{mode}" for part in ("segmentation", "evaluation") for mode in MODES]
     for stage in stages:
         record.manifests[stage] = _read(folder / stage / "manifest.json")
     for stage in LOGS:
@@ -84,9 +72,7 @@ def read_record(folder: Path) -> Record:
 
 def _name(name: str, scores: Mapping[str, Any]) -> str:
     """The name of an evaluation; it says so if the scores are not on the usual list."""
-    usual = (
-        "val" if name in MODE_ROWS else "train" if {name} & {*LABEL_ROWS, *TRAINING_ROWS} else None
-    )
+    usual = "val" if name in MODES else "train" if {name} & {*LABELS, *TRAINING_ROWS} else None
     data = scores.get("data", {})
     there = data.get("split", usual)
     return name if usual in (None, there) else f"{name}, on the list {data['list'] or there}"
@@ -125,7 +111,7 @@ class Commands:
         folder = self._labels.get(labels)
         if folder is not None and not folder.is_dir():
             return self(LABEL_MAKERS[labels])
-        if name in LABEL_ROWS:
+        if name in LABELS:
             options = ["--predictions", str(folder), "--split", "train", "--name", name]
             return self("evaluate.py", *options)
         options = ["--segmentation.mode", name]
