@@ -48,7 +48,7 @@ from core.uss.features import read_features
 from core.wsss.pseudo_labels import load_cam
 from make_debiased_labels import read_clusters
 from tools.data.archives import unpack
-from tools.data.prepare_coco import group, read_instances
+from tools.data.coco_annotations import group, read_instances
 from tools.data.prepare_voc import read_sbd_mask
 from tools.submit_voc import check_submission
 

@@ -12,7 +12,9 @@ from torch.nn import functional as F
 from core.config import Config, DataConfig
 from core.data.labels import read_label, write_label
 from core.data.splits import Split, ground_truth, read_split
-from tools.audit.audit_bias import Audit, Clusters, area_under_curve, distinct, rank
+from tools.audit.audit_bias import area_under_curve
+from tools.audit.clusters import Clusters
+from tools.audit.ranking import Audit, distinct, rank
 from tools.common.pages import templates
 
 GRASS, RAILS, SKY, TRAIN, CAT = range(5)

@@ -139,7 +139,7 @@ def plant(root: Path) -> dict[str, str]:
 def test_all_planted_defects_are_found_in_one_call(data):
     planted = plant(data)
     done = check(data, classes=sorted(NAMES))
-    lines = [line for line in done.stdout.splitlines() if line.startswith("to mend: ")]
+    lines = [line for line in done.stdout.splitlines() if line.startswith("problem: ")]
     assert done.returncode == 1, done.stdout + done.stderr
     for place, reason in planted.items():
         assert any(place in line and reason in line for line in lines), (place, reason, lines)

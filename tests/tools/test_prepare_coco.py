@@ -15,7 +15,8 @@ from core.config import DataConfig
 from core.data.labels import read_label
 from core.data.splits import ground_truth, read_split
 from core.data.tags import read_table
-from tools.data import prepare_coco
+from core.run.errors import UserError
+from tools.data.coco_annotations import draw_mask, group, region
 
 SPLITS = ("train2014", "val2014")
 
@@ -217,7 +218,7 @@ def test_runs_as_text_and_as_numbers_are_the_same_area():
     text = {"size": packed["size"], "counts": packed["counts"].decode()}
     for runs in (CROWD["segmentation"], packed, text):
         item = {**CROWD, "segmentation": runs, "label": 3}
-        found = prepare_coco.draw_mask(8, 8, [item], "smaller")
+        found = draw_mask(8, 8, [item], "smaller")
         assert np.array_equal(found, expected_mask(CROWD_AREA))
 
 
@@ -308,7 +309,7 @@ def with_segmentation(made: Path, segmentation: object, **changes) -> None:
 @pytest.mark.parametrize("segmentation", BAD.values(), ids=BAD)
 def test_annotation_without_a_usable_region_is_told(segmentation):
     with pytest.raises(ValueError, match="it|a point of its polygon"):
-        prepare_coco.region(segmentation, 8, 8)
+        region(segmentation, 8, 8)
 
 
 @pytest.mark.parametrize(
@@ -317,8 +318,8 @@ def test_annotation_without_a_usable_region_is_told(segmentation):
 def test_values_of_other_kinds_are_told(made, changes):
     content = json.loads((made / "annotations/instances_train2014.json").read_text())
     content["annotations"][1] |= changes
-    with pytest.raises(prepare_coco.UserError, match="annotation 50 of train2014, image"):
-        prepare_coco.group(content, "train2014")
+    with pytest.raises(UserError, match="annotation 50 of train2014, image"):
+        group(content, "train2014")
 
 
 @pytest.mark.parametrize(
@@ -332,7 +333,7 @@ def test_values_of_other_kinds_are_told(made, changes):
 )
 def test_polygons_of_other_tools_are_read(segmentation):
     item = {**SQUARE, "iscrowd": 0, "segmentation": segmentation, "label": 1}
-    found = prepare_coco.draw_mask(8, 8, [item], "smaller")
+    found = draw_mask(8, 8, [item], "smaller")
     assert np.array_equal(found, expected_mask(SQUARE_AREA))
 
 
@@ -374,7 +375,7 @@ def test_run_lengths_as_text_are_those_of_cocos_own_reader():
         packed = coco_mask.encode(mask)
         text = {"size": packed["size"], "counts": packed["counts"].decode()}
         item = {"segmentation": text, "label": 1, "iscrowd": 1, "area": 1}
-        assert np.array_equal(prepare_coco.draw_mask(37, 51, [item], "smaller"), mask)
+        assert np.array_equal(draw_mask(37, 51, [item], "smaller"), mask)
 
 
 def test_splits_with_different_categories_are_refused(made):

@@ -267,12 +267,15 @@ def test_link_in_an_archive_is_not_followed(tmp_path, voc):
     ("content", "message"),
     [
         (None, "2009_01.mat is missing"),
-        (b"", "2009_01.mat is no mask of SBD"),
-        (b"not from Matlab" * 40, "2009_01.mat is no mask of SBD"),
-        (matlab(mask(12))[:-60], "2009_01.mat is no mask of SBD"),
-        (matlab(mask(12))[:200] + b"\x5a" * 80, "2009_01.mat is no mask of SBD"),
-        (matlab(mask(21)), "2009_01.mat is no mask of SBD (expected labels 0..20)"),
-        (matlab(np.full((4, 4), 300.0)), "2009_01.mat is no mask of SBD (expected labels 0..20)"),
+        (b"", "2009_01.mat is not a mask of SBD"),
+        (b"not from Matlab" * 40, "2009_01.mat is not a mask of SBD"),
+        (matlab(mask(12))[:-60], "2009_01.mat is not a mask of SBD"),
+        (matlab(mask(12))[:200] + b"\x5a" * 80, "2009_01.mat is not a mask of SBD"),
+        (matlab(mask(21)), "2009_01.mat is not a mask of SBD (expected labels 0..20)"),
+        (
+            matlab(np.full((4, 4), 300.0)),
+            "2009_01.mat is not a mask of SBD (expected labels 0..20)",
+        ),
     ],
     ids=["missing", "empty", "text", "truncated", "overwritten", "label 21", "label 300"],
 )

@@ -1,11 +1,11 @@
-"""Diagnoses stage 3 with ground truth: did it select objects, and did it remove context?
+"""Diagnoses stage 3 with ground truth: does it select objects, and does it remove context?
 
     python tools/audit/analyse_bias.py --config configs/demo.yaml [--control DIR]
 
-Selection (the paper's Fig. 8): a centroid is a *target* if its cluster's IoU with the class mask
-exceeds 0.3 and *biased* if it is below 0.1; others are not counted. Removal: which part of the
-false pixels of each class was marked biased, and which part of the object was kept. `--control`
-names the output of another stage 3, on the classifier's own features. Writes
+Selection (the paper's Fig. 8): a centroid is a *target* if the IoU of its cluster with the class
+mask exceeds 0.3, and *biased* if it is below 0.1; others are not counted. Removal: which share of
+each class's false pixels was marked biased, and which share of its object pixels was kept.
+`--control` names the output of another stage 3, on the classifier's own features. Writes
 <run_dir>/analysis.json.
 """
 
@@ -30,7 +30,7 @@ TARGET, BIASED = 0.3, 0.1  # IoU, Fig. 8
 
 def main() -> None:
     parser = make_parser("analyse_bias.py", __doc__)
-    parser.add_argument("--control", type=str | None, help="debias folder of the negative control")
+    parser.add_argument("--control", type=str | None, help="debias folder of the control")
     config, options = parse(parser)
     run, split = Run(config), read_split(config.data, "train")
     check_upstream_of(config, split, "wsss", "uss", "debias")
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def selection(config: Config, folder: Path, split: Split, masks: list[np.ndarray]) -> dict:
-    """Share of target centroids among the selected ones and among all, by class."""
+    """Share of targets among the selected centroids and among all, by class."""
     found = overlaps(folder, split, masks.__getitem__)
     labels, selected, overlap = (found[key] for key in ("labels", "selected", "overlap"))
     classes = {}
@@ -76,17 +76,17 @@ def selection(config: Config, folder: Path, split: Split, masks: list[np.ndarray
 def overlaps(
     folder: Path, split: Split, mask: Callable[[int], np.ndarray | None]
 ) -> dict[str, np.ndarray]:
-    """Every centroid of a finished stage 3, and how far its cluster shows its class.
+    """Every centroid of a finished stage 3, and how well its cluster shows its class.
 
     Args:
-        folder: of stage 3.
-        split: the training images.
-        mask: index of an image -> (H, W) ground truth, or None where there is none.
+        folder: folder of stage 3.
+        split: training images.
+        mask: index of an image -> (H, W) ground truth, or None if it has none.
 
     Returns:
-        vectors (N, D), labels (N,), selected (N,) bool; and, in 0..1, NaN without a mask, overlap
-        (N,), the IoU of the cluster and the mask of its class, and inside (N,), the share of the
-        cluster that lies on it.
+        vectors (N, D), labels (N,), images (N,) and selected (N,) bool of the centroids; overlap
+        (N,), the IoU of each cluster with the mask of its class, and inside (N,), the share of the
+        cluster that is on this mask, both in 0..1 and NaN without a mask.
 
     Raises:
         UserError: the centroids are missing.
@@ -94,16 +94,16 @@ def overlaps(
     found = read_arrays(
         folder / "centroids.npz",
         ("vectors", "labels", "images", "selected"),
-        "run make_debiased_labels.py; over 1 GiB of centroids it does not list them all: diagnose "
-        "a run with a shorter data.train_list",
+        "run make_debiased_labels.py; it does not list more than 1 GiB of centroids, so diagnose a "
+        "run with a shorter data.train_list",
     )
     overlap, inside = np.full((2, len(found["labels"])), np.nan)
     for image, image_id in enumerate(split.ids):
         truth = mask(image)
         if truth is None:
             continue
-        with np.load(folder / "clusters" / f"{image_id}.npz") as file:
-            cells = file["cells"]
+        path = folder / "clusters" / f"{image_id}.npz"
+        cells = read_arrays(path, ("cells",), "run make_debiased_labels.py")["cells"]
         clusters = cv2.resize(cells, truth.shape[::-1], interpolation=cv2.INTER_NEAREST)
         for k, row in enumerate(np.flatnonzero(found["images"] == image)):
             cluster, shown = clusters == k, truth == found["labels"][row]
@@ -114,13 +114,13 @@ def overlaps(
 
 
 def target_share(overlap: np.ndarray) -> float | None:
-    """Targets of all targets and biased ones, 0..1; None without any."""
+    """Share of targets among targets and biased centroids, 0..1; None without any."""
     target, biased = (overlap > TARGET).sum(), (overlap < BIASED).sum()
     return round(float(target / (target + biased)), 4) if target + biased else None
 
 
 def removal(config: Config, run: Run, folder: Path, split: Split, masks: list[np.ndarray]) -> dict:
-    """Shares of false pixels removed, of object pixels kept, and the precision of the removal."""
+    """By class: shares of false pixels removed and object pixels kept, precision of the removal."""
     size = len(config.data.classes) + 1
     false, false_out, true, true_out = (np.zeros(size, np.int64) for _ in range(4))
     for image_id, mask in zip(split.ids, masks, strict=True):

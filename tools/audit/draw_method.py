@@ -2,10 +2,10 @@
 
     python tools/audit/draw_method.py --config configs/demo.yaml --output docs
 
-Reads the training images and stages 1 to 3; no masks. Writes into `--output`:
-    method.png      of each image: pseudo label, clusters, their distance to the backgrounds (Eq. 1,
-                    white is far), similarity (Eq. 4, white is 1), debiased label
-    selection.png   of each class the distances of all its centroids, those kept apart (Eq. 3)
+Reads the training images and the output of stages 1 to 3, no masks. Writes into `--output`:
+    method.png      for each image: pseudo label, clusters, their distance to the backgrounds (Eq.
+                    1, white is far), similarity (Eq. 4, white is 1), debiased label
+    selection.png   for each class: the distances of its centroids, kept (Eq. 3) and left out
 """
 
 import sys
@@ -22,11 +22,12 @@ from core.config import Config, make_parser, parse
 from core.data.labels import palette, read_label
 from core.data.splits import Split, read_split
 from core.debias_image import similarity
-from core.run.errors import UserError, run_script
+from core.run.errors import run_script
 from core.run.files import atomic_write, read_arrays
 from core.run.loop import autocast, pick_device
 from core.run.stage import Run
 from core.uss.features import feature_source
+from tools.audit.inspect_features import chosen_images
 
 REMEDY = "run make_debiased_labels.py with the same --config"
 KEYS = ("images", "labels", "distance", "selected", "centroids")
@@ -35,15 +36,11 @@ TITLES = ("image", "pseudo label", "clusters", "distance", "similarity", "debias
 
 def main() -> None:
     parser = make_parser("draw_method.py", __doc__)
-    parser.add_argument("--output", type=str, required=True, help="folder to write into")
-    parser.add_argument("--ids", type=list[str], default=[], help="images; default: four, spread")
+    parser.add_argument("--output", type=str, required=True, help="output folder")
+    parser.add_argument("--ids", type=list[str], default=[], help="images; default: four")
     config, options = parse(parser)
     run, split = Run(config), read_split(config.data, "train")
-    unknown = sorted({*options.ids} - {*split.ids})
-    if unknown:
-        raise UserError(f"--ids: no image {unknown[0]!r} in the training list")
-    chosen = [split.ids.index(i) for i in options.ids]
-    chosen = sorted(chosen or np.linspace(0, len(split) - 1, min(4, len(split))).astype(int))
+    chosen = chosen_images(split, options.ids, 4)
     rows = read_arrays(run.debias / "centroids.npz", KEYS, REMEDY)
     figures = {
         "method.png": images_figure(config, run, split, chosen, rows),
@@ -58,7 +55,7 @@ def main() -> None:
 def images_figure(
     config: Config, run: Run, split: Split, chosen: list[int], rows: dict[str, np.ndarray]
 ) -> Figure:
-    """A line of six pictures for each of the chosen images."""
+    """A row of six pictures for each chosen image."""
     device = pick_device(config)
     feats = dict(feature_source(config, split, device, autocast(config, device))(chosen))
     centroids = torch.from_numpy(rows["centroids"])
@@ -75,7 +72,7 @@ def images_figure(
         )
         (cells,) = read_arrays(run.debias / f"clusters/{name}.npz", ("cells",), REMEDY).values()
         clusters = cv2.resize(cells, size[::-1], interpolation=cv2.INTER_NEAREST)
-        far = np.append(rows["distance"][rows["images"] == index], 0)[clusters]  # -1: the last, 0
+        far = np.append(rows["distance"][rows["images"] == index], 0)[clusters]  # -1 is the last: 0
         score = similarity(feats[index], centroids, split.tags[index], size, config.debias)
         score = cv2.resize(score.numpy(), size[::-1])
         grey = {"cmap": "gray", "vmin": span[0], "vmax": span[1]}
@@ -95,7 +92,7 @@ def images_figure(
 
 
 def selection_figure(classes: tuple[str, ...], rows: dict[str, np.ndarray]) -> Figure:
-    """Of each class a line of dots, one for each centroid, those kept above the others."""
+    """A row of dots for each class, one per centroid, the kept ones above the others."""
     figure = Figure((7.2, 0.8 + 0.4 * len(classes)), layout="constrained")
     axis = figure.subplots()
     rng = np.random.default_rng(0)

@@ -1,19 +1,19 @@
-"""Pictures of unsupervised features, without any label: are they fit to tell object from context?
+"""Pictures of unsupervised features, without labels: can they tell an object from its context?
 
     python tools/audit/inspect_features.py --config configs/demo.yaml --output runs/features.png
 
 Reads stage 1's network, or the files of uss.features_dir, and draws one row per image:
-    the image, a cross at the pixel that the last picture compares with
+    the image, with a cross at the pixel that the last picture compares with
     the first three principal components over all chosen images, as red, green and blue
     K-means clusters of the image's cells
     cosine similarity with the chosen pixel, black (0 or less) to white (1)
 
-An --output that ends in .html is one self-contained page instead, in which a click chooses the
-pixel, and all images are compared with it.
+An --output that ends in .html is one self-contained page instead: a click chooses the pixel, and
+all images are compared with it.
 
-With --separation it also tells, from ground truth, how well K-means inside the regions of stage 2's
-pseudo labels separates the object from what is labelled with it: the share of right pixels when
-each cluster is object or context, whichever it is mostly, against the share without clusters.
+--separation also says, from ground truth, how well K-means within the regions of stage 2's pseudo
+labels separates the object from its context: the share of right pixels if each cluster counts as
+what it mostly is, object or context, against the share without clusters.
 """
 
 import base64
@@ -42,17 +42,17 @@ from core.run.stage import Run
 from core.uss.features import feature_source
 from tools.common.pages import encode, inline, templates
 
-SIDE = 224  # height of a picture
+SIDE = 224  # pixels, height of a picture
 CODES = 64  # directions that a page's cosines are computed from
 
 
 def main() -> None:
     parser = make_parser("inspect_features.py", __doc__)
     parser.add_argument("--output", type=str, default="features.png", help="PNG or HTML to write")
-    parser.add_argument("--images", type=int, default=8, help="so many, evenly from the list")
+    parser.add_argument("--images", type=int, default=8, help="number, evenly spread over the list")
     parser.add_argument("--ids", type=list[str], default=[], help="these images instead")
     parser.add_argument("--pixel", type=list[float], default=[0.5, 0.5], help="x, y in [0, 1]")
-    parser.add_argument("--clusters", type=int, default=5, help="of K-means within one image")
+    parser.add_argument("--clusters", type=int, default=5, help="K of K-means within an image")
     parser.add_argument("--separation", action="store_true", help="score against ground truth")
     config, options = parse(parser)
     split = read_split(config.data, "train")
@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def chosen_images(split: Split, ids: list[str], count: int) -> list[int]:
-    """Indices of the images `ids`, or of `count` images spread over the list."""
+    """Indices of the images `ids`; if empty, of `count` images, evenly spread over the list."""
     unknown = sorted({*ids} - {*split.ids})
     if unknown:
         raise UserError(f"--ids: no image {unknown[0]!r} in the training list")
@@ -120,7 +120,7 @@ def draw(split: Split, features: dict[int, Tensor], clusters: int, seed: int) ->
 
 
 def contact_sheet(shown: Iterable[Shown], pixel: list[float]) -> bytes:
-    """A PNG: of each image its four pictures side by side."""
+    """A PNG with a row of four pictures for each image."""
     rows = []
     for item in shown:
         shape, size = item.feat.shape[1:], item.image.shape[1::-1]
@@ -171,13 +171,13 @@ def page(shown: Sequence[Shown], pixel: list[float]) -> bytes:
 
 
 def cell_of(pixel: list[float], shape: tuple[int, int]) -> tuple[int, int]:
-    """Row and column of the cell that holds the place (x, y) in [0, 1]^2."""
+    """Row and column of the cell at the position (x, y) in [0, 1]^2."""
     y, x = (min(n - 1, int(p * n)) for p, n in zip(pixel[::-1], shape, strict=True))
     return y, x
 
 
 def separation(config: Config, split: Split, features) -> dict[str, dict[str, float]]:
-    """Share of pixels of pseudo-label regions that clusters tell right, by class and in all."""
+    """Share of right pixels in pseudo-label regions with and without clusters, by class."""
     names = ("all", *config.data.classes)
     right, base, total = (np.zeros(len(names), np.int64) for _ in range(3))
     labels = label_files(Run(config).wsss_labels, split, "run train_wsss.py first")

@@ -9,7 +9,7 @@ import numpy as np
 
 
 def templates(folder: Path) -> jinja2.Environment:
-    """Templates of a folder; what they are given is escaped, and a missing name is an error."""
+    """Templates in a folder; values are escaped, and a missing name is an error."""
     return jinja2.Environment(
         loader=jinja2.FileSystemLoader(folder),
         autoescape=True,
@@ -27,11 +27,11 @@ def encode(picture: np.ndarray, suffix: str) -> bytes:
 
 
 def data_url(content: bytes, kind: str) -> str:
-    """The bytes of an image/`kind` file as a URL that holds them."""
+    """The content of an image/`kind` file as a data URL."""
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def inline(picture: np.ndarray, suffix: str) -> str:
-    """A (H, W, 3) uint8 RGB picture as a data URL, stretched by the browser."""
+    """(H, W, 3) uint8 RGB as a data URL of a .jpg or .png file."""
     kind = {".jpg": "jpeg", ".png": "png"}[suffix]
     return data_url(encode(picture, suffix), kind)

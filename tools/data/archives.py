@@ -1,4 +1,4 @@
-"""Archives from elsewhere, unpacked without trust."""
+"""Unpacks archives without trusting them."""
 
 import errno
 import gzip
@@ -19,31 +19,30 @@ from core.run.files import atomic_write
 
 DAMAGED = (
     *(tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError),
-    *(EOFError, UnicodeDecodeError, OverflowError, MemoryError),  # of names, of claimed lengths
+    *(EOFError, UnicodeDecodeError, OverflowError, MemoryError),  # names, claimed lengths
     RuntimeError,  # encrypted, or packed in an unusual way
 )
-"""What reading a damaged archive raises."""
+"""Errors from reading a damaged archive."""
 
 Member = tuple[str, int, Callable[[], IO[bytes]]]
 """Name, size in bytes, and a function that opens the content."""
 
 
 def unpack(archive: Path, folder: Path, rename: Callable[[str], str | None]) -> int:
-    """Unpacks the regular files of a tar (any compression) or zip below `folder`.
+    """Unpacks the regular files of a tar (any compression) or zip archive.
 
-    A file that lies there already with the size that the archive names is left alone, so an
-    unpacking that was stopped goes on where it was.
+    Existing files of the right size are kept, so an interrupted call can be repeated.
 
     Args:
-        archive: the file.
-        folder: made where missing.
-        rename: name in the archive -> path below `folder`, or None for what is not wanted.
+        archive: path of the archive.
+        folder: output folder; made if missing.
+        rename: function from a name in the archive to the path below `folder`, or None to skip it.
 
     Returns:
-        How many files were wanted.
+        The number of files that were not skipped.
 
     Raises:
-        UserError: it is no archive, it is damaged, or a wanted member would be written outside of
+        UserError: the archive is missing or damaged, or a file would be written outside of
             `folder`.
     """
     wanted = 0
@@ -64,23 +63,23 @@ def unpack(archive: Path, folder: Path, rename: Callable[[str], str | None]) -> 
         raise UserError(f"the archive {archive} is missing") from None
     except (*DAMAGED, OSError) as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
-            raise  # a full disk is not the archive's fault; a place before its start is
+            raise  # not the archive's fault, such as a full disk; EINVAL is a seek before its start
         raise UserError(f"the archive {archive} is damaged ({error}); fetch it again") from None
     return wanted
 
 
 def _refuse_outside(archive: Path, name: str, target: str) -> None:
     for path in (PurePosixPath(name), PurePosixPath(target)):
-        foreign = "\\" in str(path) or ":" in str(path)[:2]  # separators and drives of Windows
+        foreign = "\\" in str(path) or ":" in str(path)[:2]  # Windows separators and drives
         if path.is_absolute() or ".." in path.parts or foreign:
             raise UserError(
-                f"{archive} holds {name!r}, which would be written outside of its folder"
+                f"{archive} contains {name!r}, which would be written outside of its folder"
             )
 
 
 @contextmanager
 def _members(archive: Path) -> Iterator[Iterator[Member]]:
-    """Opens an archive as a sequence of its members; links and devices are not among them."""
+    """Opens an archive as a sequence of its files, without links and devices."""
     if archive.suffix == ".zip":
         with zipfile.ZipFile(archive) as file:
             entries = [i for i in file.infolist() if not i.filename.endswith("/")]
@@ -92,10 +91,10 @@ def _members(archive: Path) -> Iterator[Iterator[Member]]:
 
 
 def tar_entries(file: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """The members of an archive that is read to its end, where checksums stand.
+    """The members of an archive, which is read to its end to verify the checksums.
 
     Raises:
-        tarfile.ReadError: a header is broken; tarfile itself takes that for the end.
+        tarfile.ReadError: a header is broken, which tarfile itself takes for the end.
     """
     yield from file
     file.fileobj.seek(file.offset)

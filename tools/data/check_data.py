@@ -1,11 +1,10 @@
-"""Reads everything that an experiment will read, once, and reports all problems together.
+"""Reads everything that an experiment will read and reports all problems together.
 
     python tools/data/check_data.py --config configs/voc.yaml
 
-Looks at both lists: ids, images, tags, masks where there are any, and the folders of
-wsss.labels_dir and uss.features_dir, each file for itself and against images and tags. Ends with
-status 1 if anything has to be mended; warnings are about what is odd in some files, and about data
-from which less can be learnt.
+Checks both lists: ids, images, tags, existing masks, and the files in wsss.labels_dir and
+uss.features_dir, each by itself and against images and tags. Ends with status 1 if anything has to
+be corrected. Warnings are about unusual files, and about data that is hard to learn from.
 """
 
 import sys
@@ -32,7 +31,7 @@ def main() -> None:
         found, doubtful = check_list(config, which)
         problems += found
         warnings += doubtful
-    for title, lines in (("to mend", problems), ("warning", warnings)):
+    for title, lines in (("problem", problems), ("warning", warnings)):
         for line in dict.fromkeys(lines):
             print(f"{title}: {line}")
     classes = config.data.classes
@@ -45,7 +44,7 @@ def main() -> None:
 
 
 def check_list(config: Config, which: str) -> tuple[list[str], list[str]]:
-    """Problems and warnings of one list."""
+    """Problems and warnings about one list, "train" or "val"."""
     data = config.data
     if which == "val" and masks_folder(data) is None:
         return [], ["data.masks is not set: nothing can be scored"]
@@ -55,7 +54,7 @@ def check_list(config: Config, which: str) -> tuple[list[str], list[str]]:
         return [f"{which}: {error}"], []
     found = Findings(problems + check_images(split, config.workers))
     photographs, folder = headers(split, config.workers), masks_folder(data)
-    if folder is not None:  # only a part of the training images needs to have a mask
+    if folder is not None:  # training images may lack a mask
         found += labels_of(split, photographs, folder, config, "truth", which == "val")
     if which == "val":
         return found.problems, found.warnings
@@ -70,7 +69,7 @@ def check_list(config: Config, which: str) -> tuple[list[str], list[str]]:
 
 
 def check_images(split: Split, workers: int) -> list[str]:
-    """Problems with the images that cannot be decoded to their end."""
+    """A problem for each image that cannot be fully decoded."""
 
     def problem(path: Path) -> str | None:
         try:
@@ -90,7 +89,7 @@ def labels_of(
     kind: Kind,
     all_of_them: bool = True,
 ) -> Findings:
-    """What is wrong with a folder of label maps; without `all_of_them`, none has to be there."""
+    """Findings about a folder of label maps; unless `all_of_them`, maps may be missing."""
     paths = [*map(Files(folder, LABELS).of_id, split.ids)]
     some = [k for k, path in enumerate(paths) if all_of_them or path.exists()]
     return check_labels(
@@ -104,7 +103,7 @@ def labels_of(
 
 
 def doubtful_tags(split: Split, classes: tuple[str, ...]) -> list[str]:
-    """Classes whose bias cannot be seen: Eq. 1 compares with images that do not show the class."""
+    """Warnings about classes whose bias cannot be seen: Eq. 1 needs images without the class."""
     warnings, tags = [], split.tags
     for k, name in enumerate(classes):
         shown = tags[:, k]

@@ -4,10 +4,9 @@
     python tools/data/make_demo_dataset.py --root data/demo_corpus --corpus --train 16000 --val 500
 
 The benchmark has 8 object classes; half of them come with a context (boat on water) in about nine
-of ten of their pictures, which is what biases a classifier. Image n of a list is a function of
-(seed, n) alone. Writes JPEGImages, Annotations, ImageSets/Segmentation/{train,val}.txt,
-SegmentationClass and, for analysis, StuffClass (which texture lies where). The corpus has tags of
-objects and stuff, no masks.
+of ten of their pictures, which biases a classifier. Image n of a list depends only on (seed, n).
+Writes JPEGImages, Annotations, ImageSets/Segmentation/{train,val}.txt, SegmentationClass and, for
+analysis, StuffClass (maps of the textures). The corpus has tags of objects and stuff, and no masks.
 """
 
 import sys
@@ -29,16 +28,16 @@ from core.run.files import atomic_write, read_json, write_json
 from tools.common import tool_parser
 from tools.data.demo_world.scene import CLASSES, CORPUS_TAGS, SIZE, benchmark_scene, corpus_scene
 
-VERSION = 1  # of the pictures: raise it whenever the same seed gives other ones
+VERSION = 1  # raise it whenever the same seed gives other pictures
 
 
 def main() -> None:
     parser = tool_parser(__doc__)
-    parser.add_argument("--root", type=user_path, required=True, help="folder to write")
+    parser.add_argument("--root", type=user_path, required=True, help="output folder")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--train", type=int, default=800, help="training images")
     parser.add_argument("--val", type=int, default=200, help="validation images")
-    parser.add_argument("--corpus", action="store_true", help="the pre-training corpus")
+    parser.add_argument("--corpus", action="store_true", help="draw the pre-training corpus")
     parser.add_argument("--workers", type=int, default=2, help="processes")
     options = parser.parse_args()
     made = {"version": VERSION, "seed": options.seed, "corpus": options.corpus}
@@ -81,7 +80,7 @@ def _write(number: int, image_id: str, root: Path, seed: tuple[int, int], corpus
 
 
 def _write_annotation(path: Path, image_id: str, objects: list) -> None:
-    """VOC's XML: file name, size, and each object's name, difficulty and box."""
+    """Writes VOC's XML: file name, size, and each object's name, difficulty and box."""
     root = ElementTree.Element("annotation")
     ElementTree.SubElement(root, "filename").text = f"{image_id}.jpg"
     size = ElementTree.SubElement(root, "size")

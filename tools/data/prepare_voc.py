@@ -8,8 +8,8 @@ Writes into the folder with JPEGImages (--output, for archives):
     tags.csv                                image-level tags, from Annotations
     SegmentationClassAug/<id>.png           with --sbd-masks: masks, for supervised runs
 
-The literature takes from SBD (Hariharan et al., ICCV 2011) the names of images alone; its masks
-serve fully supervised training.
+The literature takes only the image names from SBD (Hariharan et al., ICCV 2011); its masks serve
+fully supervised training.
 """
 
 import shutil
@@ -34,7 +34,7 @@ from core.run.text import read_list
 from tools.common import tool_parser
 from tools.data.archives import unpack
 
-# What everybody's copy holds: images on each list, and images of train_aug that show each class.
+# The official counts: images on each list, and images of train_aug that show each class.
 LISTS = {"train": 1464, "val": 1449, "test": 1456, "train_aug": 10582}
 TAGGED = (
     *(590, 504, 705, 468, 714, 393, 1150, 1005, 1228, 267),
@@ -53,10 +53,12 @@ def main() -> None:
         "--output",
         type=user_path,
         default=Path("data/VOCdevkit/VOC2012"),
-        help="where archives are unpacked (default: %(default)s)",
+        help="folder for unpacked archives (default: %(default)s)",
     )
     parser.add_argument("--sbd-masks", action="store_true", help="also write SegmentationClassAug")
-    parser.add_argument("--subset", action="store_true", help="print counts without comparing them")
+    parser.add_argument(
+        "--subset", action="store_true", help="accept other counts than the official ones"
+    )
     options = parser.parse_args()
     if options.sbd_masks and not options.sbd:
         parser.error("--sbd-masks needs --sbd")
@@ -89,7 +91,7 @@ def main() -> None:
 
 
 def find_voc(source: Path, output: Path) -> Path:
-    """The folder with JPEGImages: in a copy, or unpacked from an archive below `output`."""
+    """The folder with JPEGImages: in a copy, or unpacked from an archive into `output`."""
     if source.is_dir():
         for folder in (source, source / "VOC2012", source / "VOCdevkit" / "VOC2012"):
             if (folder / "JPEGImages").is_dir():
@@ -107,7 +109,7 @@ def find_voc(source: Path, output: Path) -> Path:
 
 
 def find_sbd(source: Path, root: Path) -> Path:
-    """SBD's folder with train.txt, val.txt and cls: in a copy, or unpacked beside VOC's folders."""
+    """SBD's folder with train.txt, val.txt and cls: in a copy, or unpacked into `root`."""
     if source.is_dir():
         for folder in (source, source / "dataset", source / "benchmark_RELEASE" / "dataset"):
             if (folder / "cls").is_dir():
@@ -134,13 +136,17 @@ def _ids(path: Path) -> list[str]:
 
 
 def derive_train_aug(sbd: Path, train: list[str], val: list[str]) -> list[str]:
-    """SBD's train and val lists united with VOC's train list, less VOC's val list; sorted."""
+    """SBD's lists and VOC's train list without VOC's val list, sorted."""
     ids = {*_ids(sbd / "train.txt"), *_ids(sbd / "val.txt"), *train}
     return sorted(ids - set(val))
 
 
 def check_files(root: Path, lists: dict[str, list[str]], tagged: list[str]) -> dict[str, list[str]]:
-    """Looks every file up; returns the tags of the training and validation images."""
+    """Checks that every file exists; returns the tags of the training and validation images.
+
+    Raises:
+        UserError: files are missing or broken, or the lists overlap.
+    """
     problems, tags = [], {}
     for name, ids in lists.items():
         missing = [i for i in ids if not (root / "JPEGImages" / f"{i}.jpg").is_file()]
@@ -167,7 +173,7 @@ def check_files(root: Path, lists: dict[str, list[str]], tagged: list[str]) -> d
 def compare(
     lists: dict[str, list[str]], tags: dict[str, list[str]], tagged: list[str]
 ) -> list[str]:
-    """Prints the counts beside the known ones; returns what differs."""
+    """Prints the counts with the official ones; returns the differences."""
     found = {name: (len(set(ids)), LISTS[name]) for name, ids in lists.items()}
     if "train_aug" in lists:
         counts = Counter(c for i in tagged for c in tags[i])
@@ -200,21 +206,21 @@ def write_masks(root: Path, sbd: Path, lists: dict[str, list[str]]) -> None:
                 shutil.copyfile(root / "SegmentationClass" / f"{image_id}.png", tmp)
         else:
             jobs.append((sbd / "cls" / f"{image_id}.mat", target))
-    # In processes, because a broken .mat file may kill the one that reads it (scipy 1.17).
+    # In processes, because a broken .mat file may kill its reader (scipy 1.17).
     with ProcessPoolExecutor() as pool:
         try:
             done = pool.map(_convert, [j[0] for j in jobs], [j[1] for j in jobs], chunksize=8)
             problems = [p for p in tqdm(done, "masks", len(jobs), unit="mask") if p]
         except BrokenProcessPool:
             raise UserError(
-                f"a process died while reading masks of {sbd / 'cls'}: a file is broken, or memory "
+                f"a process died while it read masks in {sbd / 'cls'}: a file is broken, or memory "
                 "ran out; unpack SBD again"
             ) from None
     raise_all(problems, "unpack SBD again")
 
 
 def _convert(source: Path, target: Path) -> str | None:
-    """Writes one mask, or says why not."""
+    """Writes one mask; returns the problem, or None."""
     try:
         write_label(target, read_sbd_mask(source))
     except UserError as error:
@@ -222,7 +228,11 @@ def _convert(source: Path, target: Path) -> str | None:
 
 
 def read_sbd_mask(path: Path) -> np.ndarray:
-    """(H, W) uint8, 0..20, of one of SBD's .mat files."""
+    """The mask in one of SBD's .mat files, (H, W) uint8, 0..20.
+
+    Raises:
+        UserError: the file is missing or is not such a mask.
+    """
     from scipy.io import loadmat
 
     if not path.is_file():
@@ -233,7 +243,7 @@ def read_sbd_mask(path: Path) -> np.ndarray:
             raise ValueError(f"expected labels 0..{len(VOC_CLASSES)}")
         return mask.astype(np.uint8)
     except Exception as error:  # noqa: BLE001 (a broken file fails in any way)
-        raise UserError(f"{path} is no mask of SBD ({error})") from None
+        raise UserError(f"{path} is not a mask of SBD ({error})") from None
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
-"""Makes one self-contained page of pictures, tables and charts from what a run has written so far.
+"""Makes one self-contained page of pictures, tables and charts from the files of a run.
 
     python tools/report/make_report.py --config configs/demo.yaml [--summary]
 
 Reads <run_dir> (manifests, scores, logs, labels, checkpoints) and the data set's images; writes
-<run_dir>/report.html, which needs no network. What has no files is left out, and the page says what
-to run for it. `--summary` also prints the scores. Ground truth is shown and compared with, only.
+<run_dir>/report.html, which needs no network. For missing parts the page names the command that
+makes them. `--summary` also prints the scores. Ground truth is only shown and compared with.
+
+record.py and analyses.py read the run; figures.py, charts.py and pictures.py make numbers, curves
+and pictures; page.html.j2 includes the sections, one file each, and report.css and report.js.
 """
 
 import base64
@@ -43,7 +46,7 @@ PARTS = Path(__file__).parent
 
 def main() -> None:
     parser = make_parser("tools/report/make_report.py", __doc__)
-    parser.add_argument("--summary", action="store_true", help="Print the scores, too.")
+    parser.add_argument("--summary", action="store_true", help="Also print the scores.")
     config, options = parse(parser)
     arguments = [a for a in sys.argv[1:] if a != "--summary"]
     path = write_report(config, arguments)
@@ -56,8 +59,11 @@ def write_report(config: Config, arguments: Sequence[str]) -> Path:
     """Writes the page of the configured run.
 
     Args:
-        config: the experiment.
-        arguments: the command line that names it, repeated in the commands that the page suggests.
+        config: configuration of the run.
+        arguments: command line that gives `config`, for the commands that the page suggests.
+
+    Returns:
+        The path of the page.
 
     Raises:
         UserError: there is no run folder.
@@ -97,19 +103,19 @@ def write_report(config: Config, arguments: Sequence[str]) -> Path:
 
 
 def stale_parts(config: Config, record: Record) -> dict[str, list[str]]:
-    """What parts of the run were made from something else than there is now, line by line."""
+    """Parts of the run whose inputs have changed since, each with the changes."""
     found = {f"evaluation/{name}": s.get("stale", []) for name, s in record.scores.items()}
     try:
         split = read_split(config.data, "train")
     except UserError:
-        split = None  # the data set is elsewhere
+        split = None  # the data set is not at hand
     for folder, identity, _ in own_stages(config, split, *STAGES) if split else ():
         found[folder.name] = stale(folder, identity, config)
     return {name: lines for name, lines in found.items() if lines}
 
 
 def print_summary(config: Config, commands: Commands) -> None:
-    """The table of scores for a terminal, in per cent."""
+    """Prints the table of scores, in per cent."""
     scores = read_record(Path(config.run_dir)).scores
     print(f"{'':30}{'mIoU':>7}{'FP':>7}{'FN':>7}{'biased':>8}{'others':>8}  images")
     for group in score_table(scores, config, commands):
@@ -120,7 +126,7 @@ def print_summary(config: Config, commands: Commands) -> None:
 
 
 def digest(script: str) -> str:
-    """The hash by which the page's security policy lets this script run, and no other."""
+    """The hash with which the page's security policy allows this script and no other."""
     return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
 
 

@@ -1,4 +1,4 @@
-"""The page's pictures: labels and predictions of some images, to be laid over them."""
+"""The page's pictures: labels and predictions of some images, as overlays."""
 
 import io
 import tempfile
@@ -33,18 +33,18 @@ HATCH = (90, 0, 90)  # second colour of biased pixels
 OUTLINE = (255, 255, 255)
 
 Column = tuple[str, Callable[[Split, Sequence[int]], Sequence[Path | np.ndarray]]]
-"""The command that makes a column's files, and how to get it for some images of a list."""
+"""The command that makes a column's files, and a function that reads it for some images."""
 
 
 @dataclass
 class Gallery:
-    strips: list[dict] = field(default_factory=list)  # one per image, as the template reads them
-    classes: list[str] = field(default_factory=list)  # those that the images show
+    strips: list[dict] = field(default_factory=list)  # one per image, for the template
+    classes: list[str] = field(default_factory=list)  # classes that the images show
     notes: list[tuple[str, str, str]] = field(default_factory=list)  # what, why, command
     cut: bool = False  # more classes than MOST_IMAGES allows
 
     def attempt(self, what: str, command: str, read: Callable, *arguments: Any) -> Any:
-        """The result of `read`, or None and a note of what is left out, why, and what makes it."""
+        """The result of `read`; or None, with a note on what is missing, why, and what makes it."""
         try:
             return read(*arguments)
         except UserError as error:
@@ -56,7 +56,7 @@ def choose(split: Split, per_class: int = IMAGES_PER_CLASS) -> dict[int, tuple[l
     """The first images of the list for every class.
 
     Returns:
-        index -> the classes, 0-based, that it was chosen for; whether it is the first of a class.
+        By index: the classes, 0-based, that it was chosen for; whether it is the first of a class.
     """
     chosen: dict[int, tuple[list[int], bool]] = {}
     for rank in range(per_class):
@@ -73,7 +73,7 @@ def part(split: Split, indices: Sequence[int]) -> Split:
 
 
 def training_gallery(config: Config, commands: Commands) -> Gallery:
-    """How labels change: image, truth, pseudo label, similarity, debiased label, predictions."""
+    """The labels of training images: truth, pseudo, similarity, debiased, predictions."""
     run = Run(config)
     stage_3 = commands("make_debiased_labels.py")
     columns = {
@@ -98,7 +98,7 @@ def training_gallery(config: Config, commands: Commands) -> Gallery:
 
 
 def validation_gallery(config: Config, commands: Commands) -> Gallery:
-    """What the trained networks predict on images that they have not seen."""
+    """Predictions of the trained networks on validation images."""
     run = Run(config)
     columns = {"Ground truth": ("", lambda s, k: ground_truth(config.data, part(s, k)))}
     for mode in MODES:
@@ -117,7 +117,7 @@ def _weights(run: Run, mode: str) -> Path:
 
 
 def make_gallery(config: Config, which: str, columns: Mapping[str, Column]) -> Gallery:
-    """A strip for each chosen image of a list, with a panel for each column that has its files."""
+    """A strip for each chosen image of a list, with a panel for each available column."""
     gallery = Gallery()
     split = gallery.attempt("Pictures", "", read_split, config.data, which)
     if split is None:
@@ -148,7 +148,7 @@ def make_gallery(config: Config, which: str, columns: Mapping[str, Column]) -> G
 
 
 def panel(caption: str, content: Path | np.ndarray, names: Sequence[str]) -> dict[str, str]:
-    """One picture of a strip: an overlay of a uint8 label map, or a map of a float32 similarity."""
+    """One picture of a strip: a uint8 label map as an overlay, or a float32 similarity as a map."""
     if isinstance(content, Path):
         content = read_label(content, len(names))
     if content.dtype == np.uint8:
@@ -167,7 +167,7 @@ def describe(label: np.ndarray, names: Sequence[str]) -> str:
 
 
 def similarity(config: Config, split: Split, indices: Sequence[int]) -> list[np.ndarray]:
-    """Eq. 4 for a few images: (h, w) float32 in [0, 1] each, at the size of the page's pictures."""
+    """Eq. 4 for a few images: (h, w) float32 in [0, 1] each, in the page's picture size."""
     path = Run(config).debias / "centroids.npz"
     arrays = read_arrays(path, ("centroids",), "run make_debiased_labels.py")
     centroids = torch.from_numpy(arrays["centroids"])
@@ -187,14 +187,14 @@ def similarity(config: Config, split: Split, indices: Sequence[int]) -> list[np.
 
 
 def predictions(config: Config, weights: Path, split: Split) -> list[np.ndarray]:
-    """(H, W) labels that a trained network gives a few images, by the settings of evaluate.py."""
+    """(H, W) labels that a trained network predicts for a few images, as evaluate.py does."""
     with tempfile.TemporaryDirectory() as folder:
         predict(config, load_segmenter(weights, config)[0], split, Path(folder))
         return [read_label(Path(folder) / f"{i}.png") for i in split.ids]
 
 
 def shrink(image: np.ndarray, interpolation: int) -> np.ndarray:
-    """Scales an image or label map down so that its longest side is at most SIDE pixels."""
+    """Scales an image or label map down to at most SIDE pixels on its longest side."""
     height, width = image.shape[:2]
     scale = min(1, SIDE / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -202,11 +202,11 @@ def shrink(image: np.ndarray, interpolation: int) -> np.ndarray:
 
 
 def overlay(label: np.ndarray) -> Image.Image:
-    """(H, W) uint8 labels -> their colours, outlined; clear: background, hatched: biased."""
+    """(H, W) uint8 labels -> outlined colours; background is transparent, biased is hatched."""
     label = shrink(label, cv2.INTER_NEAREST)
     colours = palette()[label]
     y, x = np.indices(label.shape)
-    stripe = max(3, max(label.shape) // 64)  # pixels; seen in small pictures, too
+    stripe = max(3, max(label.shape) // 64)  # pixels; visible in small pictures, too
     colours[(label == BIASED_ON_DISK) & ((x + y) // stripe % 2 == 1)] = HATCH
     near = np.stack([np.roll(np.pad(label, 1, "edge"), s, a) for a in (0, 1) for s in (-1, 1)])
     colours[(near[:, 1:-1, 1:-1] != label).any(0) & (label < BIASED_ON_DISK)] = OUTLINE

@@ -1,4 +1,4 @@
-"""What a run has written so far, and the command towards what is missing."""
+"""What a run has written so far, and the commands that make what is missing."""
 
 import json
 import shlex
@@ -22,7 +22,11 @@ LABEL_MAKERS = {
 TRAINING_ROWS = {
     f"{mode}_train": (f"{title}, training images", why) for mode, (title, why) in MODES.items()
 }
-COMPARED = ("wsss_best", "mars", "supervised")  # shown first, and missed where they are not there
+COMPARED = (
+    "wsss_best",
+    "mars",
+    "supervised",
+)  # shown first; the page names the command if one is missing
 LOGS = {
     "uss/self_supervised": "Stage 1: features",
     "uss/stego": "Stage 1: STEGO head",
@@ -33,7 +37,7 @@ LOGS = {
 
 @dataclass
 class Record:
-    """Figures found in a run folder; whatever is absent is empty."""
+    """The files found in a run folder; fields without a file are empty."""
 
     scores: dict[str, dict] = field(default_factory=dict)  # by evaluation name
     manifests: dict[str, dict] = field(default_factory=dict)  # by folder below the run
@@ -47,7 +51,7 @@ def read_record(folder: Path) -> Record:
     """Reads the run folder.
 
     Raises:
-        UserError: a file is not what the stage or tool of its name writes.
+        UserError: a file does not have its stage's or tool's format.
     """
     record = Record()
     own_names = sorted(p.parent.name for p in folder.glob("evaluation/*/scores.json"))
@@ -71,7 +75,7 @@ def read_record(folder: Path) -> Record:
 
 
 def _name(name: str, scores: Mapping[str, Any]) -> str:
-    """The name of an evaluation; it says so if the scores are not on the usual list."""
+    """The name of an evaluation, with the list unless it is the usual one."""
     usual = "val" if name in MODES else "train" if {name} & {*LABELS, *TRAINING_ROWS} else None
     data = scores.get("data", {})
     there = data.get("split", usual)
@@ -92,7 +96,7 @@ def _read_log(path: Path) -> list[dict]:
 
 
 class Commands:
-    """The next command towards a missing part of this run."""
+    """The next command on the way to a missing part of this run."""
 
     def __init__(self, config: Config, arguments: Sequence[str]):
         self._run, self._arguments = Run(config), shlex.join(arguments)
@@ -106,7 +110,7 @@ class Commands:
         return " ".join(filter(None, ("python", script, self._arguments, shlex.join(options))))
 
     def score(self, name: str) -> str:
-        """Towards evaluation/<name>/scores.json: the labels, the training or the scoring itself."""
+        """The next step to evaluation/<name>/scores.json: labels, training or scoring."""
         labels = "labels_wsss_best" if name == "wsss_best" else name
         folder = self._labels.get(labels)
         if folder is not None and not folder.is_dir():
