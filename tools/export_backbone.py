@@ -1,9 +1,9 @@
-"""Exports the backbone of a checkpoint as a small file that `backbone.weights` can name.
+"""Exports the backbone of a checkpoint as a small file for `backbone.weights`.
 
     python tools/export_backbone.py CHECKPOINT data/demo/classifier.safetensors
 
 Takes the backbone of a classifier (train_wsss.py) or of features (train_uss.py), in float16. The
-file's header says what it was made from, under `made_from`.
+file's header records its origin under `made_from`.
 """
 
 import hashlib

@@ -2,9 +2,9 @@
 
     python tools/export_features.py --config configs/demo.yaml --source classifier --output DIR
 
-Sources: uss (stage 1's network) or classifier (the deepest features of stage 2's, the paper's
-negative control: they do not tell a class from its context). `uss.features_dir` takes such a
-folder, or anybody's.
+Sources: uss (stage 1's network) or classifier (the deepest features of stage 2's classifier, the
+paper's negative control: they do not distinguish a class from its context). `uss.features_dir`
+takes such a folder, from this tool or any other.
 """
 
 import sys
@@ -29,7 +29,7 @@ from core.wsss.classifiers import Classifier, build_classifier
 def main() -> None:
     parser = make_parser("export_features.py", __doc__)
     parser.add_argument("--source", type=Literal["uss", "classifier"], default="uss")
-    parser.add_argument("--output", type=str, required=True, help="folder to write")
+    parser.add_argument("--output", type=str, required=True, help="output folder")
     config, options = parse(parser)
     run, split, device = Run(config), read_split(config.data, "train"), pick_device(config)
     if options.source == "classifier":
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def features_identity(config: Config, split: Split, source: str) -> Identity:
-    """What the files depend on: the images and the network."""
+    """Identity of the files: the images and the network."""
     section = "uss" if source == "uss" else "wsss"
     weights = Run(config).folder / section / "checkpoint.pth"
     inputs = {"images": dict(zip(split.ids, split.images, strict=True))}
@@ -58,7 +58,7 @@ def features_identity(config: Config, split: Split, source: str) -> Identity:
 
 
 def load_classifier(config: Config, run: Run) -> Classifier:
-    """Stage 2's classifier; of RS+EPM the EMA teacher."""
+    """Stage 2's classifier; for RS+EPM, its EMA teacher."""
     blank = replace(config.wsss, backbone=config.wsss.backbone.without_weights())
     classifier = build_classifier(blank, len(config.data.classes))
     key = "ema" if config.wsss.method == "rsepm" else "network"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes data/demo/*.safetensors from nothing: about half an hour on two cores, resumed when called again.
+# Makes data/demo/*.safetensors from scratch in about half an hour on two cores; can be resumed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash tools/setup.sh

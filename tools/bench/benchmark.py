@@ -1,4 +1,4 @@
-"""Measures what speed and memory are claimed of; ratios within one run, on this machine.
+"""Measures speed and memory on this machine, as ratios within one run.
 
     python tools/bench/benchmark.py debias [--samples DIR]
 
@@ -10,10 +10,10 @@
     walk        IRNet's random walk: steps against the matrix power
     growth      time and memory by number of images, their size, and number of classes
 
-`debias` and `crf` draw pictures, or read photographs with COCO's objects below --samples, and take
-turns between the presets or backends. Without --samples the agreement says little. `evaluate` draws
-1,449 masks and predictions of 500 x 375 pixels, or repeats those of --masks; the median of five
-measurements.
+`debias` and `crf` draw pictures, or read photographs with COCO's objects below --samples, and
+alternate between the presets or backends. Without --samples the agreement means little. `evaluate`
+draws 1,449 masks and predictions of 500 x 375 pixels, or repeats the masks of --masks; it prints
+the median of five measurements.
 """
 
 import os
@@ -34,34 +34,29 @@ from tools.bench.training import benchmark_train
 from tools.bench.walk import benchmark_walk
 from tools.common import tool_parser
 
+BENCHMARKS = {
+    "debias": lambda options: benchmark_debias(options.samples),
+    "voc": lambda options: benchmark_voc(options.samples, options.images),
+    "crf": lambda options: benchmark_crf(options.samples),
+    "train": lambda options: benchmark_train(),
+    "evaluate": lambda options: benchmark_evaluate(options.masks, options.workers),
+    "walk": lambda options: benchmark_walk(),
+    "growth": lambda options: benchmark_growth(options.workers),
+}
+
 
 def main() -> None:
     parser = tool_parser(__doc__)
-    parser.add_argument(
-        "what", choices=("debias", "voc", "crf", "train", "evaluate", "walk", "growth")
-    )
+    parser.add_argument("what", choices=BENCHMARKS)
     parser.add_argument("--masks", type=user_path, help="evaluate: real masks, repeated to 1,449")
+    parser.add_argument("--samples", type=user_path, help="folder with coco_sample and voc_lists")
     parser.add_argument(
-        "--samples", type=user_path, help="folder that holds coco_sample and voc_lists"
+        "--images", type=int, default=1000, help="voc: number of images of its list"
     )
-    parser.add_argument("--images", type=int, default=1000, help="voc: so many of its list")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
     print(f"{os.cpu_count()} cores, {options.workers} workers, torch {torch.__version__}")
-    if options.what == "debias":
-        benchmark_debias(options.samples)
-    elif options.what == "voc":
-        benchmark_voc(options.samples, options.images)
-    elif options.what == "crf":
-        benchmark_crf(options.samples)
-    elif options.what == "train":
-        benchmark_train()
-    elif options.what == "evaluate":
-        benchmark_evaluate(options.masks, options.workers)
-    elif options.what == "walk":
-        benchmark_walk()
-    else:
-        benchmark_growth(options.workers)
+    BENCHMARKS[options.what](options)
 
 
 if __name__ == "__main__":

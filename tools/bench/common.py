@@ -1,4 +1,4 @@
-"""Pictures to measure on, and clocks."""
+"""Pictures to measure with, and clocks."""
 
 import statistics
 import time
@@ -11,7 +11,7 @@ from pycocotools.coco import COCO
 
 
 def photographs(samples: Path) -> list[tuple[np.ndarray, np.ndarray]]:
-    """RGB images and (H, W) uint8 label maps of the category of their largest object."""
+    """RGB images, each with an (H, W) uint8 label map of its largest object's category."""
     folder = samples / "coco_sample"
     coco = COCO(folder / "annotations" / "instances.json")
     pairs = []
@@ -28,7 +28,7 @@ def photographs(samples: Path) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def drawing(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """A picture with grain, and its objects."""
+    """A grainy RGB picture and the (H, W) uint8 label map of its objects."""
     rng = np.random.default_rng(seed)
     label = ellipses(rng)
     image = rng.integers(0, 256, (256, 3))[label] + rng.normal(0, 6, (*label.shape, 3))
@@ -37,7 +37,7 @@ def drawing(seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def ellipses(rng: np.random.Generator) -> np.ndarray:
-    """A mask of VOC's size with up to three objects and their borders of 255."""
+    """A mask of VOC's size with up to three objects, whose borders are 255."""
     y, x = np.mgrid[:375, :500]
     label = np.zeros((375, 500), np.uint8)
     for _ in range(rng.integers(1, 4)):
@@ -51,7 +51,7 @@ def ellipses(rng: np.random.Generator) -> np.ndarray:
 def patch_features(image: np.ndarray, width: int) -> np.ndarray:
     """(D, h, w) float32 at stride 8: colour and texture of patches, lifted by a random projection.
 
-    They vary with the picture, as a network's do; they are no features to segment with.
+    They vary with the picture as a network's do, but are of no use for segmentation.
     """
     rows, cols = image.shape[0] // 8, image.shape[1] // 8
     lab = cv2.cvtColor(image, cv2.COLOR_RGB2LAB).astype(np.float32) / 128 - 1
@@ -67,7 +67,7 @@ def patch_features(image: np.ndarray, width: int) -> np.ndarray:
 
 
 def interleaved(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each way, taken by turns, so that all of them see the same machine."""
+    """Seconds of each way, alternating, so that all of them meet the same machine load."""
     times: dict[str, list[float]] = {name: [] for name in ways}
     for round_ in range(rounds + 1):
         for name, way in ways.items():
@@ -79,7 +79,7 @@ def interleaved(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str,
 
 
 def ratio(ours: list[float], theirs: list[float]) -> float:
-    """How many times as fast ours is: the median over the turns."""
+    """How many times as fast ours is: the median over the rounds."""
     return statistics.median(b / a for a, b in zip(ours, theirs, strict=True))
 
 

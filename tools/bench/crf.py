@@ -12,7 +12,7 @@ from tools.bench.common import drawing, photographs, ratio
 
 
 def benchmark_crf(samples: Path | None) -> None:
-    """Time by number of labels and size, and of 64 photographs with two labels the agreement."""
+    """Time by number of labels and size, and the agreement on photographs with two labels."""
     pictures = photographs(samples) if samples else [drawing(k) for k in range(16)]
     few = pictures[:: len(pictures) // 8][:8]
     print(f"{'':28}{'ours':>9}{'pydensecrf':>12}{'times as fast':>15}   labels alike in the object")
@@ -26,7 +26,7 @@ def benchmark_crf(samples: Path | None) -> None:
 
 
 def compare_crf(title: str, pictures: list, size: tuple[int, int] | int, labels: int, **ours):
-    """One row: medians over the pictures, each seen by both by turns."""
+    """Prints one row: medians over the pictures, with both backends alternating."""
     reference, faster = DenseCRF("pydensecrf"), DenseCRF("numba", **ours)
     times, alike = {"ours": [], "pydensecrf": []}, []
     for image, mask in pictures:
@@ -54,7 +54,7 @@ def compare_crf(title: str, pictures: list, size: tuple[int, int] | int, labels:
 
 
 def rough_probabilities(mask: np.ndarray, labels: int) -> np.ndarray:
-    """(L, H, W) that know the object blurred, with slow noise; other labels are noise alone."""
+    """(L, H, W) probabilities: background, the blurred object with slow noise, and noise."""
     rng = np.random.default_rng(0)
     size = mask.shape[::-1]
     noise = [cv2.resize(rng.random((8, 8), np.float32), size) for _ in range(labels - 1)]

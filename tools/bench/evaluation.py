@@ -1,4 +1,4 @@
-"""Images scored per second, decoding of PNGs included."""
+"""Images scored per second, including the decoding of PNGs."""
 
 import statistics
 import tempfile
@@ -16,7 +16,7 @@ IMAGES = 1449  # VOC's validation list
 
 
 def benchmark_evaluate(masks: Path | None, workers: int) -> None:
-    """Scores all pairs, by turns ours and the plain way on one core."""
+    """Scores all pairs, alternating between ours and the plain way on one core."""
     with tempfile.TemporaryDirectory() as folder:
         truths, predictions = draw_pairs(Path(folder), masks)
         classes = [str(c) for c in range(1, 21)]
@@ -33,7 +33,7 @@ def benchmark_evaluate(masks: Path | None, workers: int) -> None:
 
 
 def plain_matrix(predictions: list[Path], truths: list[Path]) -> np.ndarray:
-    """(21, 21) counts as one would write them down first."""
+    """(21, 21) counts by the most direct code."""
     total = np.zeros(21 * 21, np.int64)
     for prediction, truth in zip(predictions, truths, strict=True):
         predicted, true = np.array(Image.open(prediction)), np.array(Image.open(truth))
@@ -44,7 +44,7 @@ def plain_matrix(predictions: list[Path], truths: list[Path]) -> np.ndarray:
 
 
 def draw_pairs(folder: Path, masks: Path | None) -> tuple[list[Path], list[Path]]:
-    """1,449 masks, and predictions that are these moved by a few pixels."""
+    """1,449 masks, and predictions that are the masks shifted by a few pixels."""
     rng = np.random.default_rng(0)
     sources = sorted(masks.glob("*.png")) if masks else []
     truths, predictions = [], []

@@ -1,11 +1,11 @@
-"""Runs training steps and inference of the real-size networks, with random weights and images.
+"""Runs training steps and inference of the full-size networks with random weights and images.
 
     python tools/bench/full_size.py                     # every case, each in a process of its own
-    python tools/bench/full_size.py seam deeplabv2_r50  # some of them
-    python tools/bench/full_size.py --batch 2 --steps 1 # where memory or time is short
+    python tools/bench/full_size.py seam deeplabv2_r50  # some cases
+    python tools/bench/full_size.py --batch 2 --steps 1 # if memory or time is short
 
-Prints a Markdown table: seconds a step, images a second and peak memory, of the GPU where there is
-one. Settings are those of the configuration files, which need no weights or data for this.
+Prints a Markdown table with seconds per step, images per second and peak memory, on the GPU if
+there is one. The settings come from the configuration files; no weights or data are needed.
 """
 
 import functools
@@ -43,14 +43,14 @@ from tools.common import ROOT, tool_parser
 PHOTOGRAPH = (375, 500)  # VOC's usual size
 
 Case = tuple[int, int, nn.Module, Callable[[Tensor], Tensor], Callable[[Tensor], object]]
-"""Batch size, crop, network, loss of a batch, inference of one photograph."""
+"""Batch size, crop in pixels, network, loss of a batch, inference on one photograph."""
 
 
 def main() -> None:
     parser = tool_parser(__doc__)
     parser.add_argument("cases", nargs="*", help=f"of: {', '.join(CASES)}")
-    parser.add_argument("--batch", type=int, help="images a step; default: the configuration's")
-    parser.add_argument("--steps", type=int, default=3, help="timed, after one that is not")
+    parser.add_argument("--batch", type=int, help="images per step; default: configured")
+    parser.add_argument("--steps", type=int, default=3, help="timed steps, after a warm-up")
     options = parser.parse_args()
     unknown = sorted(set(options.cases) - set(CASES))
     if unknown:
@@ -72,13 +72,9 @@ def configuration(name: str) -> Config:
     return config
 
 
-def blank(backbone: BackboneConfig) -> BackboneConfig:
-    return backbone.without_weights()
-
-
 def classifier_case(name: str) -> Case:
     config = configuration(name)
-    wsss = replace(config.wsss, backbone=blank(config.wsss.backbone))
+    wsss = replace(config.wsss, backbone=config.wsss.backbone.without_weights())
     count = len(config.data.classes)
     network = build_classifier(wsss, count)
 
@@ -116,7 +112,7 @@ def climb_case(name: str) -> Case:
 
 def pairs_case(name: str) -> Case:
     config = configuration(name)
-    wsss = replace(config.wsss, backbone=blank(config.wsss.backbone))
+    wsss = replace(config.wsss, backbone=config.wsss.backbone.without_weights())
     method = psa_spreading(wsss) if wsss.method == "seam" else irn_spreading(wsss)
     settings, network = method.settings, method.network()
 
@@ -139,7 +135,7 @@ def pairs_case(name: str) -> Case:
 def segmenter_case(name: str) -> Case:
     config = configuration(name)
     section = config.segmentation
-    settings = replace(section, backbone=blank(section.backbone))
+    settings = replace(section, backbone=section.backbone.without_weights())
     network = build_deeplab(settings, len(config.data.classes))
 
     def loss(images: Tensor) -> Tensor:
@@ -154,7 +150,7 @@ def segmenter_case(name: str) -> Case:
 
 def features_case(name: str) -> Case:
     config = configuration(name)
-    uss = replace(config.uss, backbone=blank(config.uss.backbone))
+    uss = replace(config.uss, backbone=config.uss.backbone.without_weights())
     network = SemanticFeatures(uss)
     network.backbone.requires_grad_(False)
 
@@ -212,7 +208,7 @@ CASES: dict[str, tuple[Callable[[str], Case], str]] = {
 
 
 def measure(case: str, batch: int | None, steps: int) -> str:
-    """One line of the table."""
+    """One row of the table."""
     build, name = CASES[case]
     config = Config()
     device, cast = pick_device(config), autocast(config, pick_device(config))
@@ -247,7 +243,7 @@ def measure(case: str, batch: int | None, steps: int) -> str:
 
 
 def timed(work: Callable[[], None], repeats: int) -> float:
-    """Median seconds of `work`, after a first time that is not counted."""
+    """Median seconds of `work` over `repeats` calls, after a warm-up."""
     times = []
     for _ in range(repeats + 1):
         began = time.perf_counter()
@@ -259,7 +255,7 @@ def timed(work: Callable[[], None], repeats: int) -> float:
 
 
 def peak_gigabytes() -> float:
-    """Of the GPU where there is one, else of this process."""
+    """Peak memory of the GPU if there is one, else of this process, GB."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6

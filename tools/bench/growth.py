@@ -20,7 +20,7 @@ SMALL = (128, 96)  # width, height
 
 
 def benchmark_growth(workers: int) -> None:
-    """One factor at a time; the processes' start and imports are in all figures."""
+    """Varies one factor at a time; all figures include the start and imports of a process."""
     cases = [(count, SMALL, 20) for count in (100, 1000, 5000)]
     cases += [(100, size, 20) for size in ((250, 188), (500, 375), (1000, 750))]
     cases += [(1000, SMALL, classes) for classes in (60, 200)]
@@ -53,7 +53,7 @@ def measured(*command: str | Path) -> tuple[float, float]:
 def write_experiment(
     root: Path, count: int, size: tuple[int, int], classes: int, workers: int
 ) -> Path:
-    """Images, labels, features and tags below `root`; their configuration."""
+    """Writes images, labels, features and tags below `root`; returns their configuration file."""
     for folder in ("JPEGImages", "ImageSets/Segmentation", "labels", "features"):
         (root / folder).mkdir(parents=True)
     names = [str(k) for k in range(1, classes + 1)]

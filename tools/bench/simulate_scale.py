@@ -1,15 +1,15 @@
-"""Selects debiased centroids at the scale of Open Images, on made-up clusters: time, memory, disk.
+"""Time, memory and disk of selecting debiased centroids at the scale of Open Images.
 
     python tools/bench/simulate_scale.py --factor 1/300 --sizes 1 3 10 30
 
-For each size, writes clusters of `images * factor * size` images as shards, selects from them in a
-process of its own, prints a line, and removes them. Then divides the images of the smallest size
-into 1, 3 and 8 shards and compares the results bit for bit. The last line of the table is the full
-size, extrapolated from the largest one measured.
+For each size, writes made-up clusters of `images * factor * size` images as shards, selects from
+them in a process of its own, prints a line, and removes them. Then divides the images of the
+smallest size into 1, 3 and 8 shards and compares the results bit for bit. The last line of the
+table is the full size, extrapolated from the largest measured one.
 
-Assumed, not measured on Open Images: 1 + Poisson(7) classes are drawn for each image, the k-th in
-proportion to 1/k, doubles dropped; two centroids per class and two of background. A vector is the
-sum of a direction of its class, one of context, the same for all, and noise.
+Assumed, not measured on Open Images: each image has 1 + Poisson(7) classes, the k-th in proportion
+to 1/k, without duplicates; two centroids per class and two of background. A vector is the sum of a
+direction of its class, a direction of context, shared by all, and noise.
 """
 
 import hashlib
@@ -39,26 +39,28 @@ from core.debias_shards import (
 from core.run.errors import UserError, run_script
 from tools.common import tool_parser
 
-CHUNK = 500  # images drawn at once, from a seed of their own: shards of any size hold the same
+CHUNK = 500  # images per seed, so that shards of any size draw the same ones
 ALPHA = 0.4
 PASSES = ("sum", "distances", "thresholds", "means")
 
 
 def main() -> None:
     parser = tool_parser(__doc__)
-    parser.add_argument("--images", type=int, default=9_000_000, help="of the full size")
+    parser.add_argument("--images", type=int, default=9_000_000, help="number at full size")
     parser.add_argument("--classes", type=int, default=19_794)
-    parser.add_argument("--factor", type=Fraction, default=Fraction(1, 300), help="of images drawn")
+    parser.add_argument("--factor", type=Fraction, default=Fraction(1, 300), help="share drawn")
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 3, 10], help="times the factor")
-    parser.add_argument("--width", type=int, default=90, help="of the features, D")
+    parser.add_argument("--width", type=int, default=90, help="width D of the features")
     parser.add_argument("--shard", type=int, default=4000, help=f"images; a multiple of {CHUNK}")
     parser.add_argument("--nearest", type=int, help="rank by this many nearest backgrounds")
-    parser.add_argument("--folder", help="where to write; default: a temporary folder")
+    parser.add_argument("--folder", help="for the shards; default: temporary")
     options = parser.parse_args()
     sizes = sorted(options.sizes)
     counts = [round(options.images * options.factor * s / CHUNK) * CHUNK for s in sizes]
     if counts[0] < CHUNK or options.shard % CHUNK or options.shard < CHUNK:
-        raise UserError(f"--factor must leave, and --shard be a multiple of, {CHUNK} images")
+        raise UserError(
+            f"--factor must leave {CHUNK} images or more, and --shard be a multiple of {CHUNK}"
+        )
     print("| images | shards | centroids | on disk, GB | " + ", s | ".join(PASSES), end=", s | ")
     print("all, s | peak memory, MB |\n" + "|---" * (6 + len(PASSES)) + "|", flush=True)
     draw = (options.classes, options.width)
@@ -89,7 +91,7 @@ def simulate(
     folder: str | None,
     backwards: bool = False,
 ) -> dict:
-    """Writes shards, selects from them, removes them; two processes, so that memory is told apart.
+    """Writes shards, selects from them and removes them, in two processes to separate their memory.
 
     Returns:
         Seconds of each pass, `peak` memory and `disk` in bytes, `shards`, `centroids`, `hash`.
@@ -113,7 +115,7 @@ def _alone(function: Callable, *arguments):
 
 
 def write_shards(shards: list[Path], count: int, size: int, classes: int, width: int) -> None:
-    """Writes `count` images, `size` to a shard."""
+    """Writes `count` images, `size` per shard."""
     for k, path in enumerate(shards):
         first = range(k * size, min(count, (k + 1) * size), CHUNK)
         parts = [draw_clusters(f, classes, width) for f in first]

@@ -12,10 +12,7 @@ import numpy as np
 import torch
 import yaml
 
-from core.config import (
-    VOC_CLASSES,
-    DebiasConfig,
-)
+from core.config import VOC_CLASSES, DebiasConfig
 from core.crf.dense import DenseCRF
 from core.data.labels import write_label
 from core.data.tags import read_table, write_table
@@ -26,7 +23,7 @@ from tools.bench.common import drawing, patch_features, photographs, ratio, time
 
 
 def benchmark_debias(samples: Path | None) -> None:
-    """Stage 3 of each photograph by each preset in turn, from its features to its label map."""
+    """Stage 3 of each photograph with each preset, from features to label map."""
     pictures = photographs(samples) if samples else [drawing(k) for k in range(8)]
     items = [debias_item(image, label) for image, label in pictures]
     presets = ("naive", "exact", "fast", "grid")
@@ -74,7 +71,7 @@ def benchmark_debias(samples: Path | None) -> None:
 
 
 def benchmark_voc(samples: Path, count: int) -> None:
-    """make_debiased_labels.py on photographs of VOC's sizes with VOC's tags, by threads."""
+    """make_debiased_labels.py on photographs with VOC's sizes and tags, by number of threads."""
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         settings = voc_like(root, samples, count)
@@ -104,7 +101,7 @@ def benchmark_voc(samples: Path, count: int) -> None:
 
 
 def voc_like(root: Path, samples: Path, count: int) -> dict:
-    """Writes images, labels, features and tags of `count` images of VOC's list; its settings."""
+    """Writes images, labels, features and tags for `count` ids of VOC; returns the settings."""
     pictures, rng = photographs(samples), np.random.default_rng(0)
     tags = read_table(samples / "voc_lists" / "image_tags.csv", VOC_CLASSES)
     ids = (samples / "voc_lists" / "train_aug.txt").read_text().split()[:count]
@@ -135,7 +132,7 @@ def voc_like(root: Path, samples: Path, count: int) -> dict:
 def debias_item(
     image: np.ndarray, label: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, torch.Tensor]:
-    """A photograph of VOC's size, a pseudo label that holds context, and features."""
+    """A photograph of VOC's size, a pseudo label with context, and features."""
     scale = 500 / max(label.shape)
     size = (round(label.shape[1] * scale), round(label.shape[0] * scale))
     image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)

@@ -39,7 +39,7 @@ def benchmark_train() -> None:
 
 
 class Steps:
-    """Two ways to train one network, which `train_segmentation.py` has for `wsss` and `mars`."""
+    """The steps of `train_segmentation.py` for `wsss` and `mars`, on one network."""
 
     def __init__(self, config: Config, channels_last: bool):
         self.memory = torch.channels_last if channels_last else torch.contiguous_format
@@ -47,7 +47,7 @@ class Steps:
         self.images = normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2))
         self.images = self.images.contiguous(memory_format=self.memory)
         self.label = torch.zeros(4, 256, 256, dtype=torch.int64)
-        for k, distance in enumerate(np.linspace(0.6, 1.2, 4)):  # the object is in its context
+        for k, distance in enumerate(np.linspace(0.6, 1.2, 4)):  # the object within its context
             y, x = np.mgrid[-1:1:256j, -1:1:256j]
             self.label[k, np.hypot(y, x + 0.2 * k) < distance] = BIASED
             self.label[k, np.hypot(y, x) < 0.4] = 5

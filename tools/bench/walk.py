@@ -1,18 +1,17 @@
 """IRNet's random walk: steps against the matrix power."""
 
+import resource
 import time
 
 import torch
 
-from core.config import (
-    IrnConfig,
-)
+from core.config import IrnConfig
 from core.wsss.affinity import pair_offsets, path_affinity
 from core.wsss.irn import walk
 
 
 def benchmark_walk() -> None:
-    """Memory of a walk on 160 x 160 cells (640 x 640 pixels); one on 64 x 64 both ways."""
+    """Memory of a walk on 160 x 160 cells (640 x 640 pixels); a walk on 64 x 64 both ways."""
     generator = torch.Generator().manual_seed(0)
     settings = IrnConfig()
     for side in (160, 64):
@@ -35,7 +34,7 @@ def benchmark_walk() -> None:
 
 
 def dense_walk(maps: torch.Tensor, boundary: torch.Tensor, settings: IrnConfig) -> torch.Tensor:
-    """The paper's form: the transition matrix, squared again and again."""
+    """The paper's form: the transition matrix, squared repeatedly."""
     (height, width), radius = boundary.shape, settings.walk_radius
     margin = radius - 1
     padded = torch.nn.functional.pad(boundary, (margin, margin, 0, margin), value=1)
@@ -54,7 +53,5 @@ def dense_walk(maps: torch.Tensor, boundary: torch.Tensor, settings: IrnConfig) 
 
 
 def peak_memory() -> float:
-    """Of this process, GB."""
-    import resource
-
+    """Peak memory of this process, GB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6

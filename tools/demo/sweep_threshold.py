@@ -1,9 +1,9 @@
-"""Finds the label threshold that scores best on the training masks: the baseline's best case.
+"""Finds the label threshold that scores best on the training masks: the best case of plain labels.
 
     python tools/demo/sweep_threshold.py --config configs/demo.yaml
 
-Uses ground truth, so its labels serve the plain baseline alone; stage 3 never sees them.
-Writes <run_dir>/wsss/threshold_sweep.json and pseudo labels at the best threshold,
+It uses ground truth, so its labels serve the baseline only; stage 3 never sees them. Writes
+<run_dir>/wsss/threshold_sweep.json, and the pseudo labels at the best threshold to
 <run_dir>/wsss/labels_best/.
 """
 
@@ -70,7 +70,7 @@ def main() -> None:
     for _ in in_threads(write_best, everything, config.workers, "labels", len(split)):
         pass
     sweep = {"scores": rows, "chosen": best, "configured": configured}
-    sweep |= {"images": len(chosen), "note": "chosen on training masks, for the baseline alone"}
+    sweep |= {"images": len(chosen), "note": "chosen on training masks, for the baseline only"}
     write_json(run.wsss / "threshold_sweep.json", sweep)
     for row in rows:
         print("  ".join(f"{k} {v:.3f}" for k, v in row.items() if v is not None))
