@@ -34,7 +34,7 @@ from evaluate import predict_list
 from tools.data.archives import DAMAGED, tar_entries
 
 COMPETITIONS = ("comp5_test_cls", "comp6_test_cls", "comp5_val_cls", "comp6_val_cls")
-"""comp5: trained on VOC alone; comp6: also on anything else, including ImageNet."""
+"""comp5: trained on VOC only; comp6: also on anything else, including ImageNet."""
 
 
 def main() -> None:

@@ -5,13 +5,13 @@ import csv
 import numpy as np
 import pytest
 import torch
-import yaml
 from conftest import CLASSES, ROOT, run_inside, run_python
+from invented_run import perfect_features
 from torch.nn import functional as F
 
 from core.config import Config, DataConfig
 from core.data.labels import read_label, write_label
-from core.data.splits import Split, ground_truth, read_split
+from core.data.splits import Split
 from tools.audit.audit_bias import area_under_curve
 from tools.audit.clusters import Clusters
 from tools.audit.ranking import Audit, distinct, rank
@@ -117,23 +117,13 @@ def test_names_are_escaped():
 @pytest.fixture
 def debiased(experiment, tiny_data):
     """Stage 3's output on features that say what each cell shows; labels claim the lower half."""
-    data = DataConfig(root=str(tiny_data), classes=tuple(CLASSES))
-    split = read_split(data, "train")
-    folder = experiment.parent
-    (folder / "features").mkdir()
-    for index, path in enumerate(ground_truth(data, split)):
-        mask = read_label(path, 8)
-        cells = mask[2::4, 2::4]
-        feat = np.eye(256, dtype=np.float32)[cells].transpose(2, 0, 1)[:9]
-        feat[0, cells == 255] = 1
-        np.save(folder / f"features/{split.ids[index]}.npy", feat)
+
+    def lower_half(mask: np.ndarray, main: int) -> np.ndarray:
         label = np.zeros(mask.shape, np.uint8)
-        label[40:] = split.tags[index].nonzero()[0][0] + 1
-        write_label(folder / f"labels/{split.ids[index]}.png", label)
-    settings = yaml.safe_load(experiment.read_text())
-    settings["uss"]["features_dir"] = str(folder / "features")
-    settings["wsss"]["labels_dir"] = str(folder / "labels")
-    experiment.write_text(yaml.safe_dump(settings))
+        label[40:] = main
+        return label
+
+    perfect_features(experiment, tiny_data, lower_half)
     done = run_inside("make_debiased_labels.py", "--config", experiment)
     assert done.returncode == 0, done.stderr
     return experiment

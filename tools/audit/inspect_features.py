@@ -201,10 +201,10 @@ def separation(config: Config, split: Split, features) -> dict[str, dict[str, fl
             objects = mask == c
             parts = [region & (clusters == k) for k in own]
             parts.append(region & ~np.isin(clusters, own))  # cells of another majority
-            told = sum(max((p & objects).sum(), (p & ~objects).sum()) for p in parts)
+            correct = sum(max((p & objects).sum(), (p & ~objects).sum()) for p in parts)
             plain = max((region & objects).sum(), (region & ~objects).sum())
             for row in (0, c):
-                right[row] += told
+                right[row] += correct
                 base[row] += plain
                 total[row] += region.sum()
     return {

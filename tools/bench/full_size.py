@@ -235,9 +235,9 @@ def measure(case: str, batch: int | None, steps: int) -> str:
         with cast:
             infer(photograph)
 
-    alone = timed(predict, steps)
+    inference = timed(predict, steps)
     return (
-        f"| {case} | {crop} | {batch} | {seconds:.2f} | {batch / seconds:.1f} | {alone:.2f} | "
+        f"| {case} | {crop} | {batch} | {seconds:.2f} | {batch / seconds:.1f} | {inference:.2f} | "
         f"{peak_gigabytes():.1f} |"
     )
 

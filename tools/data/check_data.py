@@ -37,8 +37,7 @@ def main() -> None:
     classes = config.data.classes
     print(f"{len(classes)} classes: {', '.join(classes[:30])}{' ...' if len(classes) > 30 else ''}")
     count = len(dict.fromkeys(problems))
-    told = len(dict.fromkeys(warnings)) + notes.warnings()
-    print(f"{count} problems, {told} warnings")
+    print(f"{count} problems, {len(dict.fromkeys(warnings)) + notes.warnings()} warnings")
     if problems:
         sys.exit(1)
 
@@ -77,8 +76,8 @@ def check_images(split: Split, workers: int) -> list[str]:
         except UserError as error:
             return str(error)
 
-    told = in_threads(problem, split.images, workers, "images", len(split), unit="file")
-    return [text for text in told if text]
+    found = in_threads(problem, split.images, workers, "images", len(split), unit="file")
+    return [text for text in found if text]
 
 
 def labels_of(

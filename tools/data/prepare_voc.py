@@ -194,7 +194,7 @@ def write_lists(root: Path, lists: dict[str, list[str]], tags: dict[str, list[st
 
 
 def write_masks(root: Path, sbd: Path, lists: dict[str, list[str]]) -> None:
-    """Masks of train_aug and val: VOC's own where there are some, else SBD's."""
+    """Writes masks of train_aug and val: VOC's own if it has one, else SBD's."""
     own = {*lists["train"], *lists["val"]}
     folder, jobs = root / "SegmentationClassAug", []
     for image_id in [*lists["train_aug"], *lists["val"]]:

@@ -19,7 +19,7 @@ KINDS = ("none", "leopart", "stego")  # features of Table 4
 SCORED = "mIoU on the validation list, per cent. "
 PUBLISHED = (
     "The paper's columns are the figures that its authors published, for labels by the methods' "
-    "authors; ours are measured with this code alone."
+    "authors; ours are measured with this code only."
 )
 
 Runs = Sequence[Path]

@@ -162,8 +162,8 @@ def describe(label: np.ndarray, names: Sequence[str]) -> str:
     """Alternative text: the share of the image that each label covers."""
     titles = dict(enumerate(names, 1)) | {BIASED_ON_DISK: "biased", IGNORE: "ignored"}
     shares = np.bincount(label.ravel(), minlength=256) / label.size
-    told = [f"{title} {shares[v]:.0%}" for v, title in titles.items() if shares[v] > 0]
-    return ", ".join(told) or "background only"
+    shown = [f"{title} {shares[v]:.0%}" for v, title in titles.items() if shares[v] > 0]
+    return ", ".join(shown) or "background only"
 
 
 def similarity(config: Config, split: Split, indices: Sequence[int]) -> list[np.ndarray]:

@@ -13,7 +13,7 @@ from numpy.random import Generator
 
 from .stuff import hsv, noise
 
-SHIFT = 4  # cv2 takes fixed-point coordinates: 1/16 pixel
+SHIFT = 4  # cv2 takes fixed-point coordinates, here in 1/16 pixel
 
 
 class Pen:
@@ -66,7 +66,7 @@ class Pen:
         self.picture *= light[..., None].astype(np.float32)
 
     def paint(self, pattern: np.ndarray, colour) -> None:
-        """Recolours the touched pixels where the (size, size) bool `pattern` holds."""
+        """Recolours the touched pixels inside the (size, size) bool `pattern`."""
         self.picture[pattern & (self.mask > 0)] = colour
 
 
@@ -278,8 +278,8 @@ OBJECTS = {
 def draw_invented(pen: Pen, rng: Generator, kind: int) -> None:
     """Draws one instance of invented category `kind`: a fixed build, free colours and proportions.
 
-    The build (outline of the body, limbs, windows, pattern) is a function of `kind` alone, so any
-    number of categories can fill a pre-training corpus.
+    The build (outline of the body, limbs, windows, pattern) depends only on `kind`, so any number
+    of categories can fill a pre-training corpus.
     """
     build = np.random.default_rng([kind, 20230417])
     lobes, jag = int(build.integers(2, 8)), build.uniform(0, 0.35)

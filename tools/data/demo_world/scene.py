@@ -2,7 +2,7 @@
 
 Two kinds of picture share one painter: `benchmark_scene`, in which half of the classes come with
 their own context, and `corpus_scene`, for pre-training, in which objects and stuff are independent.
-Pictures are painted at twice their size and averaged down, so edges are smooth like a photograph's.
+Pictures are painted at twice their size and averaged, so that edges are smooth as in photographs.
 """
 
 from dataclasses import dataclass
@@ -20,12 +20,12 @@ ZOOM = 2  # painted at SIZE * ZOOM
 
 @dataclass(frozen=True)
 class ObjectClass:
-    """One class of the benchmark; the figures are chances and pixels of the finished picture."""
+    """One class of the benchmark; lengths are pixels of the finished picture."""
 
     name: str
-    context: str | None  # the stuff that it comes with; None: unbiased
-    own: float  # chance of its context in a picture whose main object it is
-    other: float  # chance of its context in a picture of another main object
+    context: str | None  # stuff that it comes with; None: unbiased
+    own: float  # chance of its context if it is the main object
+    other: float  # chance of its context if another class is the main object
     radius: tuple[float, float]  # half the width of the object
 
 
@@ -52,12 +52,12 @@ CORPUS_TAGS = (*OBJECTS, *(f"invented_{k:02d}" for k in range(CORPUS_INVENTED)),
 class Scene:
     image: np.ndarray  # (SIZE, SIZE, 3) uint8 RGB
     label: np.ndarray  # (SIZE, SIZE) uint8: 0 background, n the n-th entry of `objects` + 1
-    stuff: np.ndarray  # (SIZE, SIZE) uint8: index into STUFF, of what the ground shows there
+    stuff: np.ndarray  # (SIZE, SIZE) uint8: index into STUFF of the ground's texture
     boxes: list[tuple[int, tuple[int, int, int, int]]]  # (label, x0 y0 x1 y1), visible objects
 
 
 class Painter:
-    """A picture in the making."""
+    """A picture while it is painted."""
 
     def __init__(self, rng: Generator):
         self.rng = rng
@@ -110,7 +110,7 @@ class Painter:
         self.instances.append((label, mask))
 
     def finish(self) -> Scene:
-        """Light, lens and sensor, then down to the final size."""
+        """Adds light and noise and reduces the picture to its final size."""
         rng, size = self.rng, self.size
         y, x = np.mgrid[:size, :size].astype(np.float32) / size - 0.5
         slope = x * rng.normal(0, 0.2) + y * rng.normal(0, 0.2)
@@ -121,7 +121,7 @@ class Painter:
         image = np.rint(np.clip(small, 0, 1) * 255).astype(np.uint8)
         label = _majority(self.label)
         boxes, above = [], np.zeros_like(self.label, bool)
-        for tag, mask in reversed(self.instances):  # what was drawn last lies on top
+        for tag, mask in reversed(self.instances):  # the last one drawn is on top
             visible = mask & ~above
             above |= mask
             if visible.sum() >= 40 * ZOOM**2:
@@ -129,12 +129,12 @@ class Painter:
                 box = (cols[0], rows[0], cols[-1], rows[-1])
                 boxes.append((tag, tuple(int(v) // ZOOM + 1 for v in box)))
         for hidden in set(np.unique(label)) - {0} - {tag for tag, _ in boxes}:
-            label[label == hidden] = 0  # a sliver that nobody could name
+            label[label == hidden] = 0  # a sliver too small to recognise
         return Scene(image, label, _majority(self.stuff), boxes[::-1])
 
 
 def _majority(labels: np.ndarray) -> np.ndarray:
-    """The label map at the final size: the value that most of each ZOOM x ZOOM block has."""
+    """The label map at the final size: a median of each ZOOM x ZOOM block."""
     height, width = labels.shape
     blocks = labels.reshape(height // ZOOM, ZOOM, width // ZOOM, ZOOM).swapaxes(1, 2)
     blocks = np.sort(blocks.reshape(height // ZOOM, width // ZOOM, -1), axis=-1)
@@ -177,7 +177,7 @@ def _paint_ground(painter: Painter, shown: set[str]) -> None:
 def corpus_scene(rng: Generator) -> tuple[Scene, np.ndarray]:
     """A picture for pre-training and its (len(CORPUS_TAGS),) bool tags.
 
-    Every object may stand on every stuff: nothing co-occurs more often than chance has it.
+    Every object may appear on every stuff: nothing co-occurs more often than by chance.
     """
     painter = Painter(rng)
     everywhere = np.ones((painter.size, painter.size), bool)

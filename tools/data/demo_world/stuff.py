@@ -1,8 +1,8 @@
-"""Textures of amorphous regions (stuff): each is a function of (rng, size) alone.
+"""Textures of amorphous regions (stuff), each a function of only (rng, size).
 
 Every function returns a (size, size, 3) float32 RGB picture in [0, 1]. Hue, contrast, scale and
-direction vary widely inside a kind, and kinds share hues (curtains can be as blue as water, plaster
-as green as a meadow), so that colour alone names no texture.
+direction vary widely within a kind, and kinds share hues (curtains can be as blue as water, plaster
+as green as a meadow), so that colour does not identify a texture.
 """
 
 import colorsys
@@ -18,7 +18,7 @@ def hsv(hue: float, saturation: float, value: float) -> np.ndarray:
 
 
 def noise(rng: Generator, size: int, cells: tuple[int, int], octaves: int = 1) -> np.ndarray:
-    """(size, size) value noise in about [0, 1]; `cells` are the coarsest grid's rows, columns."""
+    """(size, size) value noise in about [0, 1]; `cells`: rows, columns of the coarsest grid."""
     field, total = np.zeros((size, size), np.float32), 0.0
     for octave in range(octaves):
         rows, cols = (min(size, max(2, n * 2**octave)) for n in cells)
