@@ -1,7 +1,7 @@
 """A run folder with everything in it that the report shows, made up in a moment."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from xml.sax.saxutils import escape
 
@@ -19,6 +19,8 @@ from core.run.files import read_json, write_json
 from core.run.identity import save_stamps, stamp, summary
 from core.run.stage import Run, environment, own_stages
 from core.scoring import summarise
+from tools.common import ROOT
+from tools.common.jobs import Job
 from tools.common.titles import MODES
 from tools.data import make_demo_dataset
 from tools.data.demo_world.scene import CLASSES
@@ -232,3 +234,13 @@ def invent_analyses(folder: Path) -> None:
     common |= {"columns": ["setting", "mIoU, %"], "rows": [["a", 61.23456], ["b < c", 60]]}
     write_json(folder / "a.json", {**common, "title": "Last", "figure": None, "order": 2})
     write_json(folder / "b.json", {**common, "title": "First", "figure": "shares.png", "order": 1})
+
+
+def check_order(jobs: Sequence[Job]) -> None:
+    """Each job comes after those it depends on; its script and configurations exist."""
+    seen = set()
+    for job in jobs:
+        assert seen.issuperset(job.depends_on) and job.name not in seen, job.name
+        configs = [a.removeprefix("--config=") for a in job.command if a.startswith("--config=")]
+        assert all((ROOT / name).is_file() for name in (job.command[0], *configs))
+        seen.add(job.name)

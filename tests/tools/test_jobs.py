@@ -1,12 +1,12 @@
 import json
 
 import pytest
-from conftest import ROOT
+from invented_run import check_order
 
 from core.run.errors import UserError
 from core.run.files import write_json
 from tools.common.jobs import Job, run_jobs
-from tools.demo import compare
+from tools.demo import compare, run_demo
 
 
 def script(path, text: str) -> list[str]:
@@ -58,18 +58,18 @@ def test_job_that_waits_for_none_is_a_mistake(tmp_path):
 def test_each_job_of_the_comparison_comes_after_those_it_reads_from(tmp_path):
     methods = [*compare.METHODS]
     jobs = compare.make_jobs(methods, 4, tmp_path) + compare.feature_jobs(methods, 4, tmp_path)
-    seen = set()
-    for job in jobs:
-        assert seen.issuperset(job.depends_on) and job.name not in seen, job.name
-        assert (ROOT / job.command[0]).is_file()
-        configs = [a.removeprefix("--config=") for a in job.command if a.startswith("--config=")]
-        assert all((ROOT / name).is_file() for name in configs)
-        seen.add(job.name)
+    check_order(jobs)
     assert len(jobs) == 3 + 9 * len(methods) + 4 * 5 * len(methods)
     mars = next(job for job in jobs if job.name == "seam: train mars")
-    assert (
-        mars.depends_on == ("seam: debiased labels",) and "--segmentation.mode=mars" in mars.command
-    )
+    assert mars.depends_on == ("seam: debiased labels",)
+    assert "--segmentation.mode=mars" in mars.command
+
+
+@pytest.mark.parametrize("name", ["demo", "demo_quick"])
+def test_each_job_of_the_demo_comes_after_those_it_reads_from(name, tmp_path):
+    jobs = run_demo.make_jobs(name, 4, tmp_path)
+    check_order(jobs)
+    assert len(jobs) == 21 and ("--train=96" in jobs[0].command) == (name == "demo_quick")
 
 
 def test_comparison_says_how_much_of_the_gap_is_closed(tmp_path):
