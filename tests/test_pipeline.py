@@ -113,6 +113,10 @@ def test_submission_needs_neither_masks_nor_tags(finished, tiny_data, tmp_path):
     archive = finished / "evaluation/comp6_test_cls/comp6_test_cls.tar.gz"
     done = run_python("tools/submit_voc.py", "--check", archive, "--voc", root)
     assert done.returncode == 0 and "6 predictions, nothing wrong" in done.stdout, done.stderr
+    before = archive.read_bytes()
+    settings = (*settings[:2], "--data.val_list=test", "--competition=comp6_test_cls")
+    done = run_stage("tools/submit_voc.py", config, *settings)
+    assert done.returncode == 0 and archive.read_bytes() == before, done.stderr
 
 
 @pytest.mark.parametrize(

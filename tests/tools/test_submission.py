@@ -189,3 +189,17 @@ def test_competition_and_list_are_told_by_the_name(archive):
     assert done.returncode == 1 and "test.txt is missing; set --voc" in done.stderr
     done = check(archive)
     assert done.returncode == 1 and "missing" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("tools/submit_voc.py",), "give --competition, one of comp5_test_cls"),
+        (("tools/submit_voc.py", "--check", "a.tar"), "--check and --voc are given together"),
+        (("evaluate.py", "--submission", "comp7_test_cls"), "no competition 'comp7_test_cls'"),
+        (("evaluate.py", "--submission", TEST), "give --data.val_list test"),
+    ],
+)
+def test_incomplete_or_unknown_submission_is_refused(arguments, message):
+    done = run_inside(*arguments)
+    assert done.returncode == 1 and message in done.stderr
