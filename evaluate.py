@@ -34,11 +34,10 @@ from core.run.inputs import stamp, summary
 from core.run.stage import Stage, check_classes, stale
 from core.scoring import pair_folders, score_files
 from core.segmenter import predict
-from core.submission import COMPETITIONS, check_submission, write_submission
 
 
 def main() -> None:
-    parser = make_parser("evaluate.py", __doc__, ("segmentation", "evaluation"))
+    parser = make_parser("evaluate.py", __doc__, "segmentation", "evaluation")
     parser.add_argument("--predictions", type=str | None, help="Score this folder of <id>.png.")
     parser.add_argument("--masks", type=str | None, help="Ground truth; without a --config.")
     parser.add_argument("--num_classes", type=int | None, help="Without background and --config.")
@@ -49,9 +48,7 @@ def main() -> None:
         help="train or val, with a --config.",
     )
     parser.add_argument(
-        "--submission",
-        type=Literal[COMPETITIONS],
-        help="Write an archive for VOC's server, unscored.",
+        "--submission", type=str | None, help="Write an archive for VOC's server: comp6_test_cls."
     )
     parser.add_argument("--name", type=str | None, help="Folder below <run_dir>/evaluation.")
     parser.add_argument(
@@ -60,7 +57,9 @@ def main() -> None:
     parser.add_argument("--allow-missing", action="store_true", help="Score what is there.")
     config, options = parse(parser)
     if options.submission:
-        submit(config, options)
+        from tools.submit_voc import submit  # which calls predict_list
+
+        submit(config, options.submission, options.name, options.split)
         return
     if options.masks:
         result = score_folders(config, options)
@@ -104,7 +103,9 @@ def score_checkpoint(config: Config, options) -> dict:
     """Predicts one list with the EMA of the configured training, then scores the predictions."""
     split = read_split(config.data, options.split, tagged=False)
     ground_truth(config.data, split)  # a missing mask is told before hours of prediction
-    stage, predictions = predict_list(config, split, options)
+    name = Run(config).segmentation().name
+    name = options.name or (name if options.split == "val" else f"{name}_train")
+    stage, predictions = predict_list(config, split, name)
     result = score_list(config, options, split, predictions)
     result["made_from"] = stage.made_from
     result["stale"] = warn_if_stale(config)
@@ -160,14 +161,11 @@ def refuse_others_scores(path: Path, result: dict) -> None:
         raise UserError(f"{path.parent} {reason}; give these scores a --name of their own")
 
 
-def predict_list(config: Config, split: Split, options) -> tuple[Stage, list[Path]]:
+def predict_list(config: Config, split: Split, name: str) -> tuple[Stage, list[Path]]:
     """Label maps of a list, in <run_dir>/evaluation/<name>/predictions."""
     run = Run(config)
     weights = trained_weights(run)
     network, classes = load_segmenter(weights, config, configured=True)
-    name = options.name or options.submission or run.segmentation().name
-    if not (options.name or options.submission or options.split == "val"):
-        name = f"{name}_{options.split}"
     stage = Stage(
         run.evaluation(name),
         f"stage 5, evaluation ({name})",
@@ -212,34 +210,14 @@ def warn_if_stale(config: Config) -> list[str]:
 def segment(config: Config, options) -> None:
     """Predicts the training images of a data set that has no masks."""
     split = read_split(config.data, "train", tagged=False)
-    options.split, options.name = "train", options.name or Run(config).segmentation().name
-    stage, predictions = predict_list(config, split, options)
+    name = options.name or Run(config).segmentation().name
+    stage, predictions = predict_list(config, split, name)
     if not stage.finished:
         stage.finish({})
     print(
         f"{len(predictions)} predictions of the training images in "
         f"{stage.folder / 'predictions'}; not scored, because data.masks is not set"
     )
-
-
-def submit(config: Config, options) -> None:
-    """Predicts a list without masks and packs the predictions for VOC's evaluation server."""
-    competition = options.submission
-    wanted, name = competition.split("_")[1], list_name(config.data, options.split)
-    if name != wanted:
-        raise UserError(
-            f"{competition} is for the list {wanted}, not {name}; give --data.val_list {wanted}"
-        )
-    split = read_split(config.data, options.split, tagged=False)
-    stage, predictions = predict_list(config, split, options)
-    archive = stage.folder / f"{competition}.tar.gz"
-    if distributed.rank() == 0:
-        write_submission(archive, competition, predictions)
-        check_submission(archive, competition, split.ids, num_classes=len(config.data.classes))
-    distributed.barrier()
-    if not stage.finished:
-        stage.finish({})
-    print(f"{len(predictions)} predictions in {archive}")
 
 
 def save(path: Path, result: dict) -> None:

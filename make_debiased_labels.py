@@ -47,7 +47,7 @@ IMAGES_PER_SHARD = 4096
 
 
 def main() -> None:
-    config, _ = parse(make_parser("make_debiased_labels.py", __doc__, ("uss", "wsss", "debias")))
+    config, _ = parse(make_parser("make_debiased_labels.py", __doc__, "uss", "wsss", "debias"))
     run, split = Run(config), read_split(config.data, "train")
     remedy = "run train_wsss.py, or set wsss.labels_dir to your labels"
     labels = label_files(run.wsss_labels, split, remedy)

@@ -31,7 +31,7 @@ from core.run.stage import Stage, check_classes
 
 
 def main() -> None:
-    config, _ = parse(make_parser("train_segmentation.py", __doc__, ("segmentation",)))
+    config, _ = parse(make_parser("train_segmentation.py", __doc__, "segmentation"))
     run, split = Run(config), read_split(config.data, "train")
     labels = training_labels(config, run, split)
     folder = run.segmentation()

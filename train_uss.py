@@ -58,7 +58,7 @@ from core.uss.stego import (
 
 
 def main() -> None:
-    config, _ = parse(make_parser("train_uss.py", __doc__, ("uss",)))
+    config, _ = parse(make_parser("train_uss.py", __doc__, "uss"))
     if config.uss.features_dir:
         print(f"stage 1, USS: skipped, features come from {config.uss.features_dir}")
         return

@@ -57,7 +57,7 @@ PAIR_NETWORKS = {"irn": BoundaryNetwork, "psa": AffinityNetwork}
 
 
 def main() -> None:
-    parser = make_parser("train_wsss.py", __doc__, ("wsss",))
+    parser = make_parser("train_wsss.py", __doc__, "wsss")
     text = "Stop before the pseudo labels: pre-training."
     parser.add_argument("--classifier-only", action="store_true", help=text)
     config, options = parse(parser)

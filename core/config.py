@@ -214,16 +214,17 @@ def _name_lists(node: yaml.Node | None, prefix: str = "") -> Iterator[tuple[str,
                 yield from _name_lists(value, f"{name}.")
 
 
-def make_parser(prog: str, description: str, sections: Sequence[str] = ()) -> _Parser:
+def make_parser(prog: str, description: str, *sections: str) -> _Parser:
     """A parser with `--config` and every key of `Config`.
 
     Args:
         prog: name of the script.
         description: its docstring.
-        sections: sections of the configuration that the script uses, which --help shows.
+        sections: sections of the configuration that --help shows besides `data`; none: all.
     """
     parser = _Parser(prog=prog, description=description)
-    parser.sections = ("data", *sections)
+    every = tuple(f.name for f in dataclasses.fields(Config))
+    parser.sections = ("data", *sections) if sections else every
     parser.add_argument("--config", action="config", help="The experiment, a YAML file.")
     parser.add_class_arguments(Config, None)
     return parser

@@ -169,7 +169,7 @@ def test_more_than_keys_tell_apart_is_refused(tmp_path, images):
 
 def test_simulation_of_scale_prints_its_table_and_leaves_nothing(tmp_path):
     sizes = ("--images", 9000, "--classes", 50, "--factor", "1/9", "--sizes", 1, 2, "--shard", 500)
-    done = run_python("tools/simulate_scale.py", *sizes, "--width", 8, "--folder", tmp_path)
+    done = run_python("tools/bench/simulate_scale.py", *sizes, "--width", 8, "--folder", tmp_path)
     assert done.returncode == 0, done.stderr
     assert "| 2,000 | 4 |" in done.stdout and "| ~9,000 | 18 |" in done.stdout
     assert done.stdout.endswith("the same bytes\n") and not [*tmp_path.iterdir()]

@@ -35,14 +35,16 @@ def test_tags_are_the_classes_of_the_masks(tiny_data):
 
 def test_same_seed_draws_the_same_pictures(tiny_data, tmp_path):
     root = tmp_path / "again"
-    run_python("tools/make_demo_dataset.py", "--root", root, "--train", 3, "--val", 1, "--seed", 3)
+    run_python(
+        "tools/data/make_demo_dataset.py", "--root", root, "--train", 3, "--val", 1, "--seed", 3
+    )
     for folder in ("JPEGImages", "SegmentationClass", "Annotations"):
         for path in (root / folder).iterdir():
             assert path.read_bytes() == (tiny_data / folder / path.name).read_bytes()
 
 
 def test_other_data_in_the_folder_is_refused(tiny_data):
-    done = run_python("tools/make_demo_dataset.py", "--root", tiny_data, "--seed", 4)
+    done = run_python("tools/data/make_demo_dataset.py", "--root", tiny_data, "--seed", 4)
     assert done.returncode == 1 and "holds another data set" in done.stderr
 
 

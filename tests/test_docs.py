@@ -73,7 +73,7 @@ def unknown_settings(text: str) -> list[str]:
 def missing_files(text: str) -> list[str]:
     """Paths of the repository, and scripts that a command runs, that are not there."""
     named = re.findall(rf"(?<![\w/.])((?:{PLACES})/[\w/.-]*\.(?:{SUFFIXES}))\b", text)
-    run = re.findall(r"(?:python|bash) ((?:tools/)?\w+\.(?:py|sh))\b", text)
+    run = re.findall(r"(?:python|bash) ((?:tools/)?(?:\w+/)?\w+\.(?:py|sh))\b", text)
     return sorted({path for path in [*named, *run] if not (ROOT / path).exists()})
 
 
@@ -97,7 +97,7 @@ def unknown_options(text: str) -> list[str]:
     """Options that the script of a command lacks, and others that nothing knows."""
     option = r"(?<![\w-])--([a-z][\w-]+)(?![\w.-])"
     text = re.sub(r"\\\n\s*", "", text)
-    command = r"((?:tools/|tests/faults/)?\w+\.(?:py|sh)) ([^`\n|;&#]*)"
+    command = r"((?:tools/(?:\w+/)?|tests/faults/)?\w+\.(?:py|sh)) ([^`\n|;&#]*)"
     unknown = set()
     for name, rest in re.findall(command, text):
         if (ROOT / name).is_file():

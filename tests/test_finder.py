@@ -192,7 +192,7 @@ def test_home_folder_is_meant_by_a_tilde_in_any_path(tmp_path, monkeypatch, opti
 def test_tools_know_the_home_folder(tmp_path):
     (tmp_path / "voc").mkdir()
     done = run_python(
-        "tools/prepare_voc.py", "--voc=~/voc", env={**os.environ, "HOME": str(tmp_path)}
+        "tools/data/prepare_voc.py", "--voc=~/voc", env={**os.environ, "HOME": str(tmp_path)}
     )
     assert f"{tmp_path}/voc holds no JPEGImages" in done.stderr
 

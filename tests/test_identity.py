@@ -334,13 +334,15 @@ def test_export_of_another_network_is_refused_in_the_same_folder(finished, tmp_p
 
 def test_best_threshold_is_sought_among_maps_of_these_tags(finished, tmp_path, capsys):
     world = finished.copy(tmp_path)
-    world.call("tools.sweep_threshold")
+    world.call("tools.demo.sweep_threshold")
     signature = json.loads((world.run / "wsss/labels_best/made_from.json").read_text())
     best = json.loads((world.run / "wsss/threshold_sweep.json").read_text())["chosen"]
     assert signature["classes"] == ["disc", "square"]
     assert signature["settings"]["wsss.threshold"] == best
     world.retag()
-    assert "tags: 1 of 8 differ" in outcome(lambda: world.call("tools.sweep_threshold"), capsys)
+    assert "tags: 1 of 8 differ" in outcome(
+        lambda: world.call("tools.demo.sweep_threshold"), capsys
+    )
 
 
 def test_results_name_their_classes(finished):

@@ -111,8 +111,12 @@ def test_submission_needs_neither_masks_nor_tags(finished, tiny_data, tmp_path):
     done = run_stage("evaluate.py", config, *settings, "--data.val_list=test")
     assert done.returncode == 0, done.stderr
     archive = finished / "evaluation/comp6_test_cls/comp6_test_cls.tar.gz"
-    done = run_python("tools/check_submission.py", archive, "--voc", root)
+    done = run_python("tools/submit_voc.py", "--check", archive, "--voc", root)
     assert done.returncode == 0 and "6 predictions, nothing wrong" in done.stdout, done.stderr
+    before = archive.read_bytes()
+    settings = (*settings[:2], "--data.val_list=test", "--competition=comp6_test_cls")
+    done = run_stage("tools/submit_voc.py", config, *settings)
+    assert done.returncode == 0 and archive.read_bytes() == before, done.stderr
 
 
 @pytest.mark.parametrize(
@@ -247,8 +251,8 @@ def test_every_mode_trains_and_scores(finished, mode):
 def test_analysis_tools_run_on_a_finished_experiment(finished):
     config = finished.parent / "tiny.yaml"
     for arguments in (
-        ("tools/sweep_threshold.py", config, "--every=8"),
-        ("tools/analyse_bias.py", config, f"--control={finished / 'debias'}"),
+        ("tools/demo/sweep_threshold.py", config, "--every=8"),
+        ("tools/audit/analyse_bias.py", config, f"--control={finished / 'debias'}"),
     ):
         done = run_stage(*arguments)
         assert done.returncode == 0, done.stderr

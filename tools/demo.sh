@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole method on the built-in benchmark: a table on the screen, a page in runs/demo/report.html.
+# The whole method on the built-in benchmark: prints a table and writes runs/demo/report.html.
 set -euo pipefail
 
 for arg in "$@"; do
@@ -12,12 +12,12 @@ Sets up .venv on the first call, draws the benchmark's images, runs the five sta
 
   --quick        smaller and faster: shows that everything runs, not how well
   --seed N       another benchmark and other initial weights (default: 0)
-  --run-dir DIR  where results go; a relative path starts at the clone
-                 (default: runs/demo, with _quick and _seedN where these are given)
-  --jobs N       commands side by side (default: one for each core)
+  --run-dir DIR  folder of the results; a relative path starts at the clone
+                 (default: runs/demo, with _quick and _seedN if these are given)
+  --jobs N       commands at a time (default: one per core)
 
 PYTHON=python3.12 bash tools/demo.sh   chooses the interpreter (3.10 to 3.14) for .venv
-A demo that was interrupted continues where it was.
+An interrupted demo continues where it was.
 HELP
     exit 0
   fi
@@ -29,4 +29,4 @@ cd "$root"
 # Compiled code is kept in .venv, for the next run and for the tests.
 export PYTHONDONTWRITEBYTECODE='' PYTHONPYCACHEPREFIX=$root/.venv/pycache
 export NUMBA_CACHE_DIR=$root/.venv/numba-cache
-exec .venv/bin/python tools/run_demo.py "$@"
+exec .venv/bin/python tools/demo/run_demo.py "$@"

@@ -1,12 +1,11 @@
-"""Exports the backbone of a checkpoint as a small file that `backbone.weights` can name.
+"""Exports the backbone of a checkpoint as a small file for `backbone.weights`.
 
     python tools/export_backbone.py CHECKPOINT data/demo/classifier.safetensors
 
 Takes the backbone of a classifier (train_wsss.py) or of features (train_uss.py), in float16. The
-file's header says what it was made from, under `made_from`.
+file's header records its origin under `made_from`.
 """
 
-import argparse
 import hashlib
 import json
 import sys
@@ -15,20 +14,19 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from core.data.finder import user_path
 from core.run import checkpoint
 from core.run.errors import UserError, run_script
 from core.run.files import atomic_write
+from tools.common import tool_parser
 
 PREFIX = "backbone.net."
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tool_parser(__doc__)
     parser.add_argument("checkpoint", type=user_path)
     parser.add_argument("output", type=user_path, help="a .safetensors file")
     options = parser.parse_args()

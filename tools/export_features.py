@@ -2,9 +2,9 @@
 
     python tools/export_features.py --config configs/demo.yaml --source classifier --output DIR
 
-Sources: uss (stage 1's network) or classifier (the deepest features of stage 2's, the paper's
-negative control: they do not tell a class from its context). `uss.features_dir` takes such a
-folder, or anybody's.
+Sources: uss (stage 1's network) or classifier (the deepest features of stage 2's classifier, the
+paper's negative control: they do not distinguish a class from its context). `uss.features_dir`
+takes such a folder, from this tool or any other.
 """
 
 import sys
@@ -12,14 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from core.run.identity import settings_with_influence
-from core.wsss.classifiers import Classifier
+
+from torch import nn
 
 from core.config import Config, make_parser, parse
 from core.data.splits import Split, read_split
-from core.pipeline import Run, load_semantic_features
+from core.pipeline import Run, check_made_from, load_semantic_features, settings_of
 from core.run import checkpoint
 from core.run.device import autocast, pick_device, to_device
 from core.run.errors import run_script
@@ -31,18 +31,20 @@ from train_wsss import build_classifier
 def main() -> None:
     parser = make_parser("export_features.py", __doc__)
     parser.add_argument("--source", type=Literal["uss", "classifier"], default="uss")
-    parser.add_argument("--output", type=str, required=True, help="folder to write")
+    parser.add_argument("--output", type=str, required=True, help="output folder")
     config, options = parse(parser)
     run, split, device = Run(config), read_split(config.data, "train"), pick_device(config)
     if options.source == "classifier":
         classifier = to_device(load_classifier(config, run), device)
         network = lambda images: classifier.backbone(images)[-1]  # noqa: E731
     else:
-        network = load_semantic_features(run).to(device)
+        network = load_semantic_features(config).to(device)
     source = network_features(network, split, device, autocast(config, device))
     folder = Path(options.output)
     identity = features_identity(config, split, options.source)
-    stage = Stage(folder, "features", config, identity, elsewhere="choose another --output")
+    stage = Stage(
+        folder, "features", config, identity, config.data.root, elsewhere="choose another --output"
+    )
     stage.sign(folder)
     write_features(source, split, folder)
     stage.finish({})
@@ -50,22 +52,24 @@ def main() -> None:
 
 
 def features_identity(config: Config, split: Split, source: str) -> Identity:
-    """What the files depend on: the images and the network."""
+    """Identity of the files: the images and the network."""
     section = "uss" if source == "uss" else "wsss"
     weights = Run(config).folder / section / "checkpoint.pth"
     inputs = {"images": dict(zip(split.ids, split.images, strict=True))}
     inputs["network"] = {"checkpoint": weights}
-    settings = settings_with_influence(config, section)
+    settings = settings_of(config, section)
     return Identity(config.data.classes, settings, inputs, named=False)
 
 
-def load_classifier(config: Config, run: Run) -> Classifier:
-    """Stage 2's classifier; of RS+EPM the EMA teacher."""
+def load_classifier(config: Config, run: Run) -> nn.Module:
+    """Stage 2's classifier; for RS+EPM, its EMA teacher."""
     blank = replace(config.wsss, backbone=config.wsss.backbone.without_weights())
     classifier = build_classifier(blank, len(config.data.classes))
     key = "ema" if config.wsss.method == "rsepm" else "network"
     path = run.wsss / "checkpoint.pth"
-    return checkpoint.restore(classifier, path, key, "wsss", config, named=True)
+    content = checkpoint.load(path)
+    check_made_from(path, content, "wsss", config, named=True)
+    return checkpoint.restore(classifier, content, key, path)
 
 
 if __name__ == "__main__":

@@ -3,11 +3,11 @@
     python tools/predict.py --config configs/demo.yaml --images PHOTOGRAPHS --output RESULTS
     python tools/predict.py --weights checkpoint.pth --images PHOTOGRAPHS --output RESULTS
 
-The network and the names of its classes come from the checkpoint; nothing of the training data is
-needed. Reads image files anywhere below --images. Writes below --output:
-    labels/<path>.png     label maps: 0 background, 1..C as labels/made_from.json names them
-    overlays/<path>.jpg   the photographs with the labels in colour and their names
-Images that have both are left alone, so a call that was stopped goes on, and images may be added.
+The network and its class names come from the checkpoint; the training data is not needed. Reads
+image files anywhere below --images. Writes below --output:
+    labels/<path>.png     label maps: 0 background, 1..C as named in labels/made_from.json
+    overlays/<path>.jpg   the photographs with coloured and named labels
+Images that have both are skipped, so an interrupted call continues, and images may be added.
 """
 
 import sys
@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from core.config import make_parser, parse
 from core.data.labels import palette, read_label
@@ -40,20 +40,21 @@ def main() -> None:
     config, options = parse(parser, named=False)
     images, output = Path(options.images), Path(options.output)
     if images.resolve() in (output.resolve(), *output.resolve().parents):
-        raise UserError("--output lies in --images; results would be read as photographs")
+        raise UserError("--output is inside --images; results would be read as photographs")
     weights = Path(options.weights) if options.weights else trained_weights(Run(config))
     if not weights.is_file():
-        raise UserError(f"checkpoint {weights} is missing; mend --weights")
+        raise UserError(f"checkpoint {weights} is missing; correct --weights")
     network, classes = load_segmenter(weights, config, configured=not options.weights)
     split = list_photographs(images, len(classes))
     if config.data.on_bad_image == "skip":
         split = without_bad_images(split)
-    # Refuses a folder that holds the results of another network or other settings.
+    # Refuses a folder with results of another network or other settings.
     identity = prediction_identity(config, split, weights, classes, open_list=True)
     other = "choose another --output"
-    stage = Stage(output, "predictions", config, identity, split.skipped, other)
+    stage = Stage(output, "predictions", config, identity, options.images, split.skipped, other)
     stage.sign(output / "labels")
-    predict(config, network, split, output / "labels")
+    batch_size = config.segmentation.batch_size
+    predict(network, split, output / "labels", config.evaluation, batch_size, config)
     overlays = [output / "overlays" / f"{i}.jpg" for i in split.ids]
     for k in tqdm(distributed.my_share(overlays), "overlays", unit="image"):
         label = read_label(output / "labels" / f"{split.ids[k]}.png")
@@ -68,7 +69,7 @@ def list_photographs(folder: Path, num_classes: int) -> Split:
     """Every photograph below a folder, without tags.
 
     Raises:
-        UserError: there is none, or two of them would share a result.
+        UserError: there is none, or two would share a result.
     """
     names = find_images(folder, "--images")
     paths = {image_id(name): folder / name for name in names}
@@ -79,7 +80,7 @@ def list_photographs(folder: Path, num_classes: int) -> Split:
 
 
 def overlay(image: np.ndarray, label: np.ndarray, classes: tuple[str, ...]) -> np.ndarray:
-    """The image with its labels in colour, outlined and named: (H, W, 3) uint8 RGB."""
+    """(H, W, 3) uint8 RGB: the image with coloured, outlined and named labels."""
     picture = image.copy()
     shown = label > 0
     mixed = 0.45 * image + 0.55 * palette()[label]

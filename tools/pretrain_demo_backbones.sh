@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Makes data/demo/*.safetensors from nothing: about half an hour on two cores, resumed when called again.
+# Makes data/demo/*.safetensors from scratch in about half an hour on two cores; can be resumed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash tools/setup.sh
 export OMP_NUM_THREADS=1
 python=.venv/bin/python
-"$python" tools/make_demo_dataset.py --root data/demo_corpus --corpus --train 16000 --val 500
+"$python" tools/data/make_demo_dataset.py --root data/demo_corpus --corpus --train 16000 --val 500
 "$python" train_uss.py --config configs/demo_corpus.yaml &
 features=$!
 "$python" train_wsss.py --config configs/demo_corpus.yaml --classifier-only

@@ -2,7 +2,7 @@
 
 A few odd files are warnings with counts; what contradicts itself throughout is refused: maps
 without any class, class numbers that do not fit the tags, feature grids that do not fit the
-photographs. `tools/check_data.py`, the stages and scoring share them.
+photographs. `tools/data/check_data.py`, the stages and scoring share them.
 """
 
 import math
@@ -43,7 +43,9 @@ class Findings:
 
     def refuse(self) -> None:
         """Raises the problems, if any, as one `UserError`."""
-        raise_all(self.problems, "mend the files or the setting; tools/check_data.py looks again")
+        raise_all(
+            self.problems, "correct the files or the setting; tools/data/check_data.py checks again"
+        )
 
 
 class Photograph(NamedTuple):

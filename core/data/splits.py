@@ -140,8 +140,8 @@ def _list_voc(data: DataConfig, which: str, problems: list[str], tagged: bool) -
     """The images of a list in PASCAL VOC's layout."""
     root = Path(data.root)
     remedy = (
-        "set data.root to a folder in VOC's layout (tools/prepare_voc.py makes it of the archives, "
-        "tools/make_demo_dataset.py draws the demo's)"
+        "set data.root to a folder in VOC's layout (tools/data/prepare_voc.py makes one from the "
+        "archives, tools/data/make_demo_dataset.py draws the demo's)"
     )
     lines = read_list(root / "ImageSets/Segmentation" / f"{list_name(data, which)}.txt", remedy)
     images = Files(root / "JPEGImages", PHOTOGRAPHS)

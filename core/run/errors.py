@@ -55,7 +55,7 @@ def run_script(main: Callable[[], None]) -> None:
     sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack letters of a name
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     if several:
-        from core import distributed  # imports torch, which some tools do without
+        from core.run import distributed  # imports torch, which some tools do without
 
         if distributed.rank():
             sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 (until the end)

@@ -36,7 +36,6 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from core.archives import unpack
 from core.config import make_parser, parse
 from core.data.images import read_image
 from core.data.labels import VOC, read_label, write_label
@@ -46,12 +45,13 @@ from core.data.tags import read_annotation, read_table
 from core.run import checkpoint
 from core.run.errors import UserError
 from core.run.files import read_json
-from core.submission import check_submission
 from core.uss.features import read_features
 from core.wsss.cam import load_cam
 from make_debiased_labels import read_clusters
-from tools.prepare_coco import group, read_instances
-from tools.prepare_voc import read_sbd_mask
+from tools.data.archives import unpack
+from tools.data.coco_annotations import group, read_instances
+from tools.data.prepare_voc import read_sbd_mask
+from tools.submit_voc import check_submission
 
 MEMORY, PATIENCE = 2 << 30, 20  # bytes, seconds
 NETWORK = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
@@ -213,7 +213,7 @@ def sbd_masks(folder: Path) -> list[Path]:
 
 
 def read_in_a_process(path: Path) -> object:
-    """As tools/prepare_voc.py reads it: scipy may crash."""
+    """As tools/data/prepare_voc.py reads it: scipy may crash."""
     try:
         return _reading().submit(read_sbd_mask, path).result()
     except BrokenProcessPool as error:

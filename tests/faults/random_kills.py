@@ -48,7 +48,7 @@ def main() -> None:
         sizes = ("--train", "16", "--val", "6", "--seed", "3", "--workers", "1")
         command = [
             sys.executable,
-            "tools/make_demo_dataset.py",
+            "tools/data/make_demo_dataset.py",
             "--root",
             str(folder / "data"),
             *sizes,

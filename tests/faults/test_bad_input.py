@@ -109,7 +109,7 @@ class Box:
         )
 
     def takes(self, script: str) -> bool:
-        return not script.startswith("tools/prepare") and "--masks" not in self.options
+        return not script.startswith("tools/data/prepare") and "--masks" not in self.options
 
 
 @dataclass
@@ -298,7 +298,11 @@ USS, WSSS, SEGMENT, SCORE = (
     *("train_uss.py", "train_wsss.py"),
     *("train_segmentation.py", "evaluate.py"),
 )
-DEBIAS, VOC, COCO = "make_debiased_labels.py", "tools/prepare_voc.py", "tools/prepare_coco.py"
+DEBIAS, VOC, COCO = (
+    "make_debiased_labels.py",
+    "tools/data/prepare_voc.py",
+    "tools/data/prepare_coco.py",
+)
 ONE = "image,tags\n"
 
 CASES = [

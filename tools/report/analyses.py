@@ -1,9 +1,9 @@
-"""Analyses that other tools leave in <run_dir>/analysis/: a table each, and perhaps a figure.
+"""The analyses in <run_dir>/analysis/, which other tools write: a table, and perhaps a figure.
 
     {"title": str, "caption": str, "columns": [str], "rows": [[str | number]],
      "figure": "name.png" or null, "command": str, "order": int}
 
-The figure lies beside the JSON file. The page shows them by `order`, then by file name.
+The figure is in the same folder as the JSON file. The page sorts them by `order`, then by name.
 """
 
 import math
@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core.pages import data_url
 from core.run.errors import UserError
 from core.run.files import read_json
+from tools.common.pages import data_url
 
 KINDS = {"title": str, "caption": str, "columns": list, "rows": list, "command": str, "order": int}
 PNG = b"\x89PNG\r\n\x1a\n"
-MOST_BYTES = 1_000_000  # of a figure: the page holds all of them
+MOST_BYTES = 1_000_000  # per figure: the page contains all of them
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Analysis:
 
     @property
     def words(self) -> list[bool]:
-        """Of each column, whether it holds words and no figures."""
+        """Whether each column holds words and no figures."""
         cells = zip(*self.rows, strict=True) if self.rows else [() for _ in self.columns]
         return [not any(map(_is_figure, column)) for column in cells]
 
@@ -42,10 +42,10 @@ def _is_figure(value: str | int | float) -> bool:
 
 
 def read_analyses(folder: Path) -> list[Analysis]:
-    """All analyses of a folder, in the order of the page; none where there is no folder.
+    """All analyses of a folder, in the order of the page; none without a folder.
 
     Raises:
-        UserError: a file does not have the form above, or its figure is missing, broken or large.
+        UserError: a file does not have the format above, or its figure is missing, broken or large.
     """
     return sorted(map(_read, sorted(folder.glob("*.json"))), key=lambda a: a.order)
 
@@ -61,9 +61,9 @@ def _read(path: Path) -> Analysis:
 
 
 def _problem(content: Any) -> str | None:
-    """What is wrong with the content of a file; None if nothing is."""
+    """What is wrong with the content of a file; None if nothing."""
     if not isinstance(content, dict):
-        return "it holds no object"
+        return "it is not an object"
     missing = [key for key in (*KINDS, "figure") if key not in content]
     if missing:
         return f"{', '.join(missing)} missing"
@@ -80,12 +80,12 @@ def _problem(content: Any) -> str | None:
             return f"row {k} holds something other than strings and numbers"
     # A name from elsewhere must not reach files outside the folder.
     if figure is not None and (not isinstance(figure, str) or Path(figure).name != figure):
-        return f"figure is {figure!r:.60}, expected null or the name of a file beside it"
+        return f"figure is {figure!r:.60}, expected null or the name of a file in this folder"
     return None
 
 
 def _figure(path: Path, analysis: Path) -> str:
-    """The data URL of a PNG that `analysis` names."""
+    """The PNG that `analysis` names, as a data URL."""
     remedy = f'save it again, or set "figure" to null in {analysis}'
     if not path.is_file():
         raise UserError(f"{path} is missing; {remedy}")
@@ -99,7 +99,7 @@ def _figure(path: Path, analysis: Path) -> str:
 
 
 def cell(value: str | int | float) -> str:
-    """A value of a table: strings and integers as they are, other numbers to four digits."""
+    """A table cell: strings and integers as they are, other numbers with four digits."""
     if not isinstance(value, float):
         return str(value)
     if not math.isfinite(value):

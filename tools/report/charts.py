@@ -1,4 +1,4 @@
-"""Charts: polylines in a box of fixed size, which the template draws as SVG."""
+"""Charts: polylines in a box of fixed size; the template draws them in the page's colours."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ def chart(
     series: Mapping[str, list[tuple[float, float]]],
     marks: Sequence[tuple[float, str]] = (),
 ) -> dict | None:
-    """Scales series of (x, y), and the x of vertical marks, into the box; None without a point."""
+    """Scales series of (x, y) and the x of vertical marks to the box; None without a point."""
     series = {name: line for name, line in series.items() if line}
     everything = [p for line in series.values() for p in line]
     if not everything:
@@ -42,7 +42,7 @@ def chart(
         "x_ticks": [(x_at(t), f"{t:g}") for t in x_ticks if x_low <= t <= x_high],
         "y_ticks": [(y_at(t), f"{t:g}") for t in y_ticks],
         "marks": [(x_at(x), text) for x, text in marks if x_low <= x <= x_high],
-        "summary": f"{title}: {'; '.join(ends)}",  # for those who cannot see it
+        "summary": f"{title}: {'; '.join(ends)}",  # for screen readers
     }
 
 
@@ -70,7 +70,7 @@ def sweep_chart(sweep: Mapping[str, Any]) -> dict | None:
 
 
 def training_curves(logs: Mapping[str, list[dict]]) -> list[dict]:
-    """The loss of every training and, for MARS, how it fills biased pixels."""
+    """The loss of every training and, for MARS, what happens to biased pixels."""
     charts = []
     for stage, entries in logs.items():
         charts.append(chart(LOGS[stage], "iteration", "loss", {"loss": _series(entries, "loss")}))

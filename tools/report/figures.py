@@ -5,15 +5,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from core.config import Config
-from tools.report.record import COMPARED, LABEL_ROWS, MODE_ROWS, TRAINING_ROWS, Commands
+from tools.common.titles import LABELS, MODES
+from tools.report.record import COMPARED, TRAINING_ROWS, Commands
 
-PAIRS = (  # evaluations whose difference tells most, and whose lists are the same
+PAIRS = (  # the most telling differences between evaluations on one list
     ("mars", "wsss_best"),
     ("mars", "wsss"),
     ("labels_debias", "labels_wsss_best"),
     ("labels_debias", "labels_wsss"),
 )
-COLUMNS = {"miou": max, "fp": min, "fn": min, "biased": max, "others": max}  # which value is best
+COLUMNS = {
+    "miou": max,
+    "fp": min,
+    "fn": min,
+    "biased": max,
+    "others": max,
+}
 
 
 def percent(value: float | None) -> str:
@@ -40,7 +47,7 @@ def mean(values: Iterable[float | None]) -> float | None:
 
 
 def figures(score: dict, biased: Sequence[str]) -> dict[str, float | None]:
-    """One row of the table: mIoU, FP, FN, and the mean IoU of either kind of class, 0..1."""
+    """One row of the table, in 0..1: mIoU, FP, FN, and the mean IoU of biased and other classes."""
     iou = list(zip(score["classes"], score["per_class"]["iou"], strict=True))[1:]
     return {
         **{key: score[key] for key in ("miou", "fp", "fn")},
@@ -50,7 +57,7 @@ def figures(score: dict, biased: Sequence[str]) -> dict[str, float | None]:
 
 
 def headline(scores: Mapping[str, dict], config: Config) -> dict | None:
-    """What the page says first, before and after; None without scores of plain labels and MARS."""
+    """The comparison before and after MARS; None unless plain labels and MARS have scores."""
     before = "wsss_best" if "wsss_best" in scores else "wsss"
     if "mars" not in scores or before not in scores:
         return None
@@ -63,7 +70,7 @@ def headline(scores: Mapping[str, dict], config: Config) -> dict | None:
     if not {"before", "mars"} <= set(rows):
         return None
     low, value = rows["before"]["miou"], rows["mars"]["miou"]
-    gain = round(value, 3) - round(low, 3)  # of the figures as printed
+    gain = round(value, 3) - round(low, 3)  # between the figures as printed
     high = rows.get("supervised", {}).get("miou")
     counts = {
         json.dumps([scores[name]["images"], scores[name].get("data", {}).get("masks")])
@@ -73,7 +80,7 @@ def headline(scores: Mapping[str, dict], config: Config) -> dict | None:
     images = scores["mars"]["images"]
     return {
         **rows,
-        "title": MODE_ROWS[before][0],
+        "title": MODES[before][0],
         "best_case": before == "wsss_best",
         "gain": gain,
         "better": gain > 1e-9,
@@ -84,26 +91,26 @@ def headline(scores: Mapping[str, dict], config: Config) -> dict | None:
 
 
 def kinds_of(scores: Mapping[str, dict]) -> dict[str, dict[str, tuple[str, str]]]:
-    """Names of evaluations, with title and meaning: the kinds that we know, and all others."""
+    """Evaluations by kind, each with title and meaning; unknown names are a kind of their own."""
     kinds = {
-        "Label maps": LABEL_ROWS,
-        "Predictions": MODE_ROWS,
+        "Label maps": LABELS,
+        "Predictions": MODES,
         "Predictions of training images, as in the paper's Table 6": TRAINING_ROWS,
     }
     known = {name for rows in kinds.values() for name in rows}
-    others = {name: (name, "named by its user") for name in scores if name not in known}
+    others = {name: (name, "with a name of its own") for name in scores if name not in known}
     return kinds | {"Other evaluations": others}
 
 
 def score_table(scores: Mapping[str, dict], config: Config, commands: Commands) -> list[dict]:
-    """One row for each evaluation, and the commands towards those that are missing."""
+    """One row for each evaluation, and the commands for missing ones."""
     groups = []
     lists = {
         "Label maps": config.data.train_list or "train",
         "Predictions": config.data.val_list or "val",
     }
     for kind, titles in kinds_of(scores).items():
-        ids = lists.get(kind)  # None: of any list
+        ids = lists.get(kind)  # None: any list
         rows = [
             {
                 "name": name,
@@ -138,8 +145,8 @@ def class_table(scores: Mapping[str, dict]) -> dict[str, Any]:
 
     Returns:
         runs: name, title and kind of each evaluation, and whether its column is shown at first.
-        rows: each class with its IoU in 0..1, or None, by evaluation.
-        pair: the two evaluations whose difference is shown at first; None if there are not two.
+        rows: by class and evaluation, the IoU in 0..1, or None.
+        pair: the two evaluations whose difference is shown at first; None if there are fewer.
     """
     iou = {
         name: dict(zip(score["classes"], score["per_class"]["iou"], strict=True))

@@ -1,4 +1,4 @@
-"""The page's pictures: labels and predictions of some images, to be laid over them."""
+"""The page's pictures: labels and predictions of some images, as overlays."""
 
 import io
 import tempfile
@@ -17,13 +17,14 @@ from core.config import Config
 from core.data.labels import BACKGROUND, BIASED_ON_DISK, IGNORE, palette, read_label
 from core.data.splits import Split, ground_truth, label_files, read_split
 from core.debias import debiased_score
-from core.pages import data_url
 from core.pipeline import Run, feature_source, load_segmenter
 from core.run.device import autocast, pick_device
 from core.run.errors import UserError
 from core.run.files import read_arrays
 from core.segmenter import predict
-from tools.report.record import COMPARED, MODE_ROWS, Commands
+from tools.common.pages import data_url
+from tools.common.titles import MODES
+from tools.report.record import COMPARED, Commands
 
 SIDE = 384  # pixels, longest side of a picture on the page
 IMAGES_PER_CLASS, MOST_IMAGES = 2, 40
@@ -31,18 +32,18 @@ HATCH = (90, 0, 90)  # second colour of biased pixels
 OUTLINE = (255, 255, 255)
 
 Column = tuple[str, Callable[[Split, Sequence[int]], Sequence[Path | np.ndarray]]]
-"""The command that makes a column's files, and how to get it for some images of a list."""
+"""The command that makes a column's files, and a function that reads it for some images."""
 
 
 @dataclass
 class Gallery:
-    strips: list[dict] = field(default_factory=list)  # one per image, as the template reads them
-    classes: list[str] = field(default_factory=list)  # those that the images show
+    strips: list[dict] = field(default_factory=list)  # one per image, for the template
+    classes: list[str] = field(default_factory=list)  # classes that the images show
     notes: list[tuple[str, str, str]] = field(default_factory=list)  # what, why, command
     cut: bool = False  # more classes than MOST_IMAGES allows
 
     def attempt(self, what: str, command: str, read: Callable, *arguments: Any) -> Any:
-        """The result of `read`, or None and a note of what is left out, why, and what makes it."""
+        """The result of `read`; or None, with a note on what is missing, why, and what makes it."""
         try:
             return read(*arguments)
         except UserError as error:
@@ -54,7 +55,7 @@ def choose(split: Split, per_class: int = IMAGES_PER_CLASS) -> dict[int, tuple[l
     """The first images of the list for every class.
 
     Returns:
-        index -> the classes, 0-based, that it was chosen for; whether it is the first of a class.
+        By index: the classes, 0-based, that it was chosen for; whether it is the first of a class.
     """
     chosen: dict[int, tuple[list[int], bool]] = {}
     for rank in range(per_class):
@@ -71,7 +72,7 @@ def part(split: Split, indices: Sequence[int]) -> Split:
 
 
 def training_gallery(config: Config, commands: Commands) -> Gallery:
-    """How labels change: image, truth, pseudo label, similarity, debiased label, predictions."""
+    """The labels of training images: truth, pseudo, similarity, debiased, predictions."""
     run = Run(config)
     stage_3 = commands("make_debiased_labels.py")
     columns = {
@@ -96,14 +97,14 @@ def training_gallery(config: Config, commands: Commands) -> Gallery:
 
 
 def validation_gallery(config: Config, commands: Commands) -> Gallery:
-    """What the trained networks predict on images that they have not seen."""
+    """Predictions of the trained networks on validation images."""
     run = Run(config)
     columns = {"Ground truth": ("", lambda s, k: ground_truth(config.data, part(s, k)))}
-    for mode in MODE_ROWS:
+    for mode in MODES:
         folder = run.evaluation(mode) / "predictions"
         if mode not in COMPARED and not folder.is_dir():
             continue
-        columns[MODE_ROWS[mode][0]] = (
+        columns[MODES[mode][0]] = (
             commands.score(mode),
             lambda s, k, folder=folder: label_files(folder, part(s, k), "score this network"),
         )
@@ -115,7 +116,7 @@ def _weights(run: Run, mode: str) -> Path:
 
 
 def make_gallery(config: Config, which: str, columns: Mapping[str, Column]) -> Gallery:
-    """A strip for each chosen image of a list, with a panel for each column that has its files."""
+    """A strip for each chosen image of a list, with a panel for each available column."""
     gallery = Gallery()
     split = gallery.attempt("Pictures", "", read_split, config.data, which)
     if split is None:
@@ -146,7 +147,7 @@ def make_gallery(config: Config, which: str, columns: Mapping[str, Column]) -> G
 
 
 def panel(caption: str, content: Path | np.ndarray, names: Sequence[str]) -> dict[str, str]:
-    """One picture of a strip: an overlay of a uint8 label map, or a map of a float32 similarity."""
+    """One picture of a strip: a uint8 label map as an overlay, or a float32 similarity as a map."""
     if isinstance(content, Path):
         content = read_label(content, len(names))
     if content.dtype == np.uint8:
@@ -160,12 +161,12 @@ def describe(label: np.ndarray, names: Sequence[str]) -> str:
     """Alternative text: the share of the image that each label covers."""
     titles = dict(enumerate(names, 1)) | {BIASED_ON_DISK: "biased", IGNORE: "ignored"}
     shares = np.bincount(label.ravel(), minlength=256) / label.size
-    told = [f"{title} {shares[v]:.0%}" for v, title in titles.items() if shares[v] > 0]
-    return ", ".join(told) or "background only"
+    shown = [f"{title} {shares[v]:.0%}" for v, title in titles.items() if shares[v] > 0]
+    return ", ".join(shown) or "background only"
 
 
 def similarity(config: Config, split: Split, indices: Sequence[int]) -> list[np.ndarray]:
-    """Eq. 4 for a few images: (h, w) float32 in [0, 1] each, at the size of the page's pictures."""
+    """Eq. 4 for a few images: (h, w) float32 in [0, 1] each, in the page's picture size."""
     path = Run(config).debias / "centroids.npz"
     arrays = read_arrays(path, ("centroids",), "run make_debiased_labels.py")
     centroids = torch.from_numpy(arrays["centroids"])
@@ -185,14 +186,15 @@ def similarity(config: Config, split: Split, indices: Sequence[int]) -> list[np.
 
 
 def predictions(config: Config, weights: Path, split: Split) -> list[np.ndarray]:
-    """(H, W) labels that a trained network gives a few images, by the settings of evaluate.py."""
+    """(H, W) labels that a trained network predicts for a few images, as evaluate.py does."""
     with tempfile.TemporaryDirectory() as folder:
-        predict(config, load_segmenter(weights, config)[0], split, Path(folder))
+        network, batch_size = load_segmenter(weights, config)[0], config.segmentation.batch_size
+        predict(network, split, Path(folder), config.evaluation, batch_size, config)
         return [read_label(Path(folder) / f"{i}.png") for i in split.ids]
 
 
 def shrink(image: np.ndarray, interpolation: int) -> np.ndarray:
-    """Scales an image or label map down so that its longest side is at most SIDE pixels."""
+    """Scales an image or label map down to at most SIDE pixels on its longest side."""
     height, width = image.shape[:2]
     scale = min(1, SIDE / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -200,11 +202,11 @@ def shrink(image: np.ndarray, interpolation: int) -> np.ndarray:
 
 
 def overlay(label: np.ndarray) -> Image.Image:
-    """(H, W) uint8 labels -> their colours, outlined; clear: background, hatched: biased."""
+    """(H, W) uint8 labels -> outlined colours; background is transparent, biased is hatched."""
     label = shrink(label, cv2.INTER_NEAREST)
     colours = palette()[label]
     y, x = np.indices(label.shape)
-    stripe = max(3, max(label.shape) // 64)  # pixels; seen in small pictures, too
+    stripe = max(3, max(label.shape) // 64)  # pixels; visible in small pictures, too
     colours[(label == BIASED_ON_DISK) & ((x + y) // stripe % 2 == 1)] = HATCH
     near = np.stack([np.roll(np.pad(label, 1, "edge"), s, a) for a in (0, 1) for s in (-1, 1)])
     colours[(near[:, 1:-1, 1:-1] != label).any(0) & (label < BIASED_ON_DISK)] = OUTLINE

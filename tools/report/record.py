@@ -1,4 +1,4 @@
-"""What a run has written so far, and the command towards what is missing."""
+"""What a run has written so far, and the commands that make what is missing."""
 
 import json
 import shlex
@@ -11,41 +11,33 @@ from core.config import Config
 from core.pipeline import Run
 from core.run.errors import UserError
 from core.run.files import read_json
+from tools.common.titles import LABELS, MODES
 from tools.report.analyses import Analysis, read_analyses
 
-LABEL_ROWS = {  # evaluation name: title, meaning
-    "labels_wsss": ("WSSS pseudo labels", "the classifier's maps at the configured threshold"),
-    "labels_wsss_best": ("WSSS labels, best threshold", "the same, best threshold in hindsight"),
-    "labels_debias": ("Debiased labels", "biased pixels count as background here"),
-}
 LABEL_MAKERS = {
     "labels_wsss": "train_wsss.py",
-    "labels_wsss_best": "tools/sweep_threshold.py",
+    "labels_wsss_best": "tools/demo/sweep_threshold.py",
     "labels_debias": "make_debiased_labels.py",
 }
-MODE_ROWS = {
-    "wsss": ("WSSS", "trained on the pseudo labels as they are"),
-    "wsss_best": ("WSSS, best threshold", "trained on the best labels that a threshold can give"),
-    "ignore": ("Ignore", "biased pixels are left out of the loss"),
-    "complement": ("Complement", "the teacher fills biased pixels"),
-    "mars": ("MARS", "filled, and weighted by the teacher's certainty"),
-    "supervised": ("Fully supervised", "trained on ground truth: the upper bound"),
-}
 TRAINING_ROWS = {
-    f"{mode}_train": (f"{title}, training images", why) for mode, (title, why) in MODE_ROWS.items()
+    f"{mode}_train": (f"{title}, training images", why) for mode, (title, why) in MODES.items()
 }
-COMPARED = ("wsss_best", "mars", "supervised")  # shown first, and missed where they are not there
+COMPARED = (
+    "wsss_best",
+    "mars",
+    "supervised",
+)  # shown first; the page names the command if one is missing
 LOGS = {
     "uss/self_supervised": "Stage 1: features",
     "uss/stego": "Stage 1: STEGO head",
     "wsss": "Stage 2: classifier",
-    **{f"segmentation/{mode}": f"Stage 4: {title}" for mode, (title, _) in MODE_ROWS.items()},
+    **{f"segmentation/{mode}": f"Stage 4: {title}" for mode, (title, _) in MODES.items()},
 }
 
 
 @dataclass
 class Record:
-    """Figures found in a run folder; whatever is absent is empty."""
+    """The files found in a run folder; fields without a file are empty."""
 
     scores: dict[str, dict] = field(default_factory=dict)  # by evaluation name
     manifests: dict[str, dict] = field(default_factory=dict)  # by folder below the run
@@ -59,15 +51,15 @@ def read_record(folder: Path) -> Record:
     """Reads the run folder.
 
     Raises:
-        UserError: a file is not what the stage or tool of its name writes.
+        UserError: a file does not have its stage's or tool's format.
     """
     record = Record()
     own_names = sorted(p.parent.name for p in folder.glob("evaluation/*/scores.json"))
-    for name in dict.fromkeys((*LABEL_ROWS, *MODE_ROWS, *own_names)):
+    for name in dict.fromkeys((*LABELS, *MODES, *own_names)):
         scores = _read(folder / "evaluation" / name / "scores.json")
         record.scores[_name(name, scores)] = scores
     stages = ["uss", "wsss", "debias", "control/debias"]
-    stages += [f"{part}/{mode}" for part in ("segmentation", "evaluation") for mode in MODE_ROWS]
+    stages += [f"{part}/{mode}" for part in ("segmentation", "evaluation") for mode in MODES]
     for stage in stages:
         record.manifests[stage] = _read(folder / stage / "manifest.json")
     for stage in LOGS:
@@ -83,10 +75,8 @@ def read_record(folder: Path) -> Record:
 
 
 def _name(name: str, scores: Mapping[str, Any]) -> str:
-    """The name of an evaluation; it says so if the scores are not on the usual list."""
-    usual = (
-        "val" if name in MODE_ROWS else "train" if {name} & {*LABEL_ROWS, *TRAINING_ROWS} else None
-    )
+    """The name of an evaluation, with the list unless it is the usual one."""
+    usual = "val" if name in MODES else "train" if {name} & {*LABELS, *TRAINING_ROWS} else None
     data = scores.get("data", {})
     there = data.get("split", usual)
     return name if usual in (None, there) else f"{name}, on the list {data['list'] or there}"
@@ -106,7 +96,7 @@ def _read_log(path: Path) -> list[dict]:
 
 
 class Commands:
-    """The next command towards a missing part of this run."""
+    """The next command on the way to a missing part of this run."""
 
     def __init__(self, config: Config, arguments: Sequence[str]):
         self._run, self._arguments = Run(config), shlex.join(arguments)
@@ -120,12 +110,12 @@ class Commands:
         return " ".join(filter(None, ("python", script, self._arguments, shlex.join(options))))
 
     def score(self, name: str) -> str:
-        """Towards evaluation/<name>/scores.json: the labels, the training or the scoring itself."""
+        """The next step to evaluation/<name>/scores.json: labels, training or scoring."""
         labels = "labels_wsss_best" if name == "wsss_best" else name
         folder = self._labels.get(labels)
         if folder is not None and not folder.is_dir():
             return self(LABEL_MAKERS[labels])
-        if name in LABEL_ROWS:
+        if name in LABELS:
             options = ["--predictions", str(folder), "--split", "train", "--name", name]
             return self("evaluate.py", *options)
         options = ["--segmentation.mode", name]

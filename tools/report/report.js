@@ -145,7 +145,7 @@ function startViewer(viewer) {
       const figure = findAll("figure", strip)[control[side].value];
       const from = find("img", figure);
       const picture = find(`img.${side}`, stage);
-      picture.hidden = !from; // the image alone
+      picture.hidden = !from; // only the image
       if (from) {
         const className = `${side} ${from.className}`;
         Object.assign(picture, { src: from.src, alt: from.alt, className });

@@ -1,0 +1,94 @@
+"""The whole method on the built-in benchmark: data set, five stages, all training modes, report.
+
+    bash tools/demo.sh [--quick] [--seed N]
+
+Independent jobs run in parallel, one thread each. Finished jobs are not run again; a job that was
+killed continues from where it was. Each job's output is in <run_dir>/logs/.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from core.data.finder import user_path
+from core.run.errors import run_script
+from tools.common import ROOT, tool_parser
+from tools.common.jobs import Job, call, digest_of_configs, run_jobs
+
+
+def main() -> None:
+    parser = tool_parser(__doc__, prog="tools/demo.sh")
+    parser.add_argument("--quick", action="store_true", help="small sizes, for a smoke test")
+    parser.add_argument("--seed", type=int, default=0, help="seed of data set and stages")
+    parser.add_argument(
+        "--run-dir", type=user_path, help="results; default: runs/demo[_quick][_seedN]"
+    )
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="jobs at a time")
+    options = parser.parse_args()
+    name = "demo_quick" if options.quick else "demo"
+    os.chdir(ROOT)  # where the jobs run, and relative folders start
+    default = Path("runs") / (f"{name}_seed{options.seed}" if options.seed else name)
+    run_dir = options.run_dir or default
+    began = time.monotonic()
+    jobs = make_jobs(name, options.seed, run_dir)
+    run_jobs(jobs, run_dir, digest_of_configs(f"{name}.yaml"), options.jobs)
+    call("tools/report/make_report.py", *settings_of(name, options.seed, run_dir), "--summary")
+    print(f"\n{time.monotonic() - began:.0f} s in total; open {run_dir / 'report.html'}")
+
+
+def settings_of(name: str, seed: int, run_dir: Path) -> list[str]:
+    """Arguments of the stages: the configuration, and the settings that differ from it."""
+    overrides = {"run_dir": run_dir, "seed": seed, "data.root": f"data/{name}_seed{seed}"}
+    return [f"--config=configs/{name}.yaml", *(f"--{k}={v}" for k, v in overrides.items())]
+
+
+def make_jobs(name: str, seed: int, run_dir: Path) -> list[Job]:
+    """All jobs of the demo, in an order in which each follows those it reads from."""
+    settings = settings_of(name, seed, run_dir)
+    best, control = run_dir / "wsss/labels_best", run_dir / "control"
+    sizes = ["--train=96", "--val=32"] if name == "demo_quick" else []
+    drawn = [f"--root=data/{name}_seed{seed}", f"--seed={seed}", *sizes]
+    jobs = [Job("data set", ["tools/data/make_demo_dataset.py", *drawn])]
+
+    def add(title: str, script: str, *arguments: str, after: Sequence[str]) -> str:
+        jobs.append(Job(title, [script, *settings, *arguments], tuple(after)))
+        return title
+
+    def score(title: str, folder: Path, label: str, after: str) -> None:
+        options = f"--predictions={folder}", "--split=train", f"--name={label}"
+        add(f"scores: {title}", "evaluate.py", *options, after=[after])
+
+    wsss = add("stage 2: classifier, pseudo labels", "train_wsss.py", after=["data set"])
+    uss = add("stage 1: features", "train_uss.py", after=["data set"])
+    debias = add("stage 3: debiased labels", "make_debiased_labels.py", after=[wsss, uss])
+    sweep = add("baseline: best threshold", "tools/demo/sweep_threshold.py", after=[wsss])
+    reads = {"wsss_best": sweep, "supervised": "data set"}
+    for mode in ("supervised", "wsss_best", "mars", "complement", "ignore"):
+        arguments = [f"--segmentation.mode={mode}"]
+        if mode == "wsss_best":
+            arguments = ["--segmentation.mode=wsss", "--segmentation.name=wsss_best"]
+            arguments.append(f"--segmentation.labels_dir={best}")
+        after = [reads.get(mode, debias)]
+        trained = add(f"stage 4: {mode}", "train_segmentation.py", *arguments, after=after)
+        add(f"stage 5: {mode}", "evaluate.py", *arguments, after=[trained])
+    score("pseudo labels", run_dir / "wsss/labels", "labels_wsss", wsss)
+    score("best threshold", best, "labels_wsss_best", sweep)
+    score("debiased labels", run_dir / "debias/labels", "labels_debias", debias)
+    arguments = ["--source=classifier", f"--output={control}/features"]
+    exported = "control: classifier features"
+    add(exported, "tools/export_features.py", *arguments, after=[wsss])
+    arguments = [f"--uss.features_dir={control}/features", "--uss.centre=true"]
+    arguments.append(f"--debias.output_dir={control}/debias")
+    debiased = "control: debiased with them"
+    add(debiased, "make_debiased_labels.py", *arguments, after=[exported])
+    compared = f"--control={control}/debias"
+    add("analysis", "tools/audit/analyse_bias.py", compared, after=[debias, debiased])
+    return jobs
+
+
+if __name__ == "__main__":
+    run_script(main)
