@@ -70,7 +70,8 @@ class _Parser(jsonargparse.ArgumentParser):
     def parse_args(self, args: Sequence[str] | None = None, *rest, **options):
         words = [*(sys.argv[1:] if args is None else args)]
         if {"-h", "--help"} & {*words}:
-            self.exit(0, self._help([w for w in words if w not in ("-h", "--help")]))
+            print(self._help([w for w in words if w not in ("-h", "--help")]), end="")
+            sys.exit()
         for k, word in enumerate(words):
             key, equals, value = word.removeprefix("--").partition("=")
             if word.startswith("--"):

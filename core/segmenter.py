@@ -30,9 +30,8 @@ class SegmentationConfig(ComplementConfig, DeepLabConfig):
     # mars: the same under the certainty-weighted loss; supervised: ground truth, the upper bound.
     mode: Literal["wsss", "ignore", "complement", "mars", "supervised"] = "mars"
     name: str | None = location()  # Folder name below <run_dir>/segmentation; None: the mode.
-    labels_dir: str | None = (
-        location()
-    )  # Use <id>.png labels from here instead of stage 2's or 3's.
+    # Use <id>.png labels from this folder instead of stage 2's or 3's.
+    labels_dir: str | None = location()
     # Average the loss over background and over class pixels apart, and add the two (AdvCAM).
     balanced: bool = False
     epochs: PositiveInt = 100  # Passes over the training images (the author's later code).

@@ -118,7 +118,8 @@ def test_error_of_a_loading_process_names_the_photograph(tiny_data, tmp_path, wo
     """The fault is planted: what is done with an image after it was read."""
     body = f"""
 from core.run import vision
-from core.config import AugmentConfig, Config, DataConfig
+from core.data.settings import AugmentConfig, DataConfig
+from core.run.settings import Runtime
 from core.data.loader import LabelledImages, batches_from
 from core.data.splits import read_split
 def main():
@@ -130,7 +131,7 @@ def main():
                 raise IndexError("planted")
             return pixels[:, :32, :32], label[:32, :32]
     data._view = View()
-    batches = batches_from(data, 4, 4, Config(workers={workers}))(0)
+    batches = batches_from(data, 4, 4, Runtime(workers={workers}))(0)
     print(split.images[batches.batch_sampler.batch(1)[1][0]], flush=True)
     list(batches)
 run_script(main)

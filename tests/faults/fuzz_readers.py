@@ -37,6 +37,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from core.config import make_parser, parse
+from core.data.features import read_features
 from core.data.images import read_image
 from core.data.labels import VOC, read_label, write_label
 from core.data.settings import DataConfig
@@ -45,7 +46,6 @@ from core.data.tags import read_annotation, read_table
 from core.run import checkpoint
 from core.run.errors import UserError
 from core.run.files import read_json
-from core.uss.features import read_features
 from core.wsss.cam import load_cam
 from make_debiased_labels import read_clusters
 from tools.data.archives import unpack
