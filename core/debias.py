@@ -29,12 +29,12 @@ class DebiasConfig:
     distance: Literal["mean", "nearest"] = "mean"
     nearest: PositiveInt = 10  # Background centroids of the second form; 1 is the minimum.
     # The similarity map as it is, divided by its maximum in each image's labelled region, or
-    # stretched to [0, 1] there.
-    scale: Literal["raw", "max", "minmax"] = "raw"
+    # stretched to [0, 1] there (default; cosines of most features are small).
+    scale: Literal["raw", "max", "minmax"] = "max"
     # Unary of the map M: p_fg = M, p_bg = (1 - M)^gamma; or p_fg = logistic(slope (M - threshold)).
-    unary: Literal["gamma", "logistic"] = "gamma"
-    gamma: float = 1.0  # Exponent of the first form; 1 is a threshold of 0.5 (default).
-    threshold: OpenUnitInterval = 0.5  # Centre of the second form.
+    unary: Literal["gamma", "logistic"] = "logistic"
+    gamma: float = 1.0  # Exponent of the first form; 1 is a threshold of 0.5.
+    threshold: OpenUnitInterval = 0.2  # Centre of the second form (default; docs/results.md).
     slope: float = 10.0  # Slope of the second form.
     refine: Literal["crf", "none"] = "crf"  # Refinement of the similarity map (Sec. 3.3).
     crf: CrfConfig = field(default_factory=CrfConfig)  # Settings of that refinement.

@@ -70,8 +70,8 @@ def test_setting_newer_than_the_folder_counts_as_its_default(tmp_path):
     manifest = read_json(tmp_path / "manifest.json")
     del manifest["settings"]["debias.scale"]
     write_json(tmp_path / "manifest.json", manifest)
-    with pytest.raises(UserError, match="debias.scale: 'raw' there, 'max' now"):
-        stage(tmp_path, config=Config(debias=DebiasConfig(scale="max")))
+    with pytest.raises(UserError, match="debias.scale: 'max' there, 'raw' now"):
+        stage(tmp_path, config=Config(debias=DebiasConfig(scale="raw")))
     assert stage(tmp_path).finished
 
 
