@@ -23,7 +23,7 @@ from core.data.features import mean_feature, write_features
 from core.data.loader import RawImages, StepSampler, batches_from, make_loader
 from core.data.splits import Split, read_split
 from core.data.transforms import denormalise, normalise_unit
-from core.models.backbones import ViT
+from core.models.feature_networks import ViT
 from core.pictures import principal_components
 from core.pipeline import Run, load_semantic_features, uss_identity
 from core.run import checkpoint, distributed

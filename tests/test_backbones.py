@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from core.models.backbones import Backbone, BackboneConfig, feature_network
+from core.models.backbones import Backbone, BackboneConfig
 from core.models.deeplab import build_deeplab
+from core.models.feature_networks import feature_network
 from core.run import checkpoint, vision
 from core.run.errors import UserError
 from core.segmenter import SegmentationConfig

@@ -3,7 +3,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from core.models.backbones import Backbone, BackboneConfig, ViT
+from core.models.backbones import Backbone, BackboneConfig
+from core.models.feature_networks import ViT
 from core.run import checkpoint
 from core.run.errors import UserError
 

@@ -14,7 +14,8 @@ from core.data.features import (
 )
 from core.data.settings import DataConfig
 from core.data.splits import read_split
-from core.models.backbones import BackboneConfig, ViT
+from core.models.backbones import BackboneConfig
+from core.models.feature_networks import ViT
 from core.pipeline import feature_source
 from core.run.errors import UserError
 from core.run.vision import timm

@@ -10,7 +10,8 @@ import train_uss
 from core.config import make_parser, parse
 from core.data.settings import DataConfig
 from core.data.splits import read_split
-from core.models.backbones import BackboneConfig, ViT, feature_network
+from core.models.backbones import BackboneConfig
+from core.models.feature_networks import ViT, feature_network
 from core.run import checkpoint
 from core.run.errors import UserError
 from core.uss import leopart

@@ -143,8 +143,7 @@ def _elevation() -> np.ndarray:
 
 _ELEVATION = _elevation()
 # A lattice point's key is linear in its coordinates, so a neighbour's key is the key plus a
-# constant. The last coordinate follows from the others, which sum to minus it, and has no place in
-# the key.
+# constant. The last coordinate is minus the sum of the others and has no place in the key.
 _PLACES = np.array([RADIX**i for i in range(DIM)] + [0])
 _ALL_PLACES = int(_PLACES.sum())
 
@@ -170,12 +169,12 @@ def _grown(table):
 
 @compiled
 def _embed(features, corners, weights, keys, table):
-    """Finds the simplex of each pixel; numbers the lattice points as they are first met.
+    """Finds the simplex of each pixel; numbers lattice points in the order in which they appear.
 
     Args:
         features: (5, N) float32.
-        corners: filled; (N, M) uint32, numbers of the simplex's lattice points. Unsigned, because
-            numba would otherwise test each of them for being negative.
+        corners: filled; (N, M) uint32, numbers of the simplex's lattice points. Unsigned: numba
+            tests signed ones for being negative.
         weights: filled; (N, M) float32, barycentric coordinates; they sum to 1.
         keys: filled up to V; (M N + 1,) int64, packed coordinates of the lattice points.
         table: (S,) int64 zeros, S a power of two: open addressing; a slot holds the high half of
@@ -186,8 +185,7 @@ def _embed(features, corners, weights, keys, table):
     """
     pixels, kept = corners.shape
     count, touched = 0, 0
-    # The pixel's place in its simplex: elevated - origin. The lanes of a block lie side by side, so
-    # that they are computed at once.
+    # The pixel's place in its simplex, elevated - origin; lanes of a block are computed at once.
     remainder = np.empty((CORNERS, BLOCK), np.float32)
     rank = np.empty((CORNERS, BLOCK), np.int32)
     excess = np.empty(BLOCK, np.int32)

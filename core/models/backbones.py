@@ -1,16 +1,9 @@
-"""Backbones by timm's names, with weights from a local file, from timm, or none when asked for.
+"""Backbones by timm's names: feature maps of any CNN's stages, patch tokens of a ViT.
 
-Random weights, images of odd sizes, forward and backward, through stage 1's features, the
-classifiers of stage 2 and every head of stage 4 (tests/test_backbones.py):
-
-    ResNet, ResNeXt, RegNet, EfficientNet, EfficientNet-Lite,
-    MobileNet v3 and v4, ConvNeXt, NFNet                       dilated to the output stride
-    Swin v1 and v2, MaxViT, MambaOut, PVT v2, HRNet,
-    DenseNet, DLA                                              maps enlarged to the output stride
-    ViT, DINOv2, DINOv3                                        stage 1 alone: maps of one stride
-
-Networks that take images of one size alone (CoAtNet, LeViT, Nest), or whose maps leave out the
-border of the image (Inception), are refused by name.
+Tested with images of odd sizes: ResNet, ResNeXt, RegNet, EfficientNet (Lite), MobileNet v3 and v4,
+ConvNeXt and NFNet, dilated to the output stride; Swin, MaxViT, MambaOut, PVT v2, HRNet, DenseNet
+and DLA, whose maps are enlarged to it; and, for stage 1 alone, ViT, DINOv2 and DINOv3. Networks
+that take images of one size only, or whose maps leave out the border, are refused by name.
 """
 
 import contextlib
@@ -54,7 +47,7 @@ class BackboneConfig:
         return dataclasses.replace(self, weights="none")
 
 
-def _create(config: BackboneConfig, **arguments: Any) -> nn.Module:
+def create_network(config: BackboneConfig, **arguments: Any) -> nn.Module:
     """Builds a network of timm, with timm's own weights or random ones."""
     try:
         return vision.timm.create_model(
@@ -77,26 +70,28 @@ def _create(config: BackboneConfig, **arguments: Any) -> nn.Module:
         ) from None
 
 
-def _blank(config: BackboneConfig, **arguments: Any) -> nn.Module:
+def blank_network(config: BackboneConfig, **arguments: Any) -> nn.Module:
     """The network without values, which tells the shapes of its maps at no cost."""
     with torch.device("meta"):
-        return _create(config.without_weights(), **arguments).eval()
+        return create_network(config.without_weights(), **arguments).eval()
 
 
 def _accepted(config: BackboneConfig, **arguments: Any) -> dict[str, Any]:
     """These arguments where the network takes them, else none."""
     with contextlib.suppress(UserError):
-        _blank(config, features_only=True, **arguments)
+        blank_network(config, features_only=True, **arguments)
         return arguments
     return {}
 
 
-def _strides(config: BackboneConfig) -> list[int]:
+def map_strides(config: BackboneConfig) -> list[int]:
     """Strides of all maps that timm gives of a network, without dilation."""
-    return [level["reduction"] for level in _blank(config, features_only=True).feature_info.info]
+    return [
+        level["reduction"] for level in blank_network(config, features_only=True).feature_info.info
+    ]
 
 
-def _load_local(net: nn.Module, config: BackboneConfig) -> None:
+def load_local(net: nn.Module, config: BackboneConfig) -> None:
     """Loads the configured file into a network of timm that gives feature maps.
 
     Such a network renames its parts: `stages.0` of the file becomes `stages_0`, or has `model.`
@@ -104,7 +99,7 @@ def _load_local(net: nn.Module, config: BackboneConfig) -> None:
     """
     if config.weights in ("timm", "none"):
         return
-    in_file = _blank(config).state_dict()
+    in_file = blank_network(config).state_dict()
     names = {}
     for key in net.state_dict():
         plain = key.removeprefix("model.").removeprefix("body.")
@@ -144,13 +139,13 @@ class Backbone(nn.Module):
         options |= _accepted(config, strict_img_size=False)
         if output_stride < 32:
             options |= _accepted(config, output_stride=output_stride)
-        blank = _blank(config, **options)
+        blank = blank_network(config, **options)
         self.dims: list[int] = blank.feature_info.channels()
         self._channels_last = getattr(blank, "output_fmt", "NCHW") == "NHWC"
         self._multiple = self._multiple_of_sides(blank)
         self._taps = range(len(indices))
-        self.net = _create(config, **options)
-        _load_local(self.net, config)
+        self.net = create_network(config, **options)
+        load_local(self.net, config)
         _set_dilation(self.net, config)
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -222,7 +217,7 @@ def _indices(config: BackboneConfig, stages: Sequence[int]) -> list[int]:
     Raises:
         UserError: it has no such map.
     """
-    strides = _strides(config)
+    strides = map_strides(config)
     last = {stride: k for k, stride in enumerate(strides)}
     missing = [2 ** (stage + 1) for stage in stages if 2 ** (stage + 1) not in last]
     if missing:
@@ -237,29 +232,25 @@ def _set_dilation(net: nn.Module, config: BackboneConfig) -> None:
     """Changes timm's dilation of a ResNet, torchvision's, to the configured one."""
     if config.dilation == "torchvision":
         return
-    if not _is_resnet(config):
+    if not is_resnet(config):
         raise UserError(
             f"backbone {config.name!r}: dilation {config.dilation} is for ResNets; take its line "
             "out, or set it to torchvision"
         )
     for layer in (net[name] for name in ("layer3", "layer4") if name in net):
-        undilated = [_strided(layer[0])]
+        first = layer[0]  # its strided convolution has the first dilation
+        undilated = [first.conv2 if hasattr(first, "conv3") else first.conv1]
         if config.dilation == "none":
             undilated = [m for m in layer.modules() if getattr(m, "kernel_size", 0) == (3, 3)]
         for conv in undilated:
             conv.dilation, conv.padding = (1, 1), (1, 1)
 
 
-def _is_resnet(config: BackboneConfig) -> bool:
-    net, resnet = _blank(config), vision.timm.models.resnet
+def is_resnet(config: BackboneConfig) -> bool:
+    net, resnet = blank_network(config), vision.timm.models.resnet
     if not isinstance(net, resnet.ResNet):
         return False
     return isinstance(net.layer1[0], (resnet.BasicBlock, resnet.Bottleneck))
-
-
-def _strided(block: nn.Module) -> nn.Conv2d:
-    """The convolution that carries a block's stride and its first dilation."""
-    return block.conv2 if hasattr(block, "conv3") else block.conv1
 
 
 def _wide_resnet(
@@ -296,101 +287,6 @@ def tapped_backbone(config: BackboneConfig) -> nn.Module:
     for module in (*fixed, *norms(network)):
         module.requires_grad_(False)
     return network
-
-
-class ViT(nn.Module):
-    """The patch tokens of a vision transformer as a feature map.
-
-    Images whose sides are multiples of the patch may have any size: position embeddings are
-    interpolated (bicubic, to the explicit size).
-
-    Args:
-        config: the architecture and its weights.
-        tokens: "last", those of the last block after the final norm, or "keys", the keys of its
-            attention.
-    """
-
-    def __init__(self, config: BackboneConfig, tokens: str = "last"):
-        super().__init__()
-        self.net = _create(config, num_classes=0, dynamic_img_size=True)
-        _load_local(self.net, config)
-        self.patch: int = self.net.patch_embed.patch_size[0]
-        self.dim: int = self.net.embed_dim
-        self._keys: Tensor | None = None
-        if tokens == "keys":
-            keys = self.joined_attention or self.net.blocks[-1].attn.k_proj
-            keys.register_forward_hook(self._keep_keys)
-        self.tokens = tokens
-
-    @property
-    def joined_attention(self) -> nn.Module | None:
-        """The last block's layer for queries, keys and values; None where each has its own."""
-        return getattr(self.net.blocks[-1].attn, "qkv", None)
-
-    def _keep_keys(self, layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-        start = self.dim if output.shape[-1] == 3 * self.dim else 0  # queries, keys, values
-        self._keys = output[..., start : start + self.dim]
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, D, H/patch, W/patch)."""
-        tokens = self.net.forward_features(images)
-        if self.tokens == "keys":
-            tokens, self._keys = self._keys, None
-        tokens = tokens[:, self.net.num_prefix_tokens :]
-        rows, cols = (n // self.patch for n in images.shape[-2:])
-        return tokens.transpose(1, 2).unflatten(2, (rows, cols))
-
-
-class StageFeatures(Backbone):
-    """One stage of a network as a feature map: a ResNet's at stride 8 (the first one's is 4), for
-    which it is dilated, and other networks' at the stage's own stride, 4 to 32."""
-
-    def __init__(self, config: BackboneConfig, stage: int):
-        wide = config.name == "wide_resnet38"
-        dilated = wide or _is_resnet(config)
-        super().__init__(config, (stage,), 8 if dilated else 32)
-        (self.dim,) = self.dims
-        self.patch = 8 if dilated else max(*self.strides, self._multiple)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W), sides multiples of `patch` -> (B, D, H/stride, W/stride)."""
-        return super().forward(images)[0]
-
-
-def feature_network(
-    backbone: BackboneConfig, stage: int = 4, tokens: str = "last"
-) -> ViT | StageFeatures:
-    """The network below unsupervised features.
-
-    Args:
-        backbone: architecture and weights.
-        stage: stage of a network with feature maps, 1 to 4.
-        tokens: tokens of a ViT, see `ViT`.
-
-    Raises:
-        UserError: it has neither maps of several strides nor patch tokens at any image size.
-    """
-    if backbone.name == "wide_resnet38":
-        return StageFeatures(backbone, stage)
-    _blank(backbone)  # refuses unknown names and wrong arguments
-    strides = []
-    with contextlib.suppress(UserError):  # some networks give no maps
-        strides = _strides(backbone)
-    if len({*strides}) > 1:
-        return StageFeatures(backbone, stage)
-    _refuse_unless_vit(backbone, tokens)
-    return ViT(backbone, tokens)
-
-
-def _refuse_unless_vit(config: BackboneConfig, tokens: str) -> None:
-    with contextlib.suppress(Exception), torch.device("meta"):  # a network fails in any way
-        vit = ViT(config.without_weights(), tokens).eval()
-        if vit(torch.zeros(1, 3, 2 * vit.patch, 3 * vit.patch)).shape == (1, vit.dim, 2, 3):
-            return
-    raise UserError(
-        f"backbone {config.name!r} has neither maps of several strides nor patch tokens at any "
-        f"image size (uss.tokens: {tokens}); vit_small_patch16_224, {FIXES}"
-    )
 
 
 def norms(network: nn.Module) -> list[nn.Module]:

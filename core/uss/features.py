@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from core.data.features import FeatureSource
 from core.data.loader import batches_by_size
 from core.data.splits import Split
-from core.models.backbones import BackboneConfig, feature_network
+from core.models.backbones import BackboneConfig
+from core.models.feature_networks import feature_network
 from core.run.settings import PositiveFloat, check, location
 from core.uss.leopart import LeopartConfig
 from core.uss.self_supervision import SelfSupervisedConfig

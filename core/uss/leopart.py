@@ -1,8 +1,8 @@
 """Leopart: self-supervised learning of object parts (Ziegler and Asano, CVPR 2022).
 
-A DINO transformer learns on so that parts of objects gather around prototypes: of two overlapping
-crops, what the teacher assigns to a place in one is what the student must predict for that place in
-the other. Only places that the teacher attends to as foreground count.
+A DINO transformer is trained further so that object parts gather around prototypes: where two crops
+overlap, the student must predict in one crop what the teacher assigns in the other. Only places
+that the teacher attends to as foreground count.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from core.data.splits import Split
 from core.data.transforms import MEAN, STD, drawn_from
-from core.models.backbones import ViT
+from core.models.feature_networks import ViT
 from core.run import distributed, vision
 from core.run.settings import Decay, Dropout, NonNegativeInt, PositiveInt, Share
 from core.uss.self_supervision import sinkhorn
@@ -51,11 +51,9 @@ class LeopartConfig:
 
 
 def roi_align(maps: Tensor, boxes: Tensor, cells: int = CELLS) -> Tensor:
-    """Means of bilinear samples inside a box of each map, as many as the box has cells.
-
-    Along each axis a cell of the result takes ceil(n / cells) samples, n being the box's length in
-    cells of the map: torchvision's `roi_align` with aligned=True and sampling_ratio=-1, whose
-    compiled operator is not available everywhere (see core/run/vision.py).
+    """torchvision's `roi_align` (aligned, sampling_ratio -1), whose compiled operator is not
+    available everywhere (core/run/vision.py): means of ceil(n / cells) bilinear samples per axis,
+    n being the box's length in cells of the map.
 
     Args:
         maps: (B, C, h, w).
@@ -63,8 +61,7 @@ def roi_align(maps: Tensor, boxes: Tensor, cells: int = CELLS) -> Tensor:
         cells: number of cells per side of the result.
 
     Returns:
-        (B, C, cells, cells) float32; a sample beyond the centres of the map's outermost cells has
-        the value at the border.
+        (B, C, cells, cells) float32; samples beyond the outermost cells have the border's value.
     """
     rows = _sampling(boxes[:, 0], boxes[:, 2], maps.shape[2], cells)
     columns = _sampling(boxes[:, 1], boxes[:, 3], maps.shape[3], cells)
@@ -76,8 +73,8 @@ def _sampling(start: Tensor, end: Tensor, length: int, cells: int) -> Tensor:
     """Weights of a map's cells in the means that `roi_align` takes along one axis.
 
     Args:
-        start, end: (B,) of the boxes, as shares of the axis.
-        length: number of the map's cells along it.
+        start, end: (B,) ends of the boxes, as shares of the axis.
+        length: number of the map's cells along the axis.
         cells: number of means.
 
     Returns:
@@ -131,10 +128,7 @@ def foreground(attention: Tensor, mass: float = 0.6) -> Tensor:
 
 
 class LeopartNetwork(nn.Module):
-    """A transformer, a projection of its patch tokens, and prototypes.
-
-    Names of the heads are those of the released checkpoints.
-    """
+    """A transformer, a projection of its patch tokens, and prototypes, named as in Leopart."""
 
     def __init__(self, backbone: ViT, config: LeopartConfig):
         super().__init__()
@@ -155,8 +149,7 @@ class LeopartNetwork(nn.Module):
         return F.normalize(self.projection_head(tokens).float(), dim=-1).permute(0, 3, 1, 2)
 
     def scores(self, embeddings: Tensor) -> Tensor:
-        """(B, width, h, w) -> (B, prototypes, h, w) cosines, in single precision: they are divided
-        by a small temperature."""
+        """(B, width, h, w) -> (B, prototypes, h, w) cosines, float32 for a small temperature."""
         with torch.autocast(embeddings.device.type, enabled=False):
             return torch.einsum("bdhw,kd->bkhw", embeddings.float(), self.prototypes.weight.float())
 
@@ -190,8 +183,8 @@ class Queue(nn.Module):
         return bool(self.rows[crop, -1].any())
 
     def push(self, crop: int, embeddings: Tensor, most: int) -> None:
-        """Puts at most `most` of (N, width) embeddings, chosen at random, before the others; those
-        of all processes, whose queues stay alike."""
+        """Puts at most `most` random rows of (N, width) embeddings before the others; the rows of
+        all processes, so that their queues stay equal."""
         length = self.rows.shape[1]
         chosen = embeddings[torch.randperm(len(embeddings))[: min(most, length)]]
         chosen = distributed.gather(chosen)[:length]
@@ -216,8 +209,7 @@ class MultiCrops(Dataset):
         )
 
     def __getitem__(self, draw: tuple[int, int]) -> dict[str, Tensor | str]:
-        """{"large": (2, 3, S, S), "small": (n, 3, s, s), "boxes": (2 + n, 4) shares of the
-        sides: top, left, bottom, right, "id"}."""
+        """{"large": (2, 3, S, S), "small": (n, 3, s, s), "boxes": (2 + n, 4) as shares, "id"}."""
         index, seed = draw
         image = torch.from_numpy(self.split.read_image(index)).permute(2, 0, 1)
         config = self.config
@@ -226,13 +218,12 @@ class MultiCrops(Dataset):
         boxes: list[tuple[float, ...]] = []
         views = []
         with drawn_from(seed):
+            rows, cols = image.shape[-2:]
             for k, (side, area) in enumerate(kinds):
                 place = crop_place(image, area, boxes[:2], 0.02 if k < 2 else 0.01)
                 top, left, height, width = place
-                rows, cols = image.shape[-2:]
-                boxes.append(
-                    (top / rows, left / cols, (top + height) / rows, (left + width) / cols)
-                )
+                box = (top / rows, left / cols, (top + height) / rows, (left + width) / cols)
+                boxes.append(box)
                 view = vision.v2.functional.resized_crop(
                     image, *place, [side, side], antialias=True
                 )

@@ -1,16 +1,14 @@
 """RS+EPM, our reconstruction of RecurSeed and EdgePredictMix (Jo, Yu and Kim, 2022).
 
-The training code of the method was never published. This is built from its abstract, its released
-inference code and the settings visible there.
-
-A classifier with a decoder teaches itself. An EMA teacher's activation maps, corrected by how its
-features correlate (SCG: Pan et al., CVPR 2021), are the target of the student's maps; together with
-the teacher's decoder, whose share rises, they give the labels of the student's decoder
-(RecurSeed). Last, objects whose pixels are certain are pasted into other images, and pixels at
-edges of the probabilities have no label there (EdgePredictMix). Ours are: the decoder's share and
-that it ends at a half, the normalisation of its maps, the same weight for classes and background,
-that edges unlabel certain pixels too, and the average's ramp, which rises faster than the released
-code's 0.9999 (1 - exp(-n / 2000)).
+The training code was never published; this is built from the abstract, the released inference code
+and the settings visible there. A classifier with a decoder teaches itself. An EMA teacher's
+activation maps, corrected by how its features correlate (SCG: Pan et al., CVPR 2021), are the
+target of the student's maps; together with the teacher's decoder, whose share rises, they give the
+labels of the student's decoder (RecurSeed). Finally, objects whose pixels are certain are pasted
+into other images, and pixels at edges of the probabilities have no label there (EdgePredictMix).
+Ours are the decoder's share (up to a half), the normalisation of its maps, equal weights for
+classes and background, that edges unlabel certain pixels too, and the average's ramp, which rises
+faster than the released code's 0.9999 (1 - exp(-n / 2000)).
 """
 
 from dataclasses import dataclass
@@ -77,10 +75,8 @@ class RsEpmConfig:
 
 
 class RsEpmClassifier(nn.Module):
-    """Class scores of cells, whose mean are the logits, and DeepLab v3+'s decoder beside them.
-
-    Names below `aspp`, `decoder` and `classifier` are those of the released weights.
-    """
+    """Class scores of cells, whose means are the logits, and DeepLab v3+'s decoder; named as in
+    the released weights."""
 
     RELEASED: ClassVar = [
         ("model.fc.", None),
@@ -141,16 +137,13 @@ class RecurSeed:
     def __call__(
         self, images: Tensor, tags: Tensor, inside: Tensor, step: int
     ) -> dict[str, Tensor]:
-        """The losses of a batch.
+        """The losses of a batch: "loss" and its parts, all ().
 
         Args:
             images: (B, 3, H, W), normalised.
             tags: (B, C) multi-hot.
             inside: (B, H, W) bool, False in padding: nothing is learnt there.
-            step: of the training.
-
-        Returns:
-            "loss" and the parts that it is made of, all ().
+            step: step of the training.
         """
         if step < self.recur_from:
             return {"loss": _tag_loss(self.network(images)[0], tags)}
@@ -178,10 +171,9 @@ class RecurSeed:
     ) -> tuple[Tensor, Tensor]:
         """The teacher's corrected maps (B, C, h, w) and refined probabilities (B, 1 + C, H/4, W/4).
 
-        The decoder has learnt nothing when the recursion begins, so its share in the probabilities
-        rises from 0 until mixing begins. Its maps are divided by their maximum, as for labels: a
-        tagged class that it has not learnt yet would otherwise be taught as background. Cells
-        correlate by their features in the image, not in its mirror image.
+        The decoder knows nothing when the recursion begins, so its share rises from 0 until mixing
+        begins. Its maps are divided by their maximum, as for labels: otherwise a tagged class that
+        it has not learnt yet would be taught as background.
         """
         views = [images, images.flip(-1)]
         features = [self.teacher.backbone(view) for view in views]
@@ -189,7 +181,7 @@ class RecurSeed:
         present = tags[:, :, None, None]
         levels = [level.float() for level in features[0][1:]]  # strides 8 to 16
         size = levels[0].shape[-2:]
-        seen = sum(_mirrored(m.float().relu(), k) for k, m in enumerate(maps))
+        seen = maps[0].float().relu() + maps[1].float().relu().flip(-1)
         seen = F.interpolate(seen, size, mode="bilinear") * present
         cells = _resized(inside, size)
         with torch.autocast(images.device.type, enabled=False):  # sums over thousands of cells
@@ -205,7 +197,8 @@ class RecurSeed:
                 ]
             )
 
-        decoded = sum(_mirrored(z.float().softmax(1)[:, 1:], k) for k, z in enumerate(logits))
+        own, mirrored = (z.float().softmax(1)[:, 1:] for z in logits)
+        decoded = own + mirrored.flip(-1)
         decoded = decoded / (decoded.amax((2, 3), keepdim=True) + 1e-5)
         progress = min(1.0, (step - self.recur_from) / max(1, self.mix_from - self.recur_from))
         share = self.config.decoder_share * progress
@@ -232,10 +225,6 @@ def decoder_loss(logits: Tensor, label: Tensor) -> Tensor:
         label: (B, h, w) int64, 255 where nothing is certain.
     """
     return weighted_cross_entropy(logits.float(), label, balanced=True) / 2
-
-
-def _mirrored(maps: Tensor, odd: int) -> Tensor:
-    return maps.flip(-1) if odd else maps
 
 
 def map_loss(maps: Tensor, target: Tensor, tags: Tensor, inside: Tensor) -> Tensor:
@@ -289,13 +278,13 @@ def _stretched(maps: Tensor) -> Tensor:
 
 
 def correlated(correlation: Tensor, maps: Tensor, inside: Tensor, config: RsEpmConfig) -> Tensor:
-    """Each map becomes: what correlates with its bright cells, less what does with its dark ones.
+    """What correlates with each map's bright cells, minus what correlates with its dark ones.
 
     Args:
         correlation: (B, N, N) of `self_correlation`.
         maps: (B, C, h, w) not negative, N = h w.
         inside: (B, 1, h, w), 0 in padding, which is neither.
-        config: which cells are bright and dark.
+        config: thresholds of bright and dark cells.
 
     Returns:
         (B, C, h, w) in [0, 1].
@@ -311,8 +300,7 @@ def correlated(correlation: Tensor, maps: Tensor, inside: Tensor, config: RsEpmC
 def certain_label(probs: Tensor, foreground: float, background: float) -> Tensor:
     """(B, 1 + C, h, w) probabilities, background first -> (B, h, w) int64 labels of certain pixels.
 
-    A pixel is its best class where that has `foreground` at least, background where it has less
-    than `background`, else 255.
+    The best class from `foreground` on, background below `background`, else 255.
     """
     best, label = probs[:, 1:].max(1)
     label = (label + 1).where(best >= foreground, IGNORE)
@@ -340,8 +328,8 @@ def mixed(images: Tensor, label: Tensor, tags: Tensor) -> tuple[Tensor, Tensor, 
         tags: (B, C) multi-hot.
 
     Returns:
-        Images, labels and tags after pasting; a class of the lower image whose certain pixels are
-        all covered is no longer tagged.
+        Images, labels and tags after pasting; a class whose certain pixels are all covered has no
+        tag any more.
     """
     images, label, tags = images.clone(), label.clone(), tags.clone()
     upper = [value.roll(1, 0) for value in (images, label)]

@@ -27,8 +27,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from core.complement import segmentation_loss
 from core.config import Config, make_parser, parse
 from core.inference import multi_scale
-from core.models.backbones import BackboneConfig, ViT
+from core.models.backbones import BackboneConfig
 from core.models.deeplab import build_deeplab
+from core.models.feature_networks import ViT
 from core.run.device import autocast, pick_device, to_device
 from core.run.errors import run_script
 from core.run.loop import EMA
