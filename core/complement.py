@@ -84,7 +84,7 @@ def weighted_cross_entropy(
         certainty: (B, H, W), W.
         balanced: average over background and over class pixels apart, and add the two.
         counts: `labelled_pixels` that the averages are over; None: of `label`. Parts of a batch are
-            given those of all of it, so that the sum of their losses is that of the batch.
+            given the whole batch's, so that their losses sum to the batch's.
 
     Returns:
         () loss; 0 if no pixel has a label.

@@ -84,7 +84,7 @@ def kmeans(
     Args:
         points: (n, D) unit vectors, n >= 1.
         k: clusters; fewer come out when there are fewer distinct points.
-        generator: of the seeds, on the CPU.
+        generator: source of the seeds, on the CPU.
         restarts: starts to choose from.
         steps: at most this many iterations each.
 
@@ -140,7 +140,7 @@ def image_centroids(
         label: (H, W) pseudo label, 0..C or 255, at any size.
         k_fg: clusters of each class region, K_fg.
         k_bg: clusters of the background region, K_bg.
-        generator: of K-means' seeds.
+        generator: source of K-means' seeds, on the CPU.
         restarts: starts of K-means to choose from.
 
     Returns:

@@ -42,8 +42,8 @@ def write_shard(
     """Writes the clusters of many images into one file, and the sum of their backgrounds.
 
     Args:
-        path: of the .npz file.
-        vectors: (n, D) float32, of unit length or zero; those of an image lie side by side.
+        path: path of the .npz file.
+        vectors: (n, D) float32, of unit length or zero; rows of an image are contiguous.
         labels: (n,) 0..C, 0 is background.
         images: (n,) which image each is of, counted through over all shards.
         sizes: (n,) cells of the clusters.
@@ -119,7 +119,7 @@ def write_distances(
         among: all shards, of which `nearest` reads the backgrounds; None: `shards`.
 
     Returns:
-        For each shard a file beside it with `distance` (n,) float32 in [0, 1], 0 for backgrounds.
+        For each shard a file next to it with `distance` (n,) float32 in [0, 1], 0 for backgrounds.
         One that was made against the same backgrounds before is left as it is.
     """
     state = background.tobytes() + str((count, nearest)).encode()
@@ -149,7 +149,7 @@ def kept_counts(found: np.ndarray, alpha: float) -> np.ndarray:
 
 
 def thresholds(shards: Sequence[Path], distances: Sequence[Path], kept: np.ndarray) -> np.ndarray:
-    """(1 + C,) uint64: the kept[c] farthest centroids of class c are those of this key or above.
+    """(1 + C,) uint64: the kept[c] farthest centroids of class c have this key or a higher one.
 
     Finds the keys digit by digit, from the highest of eight, by counting; stops when what is left
     of every class is kept as a whole. Without ties that takes four readings of the distances.

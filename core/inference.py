@@ -56,7 +56,7 @@ def windowed(network: Callable[[Tensor], Tensor], side: int) -> Callable[[Tensor
 
     Args:
         network: (B, 3, h, w) -> (B, C, h', w'), at any stride; its last activation included.
-        side: of the square windows, pixels; neighbours overlap by a third of it at least.
+        side: side of the square windows, pixels; neighbours overlap by at least a third of it.
 
     Returns:
         (B, 3, H, W) -> (B, C, H', W'): the network itself where an image fits into a window; else

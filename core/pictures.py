@@ -14,11 +14,11 @@ def principal_components(feats: Sequence[Tensor], seed: int = 0) -> list[Tensor]
     """The first three principal components over all of `feats` as red, green and blue.
 
     Args:
-        feats: of each image (D, h, w).
-        seed: of the approximate decomposition.
+        feats: (D, h, w) features of each image.
+        seed: seed of the approximate decomposition.
 
     Returns:
-        Of each image (3, h, w) uint8.
+        (3, h, w) uint8 for each image.
     """
     cells = torch.cat([feat.flatten(1).T for feat in feats]).float()
     mean = cells.mean(0)

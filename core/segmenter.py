@@ -116,7 +116,7 @@ def probabilities(network: DeepLab, images: Tensor, settings: EvaluationConfig) 
     """Probabilities of labels over all configured views.
 
     Args:
-        network: in evaluation mode.
+        network: network in evaluation mode.
         images: (B, 3, H, W), normalised.
         settings: scales, mirroring and windows.
 

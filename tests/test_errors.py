@@ -80,7 +80,7 @@ def test_developers_see_the_traceback(tmp_path):
     ("line", "said", "status"),
     [
         ("raise UserError('mend it')", "error: mend it\n", 1),
-        ("raise KeyboardInterrupt", "\nstopped; the same command goes on from here.\n", 1),
+        ("raise KeyboardInterrupt", "\nstopped; the same command resumes from here.\n", 1),
         ("sys.exit(3)", "", 3),
         ("raise MemoryError", "error: out of memory.", 1),
         ("read(Path('gone'))", "error: No such file or directory (gone)", 1),

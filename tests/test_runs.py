@@ -277,7 +277,7 @@ def test_problems_are_counted_and_the_first_are_shown():
         (torch.OutOfMemoryError("CUDA out of memory."), "evaluation.window"),
         (OSError("Caught OSError in a process.\nTraceback:\nOSError: I/O"), "error: OSError: I/O"),
         (UserError("Caught in a process.\ncore.run.errors.UserError: dark"), "^error: dark$"),
-        (KeyboardInterrupt(), "goes on from here"),
+        (KeyboardInterrupt(), "resumes from here"),
     ],
 )
 def test_scripts_end_in_one_message(error, message):

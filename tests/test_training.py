@@ -65,7 +65,7 @@ def test_broken_last_checkpoint_gives_way_to_the_one_before(tmp_path, capsys, cu
         content[content.index(whole["network"]["3.bias"].numpy().tobytes()[:1]) + 900] ^= 4
     path.write_bytes(content if cut == "flip" else content[:cut])
     resumed = fit(tmp_path / "b")
-    assert "going on from the one before" in capsys.readouterr().out
+    assert "resuming from the one before" in capsys.readouterr().out
     assert all(torch.equal(v, resumed["ema"][k]) for k, v in whole["ema"].items())
 
 

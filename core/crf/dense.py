@@ -150,7 +150,7 @@ class DenseCRF:
         # A softmax does not change when the same is added to all labels, and the kernels are
         # linear. So label 0 can be taken from the others, in the logits and in Q: L - 1 channels
         # say all that L do, exactly, and the usual two labels are one channel at half the cost.
-        given = unary[0] - unary[1:]  # (L - 1, N) logits of labels 1, 2, ... beside label 0
+        given = unary[0] - unary[1:]  # (L - 1, N) logits of labels 1, 2, ... relative to label 0
         logits = given
         for _ in range(self.iterations):
             relative = _relative_posterior(logits)
@@ -164,7 +164,7 @@ class DenseCRF:
 
     def _filters(self, image: np.ndarray) -> list[Any]:
         """w_g K~_g and w_b K~_b, as far as they do anything."""
-        # Here, because numba takes a moment to import and may be absent beside pydensecrf.
+        # Here, because numba takes a moment to import and may be absent where pydensecrf is used.
         from core.crf.permutohedral import GridFilter, LatticeFilter
 
         height, width = image.shape[:2]
@@ -245,7 +245,7 @@ def _check(image: np.ndarray, probs: np.ndarray) -> None:
 
 
 def _posterior(logits: np.ndarray) -> np.ndarray:
-    """(L - 1, N) logits beside label 0 -> (L, N) probabilities."""
+    """(L - 1, N) logits relative to label 0 -> (L, N) probabilities."""
     logits = np.concatenate([np.zeros_like(logits[:1]), logits])
     logits -= logits.max(0)
     probs = np.exp(logits, out=logits)
@@ -254,7 +254,7 @@ def _posterior(logits: np.ndarray) -> np.ndarray:
 
 
 def _relative_posterior(logits: np.ndarray) -> np.ndarray:
-    """(L - 1, N) logits beside label 0 -> (L - 1, N) probabilities minus that of label 0."""
+    """(L - 1, N) relative logits -> (L - 1, N) probabilities minus label 0's."""
     if len(logits) == 1:
         return np.tanh(logits / 2)  # equals sigmoid(x) - sigmoid(-x), the same in one step
     probs = _posterior(logits)

@@ -19,7 +19,7 @@ from core.run.errors import UserError
 
 DIM = 5  # features: x, y and three colours; a constant, so that the short loops below are unrolled
 CORNERS = DIM + 1  # of a simplex
-RADIX = 6000  # of a corner's packed key: 6000^5 < 2^63, so each coordinate lies in -3000..2999
+RADIX = 6000  # of a corner's packed key: 6000^5 < 2^63, so each coordinate is in -3000..2999
 SCATTER = -7046029254386353131  # 2^64 / golden ratio, odd, as a signed number
 LOW = 2**32 - 1  # the half of a table slot that holds a number
 BLOCK = 64  # pixels or lattice points handled together
@@ -31,7 +31,7 @@ class GridFilter:
     """out += weight K~ q for the spatial kernel K(p, p') = exp(-|p - p'|^2 / 2 sigma^2).
 
     Args:
-        height, width: of the images, pixels.
+        height, width: size of the images, pixels.
         sigma: pixels. Beyond 4 sigma the kernel, under 0.0004 there, is cut off.
         weight: factor on the result, >= 0.
     """

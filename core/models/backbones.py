@@ -281,7 +281,7 @@ def tapped_backbone(config: BackboneConfig) -> nn.Module:
     are fixed, as in SEAM.
     """
     network, fixed = Backbone(config, (2, 3, 4), 8), ()
-    if isinstance(network.net, WideResNet38):  # its names are those of the released files
+    if isinstance(network.net, WideResNet38):  # named as in the released files
         network = network.net
         fixed = (network.b2, network.b2_1, network.b2_2)
     for module in (*fixed, *norms(network)):

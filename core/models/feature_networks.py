@@ -26,7 +26,7 @@ class ViT(nn.Module):
 
     Args:
         config: the architecture and its weights.
-        tokens: "last", those of the last block after the final norm, or "keys", the keys of its
+        tokens: "last", the last block's tokens after the final norm, or "keys", the keys of its
             attention.
     """
 

@@ -1,6 +1,6 @@
 """Wide-ResNet-38 (Wu, Shen and van den Hengel, 2016, model A1) at output stride 8.
 
-Parameter names and shapes are those of the public weight files of its users (PSA, SEAM), so that
+Parameter names and shapes match the public weight files of its users (PSA, SEAM), so that
 these load as they are.
 """
 

@@ -56,12 +56,12 @@ def resume(path: Path) -> dict[str, Any] | None:
         except UserError as error:
             if candidate == there[-1]:
                 raise UserError(f"{error}. To train from the start, remove {candidate}") from None
-            print(f"{error}; going on from the one before, {there[-1]}")
+            print(f"{error}; resuming from the one before, {there[-1]}")
     return None
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Loads what `save` wrote, or anybody's .pth or .safetensors file of tensors, onto the CPU.
+    """Loads what `save` wrote, or any .pth or .safetensors file of tensors, onto the CPU.
 
     Raises:
         UserError: the file is missing, broken, or holds more than tensors and plain values.
@@ -136,7 +136,7 @@ class _TensorsOnly(pickle.Unpickler):
 
 
 def load_foreign(path: Path) -> dict[str, Any]:
-    """Loads somebody's checkpoint, such as Lightning's, that may hold more than tensors.
+    """Loads a checkpoint from elsewhere, such as Lightning's, that may hold more than tensors.
 
     What is not a tensor, a number, a string or a container of them is left out unread.
 
@@ -171,8 +171,8 @@ def _refused(*args: Any, **kwargs: Any) -> None:
 def find_state_dict(content: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors of a checkpoint of any common nesting, without common prefixes.
 
-    Of a student and its teacher, those of the one that the method's authors evaluate: DINO's
-    teacher, Leopart's student.
+    Of a student and its teacher, the one that the method's authors evaluate: DINO's teacher,
+    Leopart's student.
     """
     for nest in NESTS:
         if isinstance(content.get(nest), Mapping):
@@ -187,7 +187,7 @@ def find_state_dict(content: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def load_weights(network: nn.Module, path: Path, names: Mapping[str, str] | None = None) -> None:
-    """Loads pre-trained weights into `network`; what the file has beside them (a head) is left out.
+    """Loads pre-trained weights into `network`; further tensors of the file (a head) are ignored.
 
     Args:
         network: the network that is changed.
@@ -212,7 +212,7 @@ def load_weights(network: nn.Module, path: Path, names: Mapping[str, str] | None
         k = wrong[0]
         raise UserError(
             f"{path}: {k} has shape {tuple(state[k].shape)}, expected {tuple(wanted[k].shape)}; "
-            "the network's name or arguments differ from those of the file"
+            "the network's name or arguments differ from the file's"
         )
     network.load_state_dict(state, strict=False)
 
@@ -224,10 +224,13 @@ Rules = Sequence[tuple[str, str | None]]
 def load_published(
     network: nn.Module, path: Path, rules: Rules, own: Collection[str] = ()
 ) -> nn.Module:
-    """Loads somebody's checkpoint of the whole network, for use: in evaluation mode.
+    """Loads a released checkpoint of the whole network; in evaluation mode.
+
+    Some files hold a tensor under several names, or parts that labels do not need (IRNet's
+    displacement branch, an ImageNet head), which are ignored; everything else must fit.
 
     Args:
-        network: of the same architecture.
+        network: network of the same architecture.
         path: the file.
         rules: how its names become ours.
         own: tensors of the network that the file has not.
@@ -265,7 +268,7 @@ def load_published(
 
 
 def _unwrapped(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors of a checkpoint that may lie below "state_dict" and start with "module."."""
+    """The tensors of a checkpoint that may be below "state_dict" and start with "module."."""
     content = content.get("state_dict", content)
     tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)}
     return {k.removeprefix("module."): v for k, v in tensors.items()}

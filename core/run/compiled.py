@@ -8,8 +8,8 @@ from numba import njit
 def compiled(function: Callable) -> Callable:
     """Compiles a function over arrays: releases the GIL, plain floating-point arithmetic is free.
 
-    The machine code is kept beside the source or else in the user's cache folder. Where neither can
-    be written to, as in a container that runs as a stranger, each process compiles anew.
+    The machine code is kept next to the source or else in the user's cache folder. Where neither
+    can be written to, as in a container that runs as a stranger, each process compiles anew.
     """
     options = {"nogil": True, "fastmath": True, "error_model": "numpy"}
     try:

@@ -1,4 +1,4 @@
-"""Errors that a user can cause and mend, told in one message; and those that nobody foresaw."""
+"""Errors that a user can cause and fix, in one message each; and errors that were not foreseen."""
 
 import os
 import re
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-AGAIN = "the same command goes on from here."
+AGAIN = "the same command resumes from here."
 OUT_OF_MEMORY = (
     "out of memory. Lower the batch size of this stage, cut its batches (accumulate), lower the "
     "crop or the scales, see images through windows (evaluation.window), or make smaller copies"
@@ -47,7 +47,7 @@ def run_script(main: Callable[[], None]) -> None:
     """Runs a script's `main`; what a user can cause ends in one message, not a traceback.
 
     Below torchrun, joins the processes before; those but the first print errors alone (their
-    progress bars are switched off in core/__init__.py). An error that nobody foresaw becomes one
+    progress bars are switched off in core/__init__.py). An unforeseen error becomes one
     message, too, with its traceback in a file; with MARS_TRACEBACK=1 in the environment it is
     printed instead.
     """
@@ -127,7 +127,7 @@ class NamesFile:
 
 
 def _report(error: Exception) -> NoReturn:
-    """Ends the script with one message about an error that nobody foresaw."""
+    """Ends the script with one message about an unforeseen error."""
     if os.environ.get("MARS_TRACEBACK", "0") not in ("", "0"):
         raise error
     text = "".join(traceback.format_exception(error))

@@ -5,8 +5,8 @@
 PyPI's torchvision next to a CPU-only PyTorch does not import, because the operators that it
 registers were compiled for another build. Declaring their schemas makes it importable; models and
 transforms work, only the compiled operators themselves stay unavailable, and nothing here needs
-them. Whoever imports torchvision (timm does, and so does unpickling in another process) gets it in
-this way once this module is imported.
+them. Every import of torchvision (by timm, or by unpickling in another process) works this way once
+this module is imported.
 """
 
 import importlib

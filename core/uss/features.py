@@ -1,4 +1,4 @@
-"""Unsupervised semantic features F of images, from a trained network or from anybody's files."""
+"""Unsupervised semantic features F of images, and the settings of stage 1."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -69,7 +69,7 @@ class UssConfig(StegoConfig):
 
 
 class SemanticFeatures(nn.Module):
-    """A frozen network, STEGO's head where trained, and the mean feature where taken out."""
+    """A frozen network, STEGO's head if trained, and the mean feature that is subtracted."""
 
     RELEASED: ClassVar = [  # STEGO's, by Lightning
         ("net.model.head.", None),

@@ -240,7 +240,7 @@ def crop_place(
     image: Tensor, area: tuple[float, float], others: list[tuple[float, ...]], least: float
 ) -> tuple[int, int, int, int]:
     """Top, left, height and width of a random crop that shares at least `least` of the image's area
-    with each of the boxes `others`; after 100 vain draws the one that shares most."""
+    with each of the boxes `others`; after 100 draws without one, the crop that shares most."""
     rows, cols = image.shape[-2:]
     best = (-1.0, (0, 0, rows, cols))
     for _ in range(100):
@@ -264,9 +264,9 @@ def part_loss(
     """Cross entropy of the student's scores with the teacher's assignments on the overlaps.
 
     Args:
-        teacher: of both large crops the (B, K, h, w) assignments, sums over K are 1.
-        student: of all crops the (B, K, h', w') cosines with the prototypes.
-        masks: of both large crops the (B, h, w) bool foreground.
+        teacher: (B, K, h, w) assignments of both large crops; sums over K are 1.
+        student: (B, K, h', w') cosines of all crops with the prototypes.
+        masks: (B, h, w) bool foreground of both large crops.
         boxes: (B, crops, 4) places of the crops in the image.
 
     Returns:

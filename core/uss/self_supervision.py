@@ -4,7 +4,7 @@ The student sees composites: a jittered crop of one image with a random outline 
 in, parts of it hidden. Two losses work on the same pass.
 
 - Dense self-distillation: for each cell the student predicts which prototype the EMA teacher
-  assigns to that place of the image it comes from, whatever is pasted beside it. Sinkhorn
+  assigns to that place of the image it comes from, whatever is pasted next to it. Sinkhorn
   iterations spread the assignments over the prototypes (SwAV, Caron et al., NeurIPS 2020); hiding
   parts makes the student infer a cell from its surroundings (iBOT, Zhou et al., ICLR 2022).
 - Figure-ground contrast: cells of the pasted figure are pulled together and away from the ground of
@@ -152,7 +152,7 @@ def figure_ground_loss(feat: Tensor, pasted: Tensor, temperature: float = 0.1) -
     Args:
         feat: (B, D, h, w) features of composites.
         pasted: (B, h, w) share of each cell that is pasted; cells between 0.1 and 0.6 are left out.
-        temperature: of the similarities.
+        temperature: temperature of the similarities.
 
     Returns:
         () mean over the cells of each side, averaged over the two sides.
@@ -180,7 +180,7 @@ def self_supervised_losses(
     """Both losses on composites of a batch, and "loss", their sum.
 
     Args:
-        student: in training mode.
+        student: network in training mode.
         teacher: its moving average.
         images: (B, 3, H, W) in [0, 1]; image b is pasted onto image b + 1.
         config: crop sizes and hidden share.

@@ -69,7 +69,7 @@ class StegoConfig:
 class StegoHead(nn.Module):
     """A linear and a non-linear projection of frozen features, added up.
 
-    Parameter names are those of the released checkpoints below `net.`.
+    Parameter names match the released checkpoints below `net.`.
     """
 
     def __init__(self, dim: int, code_dim: int, dropout: float):

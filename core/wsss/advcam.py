@@ -45,7 +45,7 @@ def adversarial_cam(
     """Sum of the Grad-CAM maps of one class along the climb.
 
     Args:
-        classifier: in evaluation mode.
+        classifier: classifier in evaluation mode.
         views: (2, 3, H, W) float32, the normalised image and its mirror image.
         label: the class, 0-based.
         steps: T, of the climb; the first map is that of the image itself.
@@ -88,7 +88,7 @@ def adversarial_cams(
     """Maps of several classes over all scales of one image.
 
     Args:
-        classifier: in evaluation mode; its weights are left alone.
+        classifier: classifier in evaluation mode; its weights do not change.
         image: (3, H, W) float32, normalised.
         labels: classes, 0-based.
         config: scales and climb.

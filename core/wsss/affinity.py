@@ -1,6 +1,6 @@
 """Affinities of pairs of pixels, and the random walk that spreads activation maps along them.
 
-From IRNet (Ahn, Cho and Kwak, CVPR 2019), where two pixels belong together unless a boundary lies
+From IRNet (Ahn, Cho and Kwak, CVPR 2019), where two pixels belong together unless a boundary is
 between them, and PSA (Ahn and Kwak, CVPR 2018), where they do if their features are alike. Pure
 functions on tensors. All pairs within a radius are listed once, as offsets that point
 down or right; P is their number.
@@ -44,7 +44,7 @@ class PairConfig:
 
 
 def pair_offsets(radius: int) -> list[Offset]:
-    """Offsets (dy, dx) of the pairs nearer than `radius`, each pair once: 34 for 5, 152 for 10."""
+    """Offsets (dy, dx) of the pairs closer than `radius`, each pair once: 34 for 5, 152 for 10."""
     reach = range(1 - radius, radius)
     right = [(0, x) for x in reach if x > 0]
     return right + [
@@ -65,7 +65,7 @@ def path_affinity(boundary: Tensor, radius: int) -> Tensor:
 
     Args:
         boundary: (..., H, W) in [0, 1].
-        radius: pairs are nearer than this, in cells.
+        radius: pairs are closer than this, in cells.
 
     Returns:
         (..., P, H - r, W - 2 r) with r = radius - 1, for each pair at its upper or left cell; cells
@@ -114,7 +114,7 @@ def affinity_loss(affinity: Tensor, label: Tensor, radius: int) -> Tensor:
     Args:
         affinity: (..., P, h, w) of `path_affinity` or `feature_affinity`.
         label: (..., H, W) integers, 0..C or 255 (or -1) to ignore.
-        radius: of the pairs.
+        radius: radius of the pairs, in cells.
 
     Returns:
         () loss.
@@ -139,7 +139,7 @@ def feature_affinity(features: Tensor, radius: int) -> Tensor:
 
     Args:
         features: (B, D, H, W).
-        radius: pairs are nearer than this, in cells.
+        radius: pairs are closer than this, in cells.
 
     Returns:
         (B, P, H - r, W - 2 r) with r = radius - 1, in (0, 1]; see `path_affinity`.
@@ -161,7 +161,7 @@ def random_walk(
     Args:
         maps: (K, h, w) maps of the image's classes, not negative.
         affinity: (P, h, w) in [0, 1] of each cell's pairs; those that leave the image are left out.
-        radius: of the pairs, in cells.
+        radius: radius of the pairs, in cells.
         beta: exponent of the affinities.
         doublings: log2 of the number of steps.
 

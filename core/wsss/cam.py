@@ -25,7 +25,7 @@ RELEASED_RESNET = [
 class CamClassifier(nn.Module):
     """A backbone and a 1x1 convolution; the class logits are the map's mean (as in IRNet).
 
-    With log-mean-exp pooling they lie between the average and the maximum (Pinheiro and Collobert,
+    With log-mean-exp pooling they are between the average and the maximum (Pinheiro and Collobert,
     CVPR 2015), so that a small object is not outvoted by its surroundings.
     """
 

@@ -84,7 +84,7 @@ def consistency_losses(
 
     Args:
         first: maps and refined maps of the image, (B, 1 + C, H, W) scores.
-        second: those of its smaller copy, (B, 1 + C, h, w).
+        second: the same of its smaller copy, (B, 1 + C, h, w).
         tags: (B, C) multi-hot.
 
     Returns:

@@ -181,7 +181,7 @@ def test_training_is_interrupted_and_goes_on(long_training, undisturbed, fault):
         os.kill(children(process)[-1], signal.SIGKILL)
     told = process.communicate(timeout=60)[0]
     last = told.splitlines()[-2:]  # torch reports a dead process wherever Python happens to be
-    assert process.returncode == 1 and "goes on from here" in last[-1], told
+    assert process.returncode == 1 and "resumes from here" in last[-1], told
     assert fault == "Ctrl-C" or "workers: 0" in last[0], told
     assert fault != "Ctrl-C" or "Traceback" not in told
     ends_well(long_training, undisturbed)
