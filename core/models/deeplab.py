@@ -78,7 +78,7 @@ class DeepLab(nn.Module):
         return self.training_logits(images)[-1]
 
     def training_logits(self, images: Tensor) -> list[Tensor]:
-        """All logits that the loss is summed over: the image's; with `train_scales` also the smaller
+        """All logits that the loss sums over: the image's; with `train_scales` also the smaller
         copies' and, last, the maximum of all."""
         logits = [self.head(*self.backbone(images))]
         if not self.train_scales:
