@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from core.data.labels import IGNORE
-from core.run.compiled import compiled
 
 
 def confusion_matrix(prediction: np.ndarray, truth: np.ndarray, num_classes: int) -> np.ndarray:
@@ -21,22 +20,10 @@ def confusion_matrix(prediction: np.ndarray, truth: np.ndarray, num_classes: int
     """
     if ((truth > num_classes) & (truth != IGNORE)).any():
         raise ValueError(f"ground truth holds other labels than 0..{num_classes} and {IGNORE}")
-    matrix = np.zeros((num_classes + 1,) * 2, np.int64)
-    _count(np.ravel(prediction), np.ravel(truth), matrix)
-    return matrix
-
-
-@compiled
-def _count(prediction, truth, matrix):
-    """Adds run by run: label maps are flat, and most pixels equal the one before."""
-    start = 0
-    for k in range(1, truth.size + 1):
-        if k < truth.size and truth[k] == truth[start] and prediction[k] == prediction[start]:
-            continue
-        if start < truth.size and truth[start] != IGNORE:
-            column = prediction[start] if prediction[start] < len(matrix) else 0
-            matrix[truth[start], column] += k - start
-        start = k
+    valid, size = truth != IGNORE, 1 + num_classes
+    predicted = np.where(prediction > num_classes, 0, prediction)[valid]
+    pairs = truth[valid].astype(np.intp) * size + predicted
+    return np.bincount(pairs, minlength=size * size).reshape(size, size)
 
 
 @dataclass(frozen=True)
