@@ -2,9 +2,12 @@
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 
 from core.data.labels import IGNORE
+
+EXACT = 2**24  # pixels up to which OpenCV counts in float32 without rounding
 
 
 def confusion_matrix(prediction: np.ndarray, truth: np.ndarray, num_classes: int) -> np.ndarray:
@@ -20,10 +23,15 @@ def confusion_matrix(prediction: np.ndarray, truth: np.ndarray, num_classes: int
     """
     if ((truth > num_classes) & (truth != IGNORE)).any():
         raise ValueError(f"ground truth holds other labels than 0..{num_classes} and {IGNORE}")
-    valid, size = truth != IGNORE, 1 + num_classes
-    predicted = np.where(prediction > num_classes, 0, prediction)[valid]
-    pairs = truth[valid].astype(np.intp) * size + predicted
-    return np.bincount(pairs, minlength=size * size).reshape(size, size)
+    truth, prediction = (m.reshape(len(m), -1) for m in (truth, prediction))
+    counts = np.zeros((256, 256), np.int64)
+    step = max(1, EXACT // max(1, truth.shape[1]))
+    for top in range(0, len(truth), step):
+        rows = [np.ascontiguousarray(m[top : top + step]) for m in (truth, prediction)]
+        counts += cv2.calcHist(rows, [0, 1], None, [256, 256], [0, 256, 0, 256]).astype(np.int64)
+    matrix = counts[: 1 + num_classes, : 1 + num_classes].copy()
+    matrix[:, 0] += counts[: 1 + num_classes, 1 + num_classes :].sum(1)
+    return matrix
 
 
 @dataclass(frozen=True)
