@@ -23,7 +23,7 @@ def confusion_matrix(prediction: np.ndarray, truth: np.ndarray, num_classes: int
     """
     if ((truth > num_classes) & (truth != IGNORE)).any():
         raise ValueError(f"ground truth holds other labels than 0..{num_classes} and {IGNORE}")
-    truth, prediction = (m.reshape(len(m), -1) for m in (truth, prediction))
+    truth, prediction = (np.atleast_2d(m) for m in (truth, prediction))
     counts = np.zeros((256, 256), np.int64)
     step = max(1, EXACT // max(1, truth.shape[1]))
     for top in range(0, len(truth), step):
