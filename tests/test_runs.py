@@ -155,7 +155,7 @@ def test_lost_list_of_inputs_costs_detail_and_nothing_else(tmp_path):
         ({}, {"wsss": {"irn": {"epochs": 5}, "rsepm": {"ema": 0.9}}}),
         ({"wsss": {"method": "seam"}}, {"wsss": {"irn": {"beta": 1.0}, "threshold": 0.5}}),
         ({"wsss": {"object_share": 0.2}}, {"wsss": {"threshold": 0.5}}),
-        ({}, {"debias": {"nearest": 3, "slope": 1.0, "output_dir": "x"}}),
+        ({}, {"debias": {"nearest": 3, "gamma": 2.0, "output_dir": "x"}}),
         ({"debias": {"refine": "none"}}, {"debias": {"crf": {"iterations": 1}}}),
         ({"segmentation": {"mode": "wsss"}}, {"segmentation": {"refine": "pamr", "name": "x"}}),
         ({"segmentation": {"network": "deeplabv2"}}, {"segmentation": {"aspp_dim": 9}}),

@@ -394,7 +394,7 @@ CASES = [
     ),
     Case(
         "results inside of the photographs",
-        *(WSSS, "lies in data.root", lambda b: change(run_dir=str(b.photographs() / "run"))(b)),
+        *(WSSS, "is inside data.root", lambda b: change(run_dir=str(b.photographs() / "run"))(b)),
     ),
     # Pseudo labels
     Case("label missing", DEBIAS, "1 of 16 label maps", label(lambda path: path.unlink())),
