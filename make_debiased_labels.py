@@ -23,6 +23,7 @@ from torch import Tensor
 from core.config import Config, make_parser, parse
 from core.crf.dense import make_crf
 from core.data.checks import check_inputs
+from core.data.features import FeatureSource, feature_files
 from core.data.labels import BIASED_ON_DISK, read_label, to_disk, write_label
 from core.data.splits import Split, label_files, read_split
 from core.debias import (
@@ -40,7 +41,6 @@ from core.run.errors import UserError, run_script
 from core.run.files import atomic_write, read_arrays
 from core.run.stage import Stage, check_classes
 from core.run.threads import in_threads
-from core.uss.features import FeatureSource, feature_files
 
 IN_MEMORY = 2**30  # bytes of centroids up to which they are selected in memory, not from shards
 IMAGES_PER_SHARD = 4096

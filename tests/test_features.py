@@ -4,6 +4,7 @@ import torch
 from conftest import CLASSES, run_python
 
 from core.config import make_parser, parse
+from core.data.features import feature_files, feature_shape, file_features, read_features
 from core.data.settings import DataConfig
 from core.data.splits import read_split
 from core.models.backbones import BackboneConfig, ViT
@@ -14,12 +15,8 @@ from core.uss.features import (
     SemanticFeatures,
     UssConfig,
     centred,
-    feature_files,
-    feature_shape,
-    file_features,
     mean_feature,
     network_features,
-    read_features,
 )
 
 RESNET = BackboneConfig("resnet18", {"channels": [8, 8, 16, 24]}, "none")

@@ -16,13 +16,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from core.config import Config, make_parser, parse
 from core.data.checks import Findings, Kind, Photograph, check_features, check_labels, headers
+from core.data.features import read_features
 from core.data.finder import FEATURES, LABELS, Files
 from core.data.images import read_image
 from core.data.splits import Split, gather, masks_folder
 from core.run import notes
 from core.run.errors import UserError, run_script
 from core.run.threads import in_threads
-from core.uss.features import read_features
 
 
 def main() -> None:

@@ -18,13 +18,14 @@ from core.run.identity import settings_with_influence
 from core.wsss.classifiers import Classifier
 
 from core.config import Config, make_parser, parse
+from core.data.features import write_features
 from core.data.splits import Split, read_split
 from core.pipeline import Run, load_semantic_features
 from core.run import checkpoint
 from core.run.device import autocast, pick_device, to_device
 from core.run.errors import run_script
 from core.run.stage import Identity, Stage
-from core.uss.features import network_features, write_features
+from core.uss.features import network_features
 from train_wsss import build_classifier
 
 

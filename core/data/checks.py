@@ -17,13 +17,13 @@ from typing import Literal, NamedTuple
 import cv2
 import numpy as np
 
+from core.data.features import feature_shape
 from core.data.images import TURNED, read_header
 from core.data.labels import BIASED_ON_DISK, IGNORE, inspect_label
 from core.data.splits import Split
 from core.run import distributed
 from core.run.errors import UserError, raise_all
 from core.run.threads import in_threads
-from core.uss.features import feature_shape
 
 Size = tuple[int, int]
 Kind = Literal["pseudo", "debiased", "truth", "prediction"]

@@ -38,6 +38,7 @@ from torch import nn
 
 from core.archives import unpack
 from core.config import make_parser, parse
+from core.data.features import read_features
 from core.data.images import read_image
 from core.data.labels import VOC, read_label, write_label
 from core.data.settings import DataConfig
@@ -47,7 +48,6 @@ from core.run import checkpoint
 from core.run.errors import UserError
 from core.run.files import read_json
 from core.submission import check_submission
-from core.uss.features import read_features
 from core.wsss.cam import load_cam
 from make_debiased_labels import read_clusters
 from tools.prepare_coco import group, read_instances
