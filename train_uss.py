@@ -20,8 +20,8 @@ from torch.nn import functional as F
 
 from core.config import Config, make_parser, parse
 from core.data.features import write_features
+from core.data.lists import Split, read_split
 from core.data.loader import RawImages, StepSampler, batches_from, make_loader
-from core.data.splits import Split, read_split
 from core.data.transforms import denormalise, normalise_unit
 from core.models.backbones import ViT
 from core.pictures import principal_components

@@ -19,7 +19,7 @@ import torch
 from core.config import Config
 from core.data.features import FeatureSource, feature_files, file_features
 from core.data.finder import FEATURES, LABELS, Files, Kind
-from core.data.splits import Split, masks_folder
+from core.data.lists import Split, masks_folder
 from core.models.deeplab import DeepLab, build_deeplab
 from core.run import checkpoint
 from core.run.errors import UserError

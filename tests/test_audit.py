@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from core.config import Config
 from core.data.labels import read_label, write_label
+from core.data.lists import Split, ground_truth, read_split
 from core.data.settings import DataConfig
-from core.data.splits import Split, ground_truth, read_split
 from core.pages import templates
 from tools.audit_bias import Audit, Clusters, area_under_curve, distinct, rank
 

@@ -11,7 +11,7 @@ from conftest import ROOT, run_python, tiny_config
 from PIL import Image
 
 from core.data.labels import read_label, write_label
-from core.data.splits import Split
+from core.data.lists import Split
 
 sys.path.insert(0, str(ROOT / "tools"))
 import check_data

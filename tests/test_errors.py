@@ -120,7 +120,7 @@ def test_error_of_a_loading_process_names_the_photograph(tiny_data, tmp_path, wo
 from core.run import vision
 from core.config import AugmentConfig, Config, DataConfig
 from core.data.loader import LabelledImages, batches_from
-from core.data.splits import read_split
+from core.data.lists import read_split
 def main():
     split = read_split(DataConfig(root={str(tiny_data)!r}, classes={tuple(CLASSES)}), "train")
     data = LabelledImages(split, None, 20, AugmentConfig(crop=32))

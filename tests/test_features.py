@@ -5,8 +5,8 @@ from conftest import CLASSES, run_python
 
 from core.config import make_parser, parse
 from core.data.features import feature_files, feature_shape, file_features, read_features
+from core.data.lists import read_split
 from core.data.settings import DataConfig
-from core.data.splits import read_split
 from core.models.backbones import BackboneConfig, ViT
 from core.pipeline import feature_source
 from core.run.errors import UserError

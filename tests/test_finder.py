@@ -8,12 +8,13 @@ import pytest
 from conftest import run_python
 from PIL import Image
 
-from core.data.finder import FEATURES, LABELS, PHOTOGRAPHS, Files, listed_id, readable, user_path
+from core.data.finder import FEATURES, LABELS, PHOTOGRAPHS, Files
+from core.data.lists import listed_id, read_split
 from core.data.settings import DataConfig
-from core.data.splits import read_split
 from core.data.tags import find_images, image_id
 from core.run import notes
 from core.run.errors import UserError
+from core.run.files import readable, user_path
 from core.scoring import pair_folders, score_files
 
 COMPOSED, DECOMPOSED = (normalize(form, "Möwe") for form in ("NFC", "NFD"))

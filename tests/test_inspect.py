@@ -9,8 +9,8 @@ import yaml
 from conftest import CLASSES, run_python
 
 from core.data.labels import read_label, write_label
+from core.data.lists import ground_truth, read_split
 from core.data.settings import DataConfig
-from core.data.splits import ground_truth, read_split
 
 
 @pytest.fixture

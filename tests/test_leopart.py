@@ -7,8 +7,8 @@ import yaml
 from conftest import CLASSES, run_python
 
 from core.config import make_parser, parse
+from core.data.lists import read_split
 from core.data.settings import DataConfig
-from core.data.splits import read_split
 from core.models.backbones import BackboneConfig, ViT, feature_network
 from core.run import checkpoint
 from core.run.errors import UserError

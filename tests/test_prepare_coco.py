@@ -13,8 +13,8 @@ from conftest import ROOT, run_python, sample
 from PIL import Image
 
 from core.data.labels import read_label
+from core.data.lists import ground_truth, read_split
 from core.data.settings import DataConfig
-from core.data.splits import ground_truth, read_split
 from core.data.tags import read_table
 
 sys.path.insert(0, str(ROOT / "tools"))

@@ -5,8 +5,8 @@ import pytest
 from conftest import sample
 from PIL import Image
 
+from core.data.lists import read_split
 from core.data.settings import VOC_CLASSES, DataConfig
-from core.data.splits import read_split
 from core.data.tags import (
     find_images,
     folder_tags,

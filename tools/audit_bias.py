@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from core.config import Config, make_parser, parse
 from core.data.labels import BACKGROUND, BIASED_ON_DISK, read_label, read_truth
-from core.data.splits import Split, ground_truth, label_files, read_split
+from core.data.lists import Split, ground_truth, label_files, read_split
 from core.pages import encode, inline, templates
 from core.pipeline import Run
 from core.run.errors import UserError, run_script

@@ -23,8 +23,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from core.data.finder import user_path
 from core.run.errors import run_script
+from core.run.files import user_path
 from tools.benchmarks.crf import benchmark_crf
 from tools.benchmarks.evaluation import benchmark_evaluate
 from tools.benchmarks.growth import benchmark_growth

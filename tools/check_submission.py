@@ -14,9 +14,9 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from core.data.finder import listed_id, user_path
+from core.data.lists import listed_id, read_list
 from core.run.errors import UserError, run_script
-from core.run.text import read_list
+from core.run.files import user_path
 from core.submission import COMPETITIONS, check_submission
 
 

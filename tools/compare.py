@@ -21,9 +21,9 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from core.data.finder import user_path
 from core.jobs import Job, run_jobs
 from core.run.errors import run_script
+from core.run.files import user_path
 from tools.analyses import published
 from tools.analyses.results import Analysis, publish, spread
 

@@ -22,7 +22,7 @@ from core.debias_image import similarity
 
 from core.config import Config, make_parser, parse
 from core.data.labels import palette, read_label
-from core.data.splits import Split, read_split
+from core.data.lists import Split, read_split
 from core.pipeline import Run, feature_source
 from core.run.device import autocast, pick_device
 from core.run.errors import UserError, run_script

@@ -17,10 +17,9 @@ from safetensors.torch import save
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from core.data.finder import user_path
 from core.run import checkpoint
 from core.run.errors import UserError, run_script
-from core.run.files import atomic_write
+from core.run.files import atomic_write, user_path
 
 PREFIX = "backbone.net."
 

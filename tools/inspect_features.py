@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from core.config import Config, make_parser, parse
 from core.data.labels import IGNORE, palette, read_label
-from core.data.splits import Split, ground_truth, label_files, read_split
+from core.data.lists import Split, ground_truth, label_files, read_split
 from core.debias import image_centroids, kmeans
 from core.pages import encode, inline, templates
 from core.pictures import principal_components

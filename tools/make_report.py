@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from core.config import Config, make_parser, parse
 from core.data.labels import palette
-from core.data.splits import read_split
+from core.data.lists import read_split
 from core.pages import templates
 from core.pipeline import Run, own_stages
 from core.run.errors import UserError, run_script

@@ -34,11 +34,10 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from core.data.finder import user_path
 from core.data.labels import write_label
 from core.data.tags import write_table
 from core.run.errors import NamesFile, UserError, raise_all, run_script
-from core.run.files import atomic_write, read_json, write_json
+from core.run.files import atomic_write, read_json, user_path, write_json
 
 # Images, and those with at least one annotation.
 KNOWN = {"train2014": (82783, 82081), "val2014": (40504, 40137)}

@@ -26,13 +26,12 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from core.archives import unpack
-from core.data.finder import listed_id, user_path
 from core.data.labels import write_label
+from core.data.lists import listed_id, read_list
 from core.data.settings import VOC_CLASSES
 from core.data.tags import read_annotation, write_table
 from core.run.errors import UserError, raise_all, run_script
-from core.run.files import atomic_write
-from core.run.text import read_list
+from core.run.files import atomic_write, user_path
 
 # What everybody's copy holds: images on each list, and images of train_aug that show each class.
 LISTS = {"train": 1464, "val": 1449, "test": 1456, "train_aug": 10582}

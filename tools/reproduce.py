@@ -24,8 +24,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from core.config import Config, make_parser, parse
+from core.data.lists import gather, ground_truth
 from core.data.settings import DataConfig
-from core.data.splits import gather, ground_truth
 from core.jobs import Job, run_jobs
 from core.run.errors import UserError, raise_all, run_script
 from tools.analyses import published

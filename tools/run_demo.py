@@ -17,9 +17,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from core.data.finder import user_path
 from core.jobs import Job, run_jobs
 from core.run.errors import UserError, run_script
+from core.run.files import user_path
 
 
 def main() -> None:

@@ -14,9 +14,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from core.data.finder import user_path
 from core.run.errors import run_script
-from core.run.files import read_json
+from core.run.files import read_json, user_path
 from tools.analyses.results import spread
 
 LABELS = {

@@ -18,7 +18,7 @@ from core.wsss.pseudo_labels import label_crf
 
 from core.config import make_parser, parse
 from core.data.labels import read_label, write_label
-from core.data.splits import ground_truth, read_split
+from core.data.lists import ground_truth, read_split
 from core.metrics import confusion_matrix, scores
 from core.pipeline import Run
 from core.run.errors import run_script

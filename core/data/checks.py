@@ -20,7 +20,7 @@ import numpy as np
 from core.data.features import feature_shape
 from core.data.images import TURNED, read_header
 from core.data.labels import BIASED_ON_DISK, IGNORE, inspect_label
-from core.data.splits import Split
+from core.data.lists import Split
 from core.run import distributed
 from core.run.errors import UserError, raise_all
 from core.run.threads import in_threads

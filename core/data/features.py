@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from core.data.finder import FEATURES, Files
-from core.data.splits import Split
+from core.data.lists import Split
 from core.run import distributed
 from core.run.errors import UserError
 from core.run.files import atomic_write

@@ -5,13 +5,13 @@ whatever form and whatever capitals in the suffix the disk has. Linked files and
 """
 
 import os
-import re
 import unicodedata
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from core.run.errors import UserError
+from core.run.files import is_utf8, readable
 from core.run.notes import note, warn
 
 
@@ -51,32 +51,6 @@ SYSTEM = {
     *("system volume information", "@recently-snapshot", "#snapshot", "@syno"),
 }
 """Folders that file servers and systems put among people's own, in lower case."""
-SECOND_COLUMN = re.compile(r"(\S+)\s+(-?\d+|\S*[/.]\S*)")
-"""Of a list: an id, and a number or a path."""
-
-
-def user_path(text: str) -> Path:
-    """The path that a user wrote, with ~ replaced by the home folder.
-
-    Raises:
-        UserError: there is no such home folder, or the name is not UTF-8.
-    """
-    if not is_utf8(text):
-        raise UserError(f"the name {readable(text)} is not UTF-8; rename it")
-    try:
-        return Path(text).expanduser()
-    except RuntimeError:
-        raise UserError(f"{text}: there is no such home folder; write the whole path") from None
-
-
-def is_utf8(name: str) -> bool:
-    """Whether a file's name can be written in UTF-8; Python keeps other bytes as surrogates."""
-    return name.isascii() or not any("\ud800" <= character <= "\udfff" for character in name)
-
-
-def readable(name: str) -> str:
-    """A file's name that can be printed: bytes that are not UTF-8 are written as \\xNN."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def file_id(name: str, kind: Kind) -> str:
@@ -92,35 +66,6 @@ def _stem(name: str, kind: Kind) -> str:
 def _suffix(name: str) -> str:
     """In lower case and with its dot; quicker than a path's, for folders of many files."""
     return f".{name.rpartition('.')[2].lower()}"
-
-
-def listed_id(line: str, known: Collection[str], root: Path | None = None) -> str:
-    """The id of the photograph that a line of a list names.
-
-    A line may hold the photograph's path with its suffix, a leading slash and VOC's folder
-    JPEGImages, and a second column, such as the path of a mask. Names may hold spaces: the longest
-    beginning of the line that is a known id counts.
-
-    Args:
-        line: without surrounding spaces.
-        known: ids of the photographs that there are.
-        root: the folder of the data set; paths below it may be absolute.
-    """
-    ends = [m.start() for m in re.finditer(r"\s+", line)]
-    for end in (len(line), *reversed(ends)):
-        for name in _spellings(line[:end], root):
-            if name in known:
-                return name
-    columns = SECOND_COLUMN.fullmatch(line)
-    return _spellings(columns[1] if columns else line, root)[-1]
-
-
-def _spellings(name: str, root: Path | None) -> list[str]:
-    """The ids that a path in a list may stand for, the likeliest first."""
-    if root is not None:
-        name = name.removeprefix(f"{root.absolute()}/")
-    ids = [file_id(part, PHOTOGRAPHS) for part in (name.lstrip("/"), name.split("JPEGImages/")[-1])]
-    return [ids[0], ids[1].lstrip("/")]
 
 
 class Files:

@@ -12,9 +12,8 @@ from pathlib import Path
 from core.data.finder import PHOTOGRAPHS, Files, file_id
 from core.data.names import class_name
 from core.run.errors import UserError, raise_all
-from core.run.files import atomic_write
+from core.run.files import atomic_write, read_text
 from core.run.notes import note
-from core.run.text import read_text
 
 SEPARATORS = re.compile(r"[;,|]")
 COLUMN_SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}

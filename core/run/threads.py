@@ -21,16 +21,16 @@ def in_threads(
     done: int = 0,
     unit: str = "image",
 ) -> Iterator[Result]:
-    """Results of `work` on every item, in the items' order, under a progress bar.
+    """Results of `work` on every item, in the order of the items, with a progress bar.
 
-    The items are drawn while the threads work, and no more than a few wait: a network may make
-    them, and memory does not grow with their number. The first error ends the whole.
+    Items are drawn in the calling thread while the threads work. Only a few are kept waiting, so
+    memory does not grow with their number. The first error stops everything.
 
     Args:
-        work: of one item.
-        items: drawn in the calling thread.
-        workers: threads; 0 counts as 1.
-        title, total, done, unit: of the progress bar; `total` includes those `done` before.
+        work: function of one item.
+        items: inputs of `work`.
+        workers: number of threads; 0 counts as 1.
+        title, total, done, unit: text and counts of the progress bar; `total` includes `done`.
     """
     workers, named = max(1, workers), NamesFile(work)
     waiting: deque[Future] = deque()

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core.data.features import FeatureSource
+from core.data.lists import Split
 from core.data.loader import batches_by_size
-from core.data.splits import Split
 from core.models.backbones import BackboneConfig, feature_network
 from core.run.settings import PositiveFloat, check, location
 from core.uss.leopart import LeopartConfig

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from core.config import Config
-from core.data.splits import list_name
+from core.data.lists import list_name
 from core.jobs import Job, run_jobs
 from core.pipeline import Run
 from core.run.files import read_json

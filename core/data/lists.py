@@ -5,24 +5,28 @@ the masks is `ground_truth`, which scoring, diagnosis and supervised training ca
 """
 
 import os
+import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from unicodedata import normalize
 
 import numpy as np
 
-from core.data.finder import ANNOTATIONS, LABELS, PHOTOGRAPHS, Files, listed_id
+from core.data.finder import ANNOTATIONS, LABELS, PHOTOGRAPHS, Files, file_id
 from core.data.images import read_image
 from core.data.names import nearest
 from core.data.settings import DataConfig
 from core.data.tags import folder_tags, image_id, read_annotation, read_table
 from core.run.errors import UserError, raise_all
+from core.run.files import read_text
 from core.run.notes import note
-from core.run.text import read_list
 from core.run.threads import in_threads
+
+SECOND_COLUMN = re.compile(r"(\S+)\s+(-?\d+|\S*[/.]\S*)")
+"""Of a list: an id, and a number or a path."""
 
 
 @dataclass(frozen=True)
@@ -238,3 +242,50 @@ def ground_truth(data: DataConfig, split: Split) -> tuple[Path, ...]:
 def label_files(folder: Path, split: Split, remedy: str) -> tuple[Path, ...]:
     """The label map of every image of `split` in `folder`, all of which must exist."""
     return Files(folder, LABELS).every(split.ids, remedy)
+
+
+def read_list(path: Path, remedy: str) -> list[str]:
+    """The lines of a list, without surrounding spaces and without empty ones.
+
+    Args:
+        path: the list.
+        remedy: what a user can do where it is missing.
+
+    Raises:
+        UserError: the list is missing, empty or no text.
+    """
+    if not path.is_file():
+        raise UserError(f"the list {path} is missing; {remedy}")
+    lines = [line.strip() for line in read_text(path, "the list").split("\n")]
+    if not any(lines):
+        raise UserError(f"the list {path} is empty")
+    return [line for line in lines if line]
+
+
+def listed_id(line: str, known: Collection[str], root: Path | None = None) -> str:
+    """The id of the photograph that a line of a list names.
+
+    A line may hold the photograph's path with its suffix, a leading slash and VOC's folder
+    JPEGImages, and a second column, such as the path of a mask. Names may hold spaces: the longest
+    beginning of the line that is a known id counts.
+
+    Args:
+        line: without surrounding spaces.
+        known: ids of the photographs that there are.
+        root: the folder of the data set; paths below it may be absolute.
+    """
+    ends = [m.start() for m in re.finditer(r"\s+", line)]
+    for end in (len(line), *reversed(ends)):
+        for name in _spellings(line[:end], root):
+            if name in known:
+                return name
+    columns = SECOND_COLUMN.fullmatch(line)
+    return _spellings(columns[1] if columns else line, root)[-1]
+
+
+def _spellings(name: str, root: Path | None) -> list[str]:
+    """The ids that a path in a list may stand for, the likeliest first."""
+    if root is not None:
+        name = name.removeprefix(f"{root.absolute()}/")
+    ids = [file_id(part, PHOTOGRAPHS) for part in (name.lstrip("/"), name.split("JPEGImages/")[-1])]
+    return [ids[0], ids[1].lstrip("/")]

@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from core.config import Config
+from core.data.lists import ground_truth, masks_folder, read_split
 from core.data.settings import DataConfig
-from core.data.splits import ground_truth, masks_folder, read_split
 from core.data.tags import write_table
 from core.run.errors import UserError
 
