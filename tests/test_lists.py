@@ -133,6 +133,6 @@ def test_class_outside_of_the_given_ones_is_named(tmp_path):
 def test_results_inside_of_the_photographs_are_refused(tmp_path, run_dir):
     root = tmp_path / "photographs"
     save(root / "dog" / "a.jpg")
-    with pytest.raises(UserError, match="lies in data.root"):
+    with pytest.raises(UserError, match="is inside data.root"):
         Config(run_dir=str(root / run_dir), data=DataConfig(format="folder", root=str(root)))
     Config(run_dir=str(tmp_path / "runs"), data=DataConfig(format="folder", root=str(root)))
