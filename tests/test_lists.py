@@ -72,7 +72,7 @@ def test_list_names_images_with_or_without_suffix(tmp_path, line):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"dog/a\ndog/a.jpg\n", "dog/a stands twice"),
+        (b"dog/a\ndog/a.jpg\n", "dog/a is twice in the list"),
         (b"dog/a\ndog/gone\n", "dog/gone of .* has no tags"),
         (b"\n", "is empty"),
         (b"dog/\xe4\n", "save it as UTF-8"),
