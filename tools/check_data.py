@@ -18,11 +18,9 @@ from core.config import Config, make_parser, parse
 from core.data.checks import Findings, Kind, Photograph, check_features, check_labels, headers
 from core.data.features import read_features
 from core.data.finder import FEATURES, LABELS, Files
-from core.data.images import read_image
-from core.data.lists import Split, gather, masks_folder
+from core.data.lists import Split, gather, masks_folder, undecodable
 from core.run import notes
 from core.run.errors import UserError, run_script
-from core.run.threads import in_threads
 
 
 def main() -> None:
@@ -53,7 +51,7 @@ def check_list(config: Config, which: str) -> tuple[list[str], list[str]]:
         split, problems = gather(data, which)
     except UserError as error:
         return [f"{which}: {error}"], []
-    found = Findings(problems + check_images(split, config.workers))
+    found = Findings([*problems, *undecodable(split, config.workers).values()])
     photographs, folder = headers(split, config.workers), masks_folder(data)
     if folder is not None:  # only a part of the training images needs to have a mask
         found += labels_of(split, photographs, folder, config, "truth", which == "val")
@@ -67,19 +65,6 @@ def check_list(config: Config, which: str) -> tuple[list[str], list[str]]:
             files, photographs, config.workers, lambda p: tuple(read_features(p).shape)
         )
     return found.problems, found.warnings + doubtful_tags(split, data.classes)
-
-
-def check_images(split: Split, workers: int) -> list[str]:
-    """Problems with the images that cannot be decoded to their end."""
-
-    def problem(path: Path) -> str | None:
-        try:
-            read_image(path)
-        except UserError as error:
-            return str(error)
-
-    told = in_threads(problem, split.images, workers, "images", len(split), unit="file")
-    return [text for text in told if text]
 
 
 def labels_of(

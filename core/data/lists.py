@@ -23,7 +23,7 @@ from core.data.tags import folder_tags, read_annotation, read_table
 from core.run.errors import UserError, raise_all
 from core.run.files import read_text
 from core.run.notes import note
-from core.run.threads import in_threads
+from core.run.threads import try_in_threads
 
 SECOND_COLUMN = re.compile(r"(\S+)\s+(-?\d+|\S*[/.]\S*)")  # an id, and a number or a path
 Listed = tuple[Callable[[str], Path], list[tuple[str, str, Path, Sequence[str] | None]]]
@@ -109,14 +109,10 @@ def gather(data: DataConfig, which: str, tagged: bool = True) -> tuple[Split, li
 def undecodable(split: Split, workers: int) -> dict[int, str]:
     """{index: reason} of the images that cannot be decoded to their end."""
 
-    def problem(path: Path) -> str | None:
-        try:
-            read_image(path)
-        except UserError as error:
-            return str(error)
+    def decode(path: Path) -> None:
+        read_image(path)  # and forget the image
 
-    found = in_threads(problem, split.images, workers, "checking images", len(split))
-    return {k: text for k, text in enumerate(found) if text}
+    return try_in_threads(decode, split.images, workers, "checking images")[1]
 
 
 def without_bad_images(split: Split) -> Split:
