@@ -4,11 +4,10 @@ A few odd files are warnings with counts. Systematic contradictions are refused:
 class, class numbers that do not fit the tags, feature grids that do not fit the photographs.
 """
 
-import math
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -16,7 +15,7 @@ from typing import Literal, NamedTuple
 import cv2
 import numpy as np
 
-from core.data.features import feature_shape
+from core.data.features import NOT_UPRIGHT, ODD, alike, feature_shape, misread, one_grid
 from core.data.images import TURNED, read_header
 from core.data.labels import BIASED_ON_DISK, IGNORE, inspect_label
 from core.data.lists import Split
@@ -71,9 +70,7 @@ def check_inputs(
     kind: Kind = "pseudo",
     features: Sequence[Path] = (),
 ) -> None:
-    """Checks the label maps and, where given, the feature files of all images of a stage.
-
-    Prints warnings.
+    """Checks all label maps and feature files of a stage; prints warnings.
 
     Args:
         split: images and tags.
@@ -219,16 +216,10 @@ def _nothing(values: np.ndarray) -> str:
 def _against_tags(
     paths: Sequence[Path], holds: np.ndarray, tags: np.ndarray, classes: Sequence[str]
 ) -> Findings:
-    """Compares the classes of label maps with the tags of their photographs.
+    """Compares the classes of label maps, (N, C) bool, with the tags of their photographs.
 
     Maps with an untagged class are a warning. It is a problem if half of the maps hold none of
     their tags, or if another order of the classes explains nine tenths of the contradictions.
-
-    Args:
-        paths: label maps.
-        holds: (N, C) bool, which classes each holds.
-        tags: (N, C) bool; photographs without tags are not compared.
-        classes: C foreground class names.
     """
     rows = np.flatnonzero(tags.any(1) & holds.any(1))
     holds, tags = holds[rows], tags[rows]
@@ -273,24 +264,6 @@ def _best_order(holds: np.ndarray, tags: np.ndarray) -> np.ndarray:
     return linear_sum_assignment(gain, maximize=True)[1]
 
 
-LAST = "they seem to be (h, w, D): save array.transpose(2, 0, 1)"
-TOKENS = "they seem to be a list of tokens: drop the class token, and reshape to (D, h, w)"
-SWAPPED = "they seem to be (D, w, h): save array.transpose(0, 2, 1)"
-NOT_UPRIGHT = (
-    "they were made from photographs that were not turned upright by their EXIF orientation; make "
-    "them again from upright ones"
-)
-ODD = "a grid covers the whole photograph, row by row"
-
-
-class Grid(NamedTuple):
-    """A feature file and its photograph."""
-
-    path: Path
-    shape: tuple[int, ...]
-    photograph: Photograph
-
-
 def check_features(
     paths: Sequence[Path],
     photographs: Sequence[Photograph],
@@ -307,71 +280,44 @@ def check_features(
     """
     shapes, errors = try_in_threads(read, paths, workers, "checking features", "file")
     found = Findings([*errors.values()])
-    grids = [Grid(paths[k], shape, photographs[k]) for k, shape in shapes.items()]
-    wrong = _check_shapes(grids)
+    wrong = _check_shapes(paths, shapes, photographs)
     found += wrong
-    if grids and not wrong.problems:  # else the first number is no width
-        usual = Counter(g.shape[0] for g in grids).most_common(1)[0][0]
+    if shapes and not wrong.problems:  # else the first number is no width
+        usual = Counter(shape[0] for shape in shapes.values()).most_common(1)[0][0]
         found.problems += [
-            f"features {g.path} have another width than {usual}: {g.shape[0]}"
-            for g in grids
-            if g.shape[0] != usual
+            f"features {paths[k]} have another width than {usual}: {shape[0]}"
+            for k, shape in shapes.items()
+            if shape[0] != usual
         ]
     return found
 
 
-def _check_shapes(grids: Sequence[Grid]) -> Findings:
-    """Compares (D, h, w) of feature files with the sides of their photographs."""
-    known = [g for g in grids if g.photograph.size]
-    reasons = {} if _one_grid(known) else {g: _misread(g) for g in known}
-    wrong = {g: reason for g, reason in reasons.items() if reason}
+def _check_shapes(
+    paths: Sequence[Path],
+    shapes: Mapping[int, tuple[int, ...]],
+    photographs: Sequence[Photograph],
+) -> Findings:
+    """Compares (D, h, w) of feature files, by index, with the sides of their photographs."""
+    sizes = {k: photographs[k].size for k in shapes if photographs[k].size}
+    wrong: dict[int, str] = {}
+    if not one_grid([shapes[k] for k in sizes], [*sizes.values()]):
+        reasons = {k: misread(shapes[k], sizes[k], photographs[k].orientation) for k in sizes}
+        wrong = {k: reason for k, reason in reasons.items() if reason}
     if not wrong:
         return Findings()
     reason, count = Counter(wrong.values()).most_common(1)[0]
-    first = next(g for g, r in wrong.items() if r == reason)
-    (d, h, w), (height, width) = first.shape, first.photograph.size
+    first = next(k for k, other in wrong.items() if other == reason)
+    (d, h, w), (height, width) = shapes[first], sizes[first]
     text = (
-        f"{len(wrong)} of {len(grids)} feature files do not have the shape of their photographs, "
-        f"first: {first.path}, {first.shape}, read as {d} channels on a grid of {h} x {w}, for "
+        f"{len(wrong)} of {len(shapes)} feature files do not have the shape of their photographs, "
+        f"first: {paths[first]}, {shapes[first]}, read as {d} channels on a grid of {h} x {w}, for "
         f"{height} x {width} pixels (height x width); {reason}"
     )
     # Square photographs do not tell whether height and width are swapped.
-    telling = [g for g in known if g in wrong or not _alike(g.photograph.size[::-1], g)]
+    telling = [k for k, size in sizes.items() if k in wrong or not alike(size[::-1], size)]
     systematic = reason != ODD and 2 * count >= len(telling)
     stops = systematic or NOT_UPRIGHT in wrong.values()
     return Findings([text]) if stops else Findings(warnings=[text])
-
-
-def _misread(grid: Grid) -> str | None:
-    """The reason why (a, b, c) is no (D, h, w) of its photograph; None if it may be."""
-    a, b, c = grid.shape
-    if b == c or _alike((b, c), grid):  # many networks take squares, whatever the photograph
-        return None
-    if 1 in grid.shape:
-        return TOKENS
-    if a == b or _alike((a, b), grid):
-        return LAST
-    if _alike((c, b), grid):
-        return NOT_UPRIGHT if grid.photograph.orientation in TURNED else SWAPPED
-    return ODD
-
-
-def _one_grid(grids: Sequence[Grid]) -> bool:
-    """Whether photographs of different shapes have one grid, that of a network's fixed input."""
-    shapes = {g.shape for g in grids}
-    if len({shape[1:] for shape in shapes}) != 1:
-        return False
-    varied = any(not _alike(grids[0].photograph.size, g) for g in grids)
-    return varied and all(d > max(h, w) and max(h, w) <= 2 * min(h, w) for d, h, w in shapes)
-
-
-def _alike(sides: Size, grid: Grid) -> bool:
-    """Whether sides have a photograph's shape up to rounding and padding: by one cell, or by a
-    quarter of a side."""
-    (h, w), (height, width) = sides, grid.photograph.size
-    lowest = max(height / (h + 1), width / (w + 1))
-    highest = min(n / (k - 1) if k > 1 else math.inf for n, k in ((height, h), (width, w)))
-    return lowest <= highest or abs(math.log(h * width / (w * height))) <= math.log(1.25)
 
 
 def folder_of(paths: Sequence[Path]) -> Path:

@@ -312,7 +312,7 @@ def folder_tags(
 
     Args:
         root: folder of photographs.
-        tags: CSV file below `root`; None: the first sub-folder is an image's tag.
+        tags: CSV file below `root`; None: an image's first folder is its tag.
         masks: folder below `root` that holds no photographs.
         classes, problems: as for `read_table`.
     """
