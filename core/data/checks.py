@@ -7,7 +7,7 @@ class, class numbers that do not fit the tags, feature grids that do not fit the
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -42,9 +42,7 @@ class Findings:
 
     def refuse(self) -> None:
         """Raises the problems, if any, as one `UserError`."""
-        raise_all(
-            self.problems, "correct the files or the setting; tools/check_data.py checks them again"
-        )
+        raise_all(self.problems, "correct the files or the setting; see tools/check_data.py")
 
 
 class Photograph(NamedTuple):
@@ -119,8 +117,7 @@ def check_labels(
     """
 
     def look(k: int) -> Seen:
-        size, biased = photographs[k].size, kind == "debiased"
-        return look_at(paths[k], len(classes), size, biased)[1]
+        return look_at(paths[k], len(classes), photographs[k].size, kind == "debiased")[1]
 
     title = f"checking {folder_of(paths).name}" if paths else "checking"
     seen, errors = try_in_threads(look, range(len(paths)), workers, title, "file")
@@ -182,17 +179,18 @@ def judge(
         )
     holds = values[:, 1 : 1 + len(classes)]
     masked = values[:, IGNORE] & ~values[:, 1:IGNORE].any(1)
+    line, stops = "", False
     if not holds.any():
-        stops = kind != "prediction" or masked.any()
         line = f"no label map in {folder} holds any class: all {count} hold {_nothing(values)}"
-        (found.problems if stops else found.warnings).append(line)
+        stops = kind != "prediction" or masked.any()
     elif kind == "truth" and masked.any():
-        stops = 2 * masked.sum() >= count
         line = (
             f"{masked.sum()} of {count} masks in {folder} hold no class, but {IGNORE}, first: "
             f"{paths[int(masked.argmax())].name}; {IGNORE} means 'ignored', so objects marked with "
             "it are not scored"
         )
+        stops = 2 * masked.sum() >= count
+    if line:
         (found.problems if stops else found.warnings).append(line)
     if tags is not None and holds.any():
         found += _against_tags(paths, holds, tags, classes)
@@ -239,6 +237,10 @@ def _against_tags(
     apart = ~(holds & tags).any(1)
     if 2 * apart.sum() < len(rows) and not explained:
         return Findings(warnings=[text])
+    reason = (
+        f"the numbers follow another order than data.classes (1 is {classes[0]}), the maps belong "
+        "to other photographs, or the tags are wrong"
+    )
     if explained:
         new = ", ".join(classes[c] for c in order)
         reason = f"data.classes in the order [{new}] would fit; set it, or renumber the maps"
@@ -246,12 +248,7 @@ def _against_tags(
         if steps in ({1}, {-1}):
             off = "low" if steps == {1} else "high"
             reason = f"every number is one too {off} (0 is background), or {reason}"
-    else:
-        reason = (
-            f"the numbers follow another order than data.classes (1 is {classes[0]}), the maps "
-            "belong to other photographs, or the tags are wrong"
-        )
-    return Findings(problems=[f"{text}. Likely {reason}"])
+    return Findings([f"{text}. Likely {reason}"])
 
 
 def _best_order(holds: np.ndarray, tags: np.ndarray) -> np.ndarray:
@@ -280,44 +277,35 @@ def check_features(
     """
     shapes, errors = try_in_threads(read, paths, workers, "checking features", "file")
     found = Findings([*errors.values()])
-    wrong = _check_shapes(paths, shapes, photographs)
-    found += wrong
-    if shapes and not wrong.problems:  # else the first number is no width
-        usual = Counter(shape[0] for shape in shapes.values()).most_common(1)[0][0]
-        found.problems += [
-            f"features {paths[k]} have another width than {usual}: {shape[0]}"
-            for k, shape in shapes.items()
-            if shape[0] != usual
-        ]
-    return found
-
-
-def _check_shapes(
-    paths: Sequence[Path],
-    shapes: Mapping[int, tuple[int, ...]],
-    photographs: Sequence[Photograph],
-) -> Findings:
-    """Compares (D, h, w) of feature files, by index, with the sides of their photographs."""
     sizes = {k: photographs[k].size for k in shapes if photographs[k].size}
     wrong: dict[int, str] = {}
     if not one_grid([shapes[k] for k in sizes], [*sizes.values()]):
         reasons = {k: misread(shapes[k], sizes[k], photographs[k].orientation) for k in sizes}
         wrong = {k: reason for k, reason in reasons.items() if reason}
-    if not wrong:
-        return Findings()
-    reason, count = Counter(wrong.values()).most_common(1)[0]
-    first = next(k for k, other in wrong.items() if other == reason)
-    (d, h, w), (height, width) = shapes[first], sizes[first]
-    text = (
-        f"{len(wrong)} of {len(shapes)} feature files do not have the shape of their photographs, "
-        f"first: {paths[first]}, {shapes[first]}, read as {d} channels on a grid of {h} x {w}, for "
-        f"{height} x {width} pixels (height x width); {reason}"
-    )
-    # Square photographs do not tell whether height and width are swapped.
-    telling = [k for k, size in sizes.items() if k in wrong or not alike(size[::-1], size)]
-    systematic = reason != ODD and 2 * count >= len(telling)
-    stops = systematic or NOT_UPRIGHT in wrong.values()
-    return Findings([text]) if stops else Findings(warnings=[text])
+    if wrong:
+        reason, count = Counter(wrong.values()).most_common(1)[0]
+        first = next(k for k, other in wrong.items() if other == reason)
+        (d, h, w), (height, width) = shapes[first], sizes[first]
+        line = (
+            f"{len(wrong)} of {len(shapes)} feature files do not have the shape of their "
+            f"photographs, first: {paths[first]}, {shapes[first]}, read as {d} channels on a grid "
+            f"of {h} x {w}, for {height} x {width} pixels (height x width); {reason}"
+        )
+        # Square photographs do not tell whether height and width are swapped.
+        telling = [k for k, size in sizes.items() if k in wrong or not alike(size[::-1], size)]
+        systematic = reason != ODD and 2 * count >= len(telling)
+        if systematic or NOT_UPRIGHT in wrong.values():
+            found.problems.append(line)
+            return found  # without a word on widths: the first number is none
+        found.warnings.append(line)
+    widths = Counter(shape[0] for shape in shapes.values())
+    usual = max(widths, key=widths.get, default=0)
+    found.problems += [
+        f"features {paths[k]} have another width than {usual}: {shape[0]}"
+        for k, shape in shapes.items()
+        if shape[0] != usual
+    ]
+    return found
 
 
 def folder_of(paths: Sequence[Path]) -> Path:

@@ -108,22 +108,21 @@ def _read_values(path: Path, num_classes: int | None) -> tuple[np.ndarray, bool]
         content = path.read_bytes()
         if is_cut(content):
             raise ValueError("it ends too early")
-        with Image.open(io.BytesIO(content)) as image:
-            if image.format != "PNG":
-                raise UserError(
-                    f"{path} is a {image.format} picture, whatever its name says; a label map is a "
-                    "PNG (JPEG would change its numbers). Save it as PNG again, from its source"
-                )
-            return _values_of(path, ImageOps.exif_transpose(image), content[24], num_classes)
+        with Image.open(io.BytesIO(content)) as file:
+            kind, image = file.format, ImageOps.exif_transpose(file)
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
-    except UserError:
-        raise
     except Exception as error:  # noqa: BLE001 (Pillow fails in any way)
         raise UserError(
             f"{path} cannot be read ({error or type(error).__name__}); it may be truncated. Make "
             "or fetch it again"
         ) from None
+    if kind != "PNG":
+        raise UserError(
+            f"{path} is a {kind} picture, whatever its name says; a label map is a PNG (JPEG would "
+            "change its numbers). Save it as PNG again, from its source"
+        )
+    return _values_of(path, image, content[24], num_classes)
 
 
 def _values_of(
