@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from torch.nn import functional as F
 
-from core import debias
+from core import complement, debias
 from core.crf.dense import DenseCRF
 from core.data.labels import (
     BACKGROUND,
@@ -65,13 +65,13 @@ def test_teacher_fills_biased_pixels_and_no_others(label, seed):
     debiased = to_training(np.where(label == 3, 254, label).astype(np.uint8))
     debiased = torch.from_numpy(debiased)[None]
     teacher = torch.from_numpy(twins(seed, label.shape, [0, 1, 2])).long()[None]
-    filled = debias.complement(debiased, teacher)
+    filled = complement.complement(debiased, teacher)
     biased = debiased == BIASED
     assert torch.equal(filled[biased], teacher[biased])
     assert torch.equal(filled[~biased], debiased[~biased])
     probs = floats(1, 1 + CLASSES, *label.shape, seed=seed).softmax(1)
     tags = torch.tensor([[1.0, 0.0, 1.0]])
-    certainty = debias.certain_mask(debiased, probs, tags)
+    certainty = complement.certain_mask(debiased, probs, tags)
     assert (certainty[~biased] == 1).all() and (certainty >= 0).all() and (certainty <= 1).all()
     best = torch.maximum(probs[:, 1], probs[:, 3])
     assert torch.equal(certainty[biased], best[biased])
@@ -83,16 +83,16 @@ def test_loss_of_a_batch_is_the_sum_of_its_parts(label, seed, balanced):
     labels[1:] = labels[1:].roll(1, 2)
     logits = floats(3, 1 + CLASSES, *label.shape, seed=seed)
     certainty = torch.rand(labels.shape, generator=torch.Generator().manual_seed(seed))
-    whole = debias.weighted_cross_entropy(logits, labels, certainty, balanced)
-    counts = debias.labelled_pixels(labels)
+    whole = complement.weighted_cross_entropy(logits, labels, certainty, balanced)
+    counts = complement.labelled_pixels(labels)
     parts = [
-        debias.weighted_cross_entropy(
+        complement.weighted_cross_entropy(
             logits[k : k + 1], labels[k : k + 1], certainty[k : k + 1], balanced, counts
         )
         for k in range(3)
     ]
     assert torch.allclose(sum(parts), whole, atol=1e-5)
-    plain = debias.weighted_cross_entropy(logits, labels)
+    plain = complement.weighted_cross_entropy(logits, labels)
     if (labels != IGNORE).any():
         assert torch.allclose(
             plain, F.cross_entropy(logits, labels, ignore_index=IGNORE), atol=1e-5
@@ -151,7 +151,7 @@ def stream(folder, owners, labels, vectors, cuts, alpha) -> np.ndarray:
         shards.append(folder / f"{first}_{end}.npz")
         sizes = np.ones(inside.sum(), int)
         write_shard(shards[-1], vectors[inside], labels[inside], owners[inside], sizes)
-    return select(shards, folder / "selection.npz", CLASSES, alpha)
+    return select(shards, CLASSES, alpha)
 
 
 @given(LABELS, SEEDS)
