@@ -183,19 +183,18 @@ class Files:
         return self._only(self.ids.get(name, []), name) or missing
 
     def named(self, name: str) -> Path:
-        """The file of a relative path as people write it, without a suffix or with any capitals in
-        it, or the path where it is missing.
+        """The file of a relative path, written without a suffix or with any capitals in it.
 
         Raises:
             UserError: there are several.
         """
         plain = _normal(name)
-        found = self.names.get(plain, [])
-        if not found:
-            suffix = _suffix(plain)
-            wanted = {suffix} if suffix in self.kind.suffixes else self.kind.suffixes
-            alike = self.ids.get(_stem(plain, self.kind), [])
-            found = [path for path in alike if _suffix(path.name) in wanted]
+        suffix = _suffix(plain)
+        found = self.names.get(plain) or [
+            path
+            for path in self.ids.get(_stem(plain, self.kind), [])
+            if suffix not in self.kind.suffixes or _suffix(path.name) == suffix
+        ]
         return self._only(found, name) or self.root / name
 
     def _only(self, found: list[Path], name: str) -> Path | None:

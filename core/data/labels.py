@@ -158,7 +158,7 @@ def _values_of(
 def _by_palette(
     path: Path, values: np.ndarray, image: Image.Image, num_classes: int | None
 ) -> tuple[np.ndarray, bool]:
-    """Class numbers of an indexed PNG: the stored values, or those of VOC's colours.
+    """Class numbers of an indexed PNG: its stored values, or the numbers of VOC's colours.
 
     GIMP, pngquant and Pillow renumber VOC's colours. Any other palette says nothing about the
     numbers.

@@ -91,7 +91,8 @@ def gather(data: DataConfig, which: str, tagged: bool = True) -> tuple[Split, li
             path = find(name)
             if data.on_bad_image == "stop" and not path.is_file():
                 raise UserError(f"{path} is missing")
-            for tag in (read_annotation(source) if tags is None else tags) if tagged else ():
+            tags = read_annotation(source) if tagged and tags is None else tags
+            for tag in tags if tagged else ():
                 if tag not in numbers:
                     near = nearest(tag, numbers)
                     hint = f"; it has {near!r}" if near else ""
@@ -137,8 +138,8 @@ def _list_voc(data: DataConfig, which: str, problems: list[str], tagged: bool) -
     """The images of a list in PASCAL VOC's layout."""
     root = Path(data.root)
     remedy = (
-        "set data.root to a folder in VOC's layout (tools/prepare_voc.py makes it from the "
-        "archives, tools/make_demo_dataset.py draws the demo's)"
+        "set data.root to a folder in VOC's layout, as tools/prepare_voc.py or "
+        "tools/make_demo_dataset.py makes it"
     )
     lines = read_list(root / "ImageSets/Segmentation" / f"{list_name(data, which)}.txt", remedy)
     images = Files(root / "JPEGImages", PHOTOGRAPHS)
@@ -182,11 +183,9 @@ def _list_folder(data: DataConfig, which: str, problems: list[str]) -> Listed:
             _note_rest(f"masks below {masks} of no photograph", labels.ids, rows)
     if not ids:
         raise_all(problems, f"correct {place}")
-        raise UserError(
-            f"{place} gives no image a tag; there is nothing to learn from"
-            if which == "train"
-            else f"no image of {place} has a mask in data.masks; there is nothing to score"
-        )
+        if which == "train":
+            raise UserError(f"{place} gives no image a tag; there is nothing to learn from")
+        raise UserError(f"no image of {place} has a mask in data.masks; there is nothing to score")
     return images.named, [(i, rows[i][0], place, rows[i][1]) for i in ids]
 
 

@@ -171,11 +171,8 @@ def _marked(
     form: list[str],
 ) -> list[list[str]]:
     """The tags of each row of a table with a column of 0 and 1 for each class."""
-    names = {
-        k: class_name(heading, str(path))
-        for k, heading in enumerate(headings)
-        if k != image and heading and not heading.startswith("Unnamed: ")  # pandas' index
-    }
+    kept = [k for k, h in enumerate(headings) if h and not h.startswith("Unnamed: ")]  # pandas'
+    names = {k: class_name(headings[k], str(path)) for k in kept if k != image}
     odd = {  # by column, the first cell that is neither 0 nor 1
         k: cells[k]
         for _, cells in reversed(rows)
