@@ -10,7 +10,7 @@ from conftest import run_inside, tiny_config
 from PIL import Image
 
 from core.data.labels import read_label, write_label
-from core.data.splits import Split
+from core.data.lists import Split
 from tools.data import check_data
 
 NAMES = ("boat", "train", "traffic light")
