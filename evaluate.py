@@ -18,7 +18,7 @@ from typing import Literal
 
 from core.config import Config, make_parser, parse
 from core.data.finder import LABELS
-from core.data.splits import Split, ground_truth, list_name, masks_folder, read_split
+from core.data.lists import Split, ground_truth, list_name, masks_folder, read_split
 from core.pipeline import (
     Run,
     load_segmenter,

@@ -25,7 +25,7 @@ from core.crf.dense import make_crf
 from core.data.checks import check_inputs
 from core.data.features import FeatureSource, feature_files
 from core.data.labels import BIASED_ON_DISK, read_label, to_disk, write_label
-from core.data.splits import Split, label_files, read_split
+from core.data.lists import Split, label_files, read_split
 from core.debias import (
     debiased_centroids,
     debiased_mask,

@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from core.complement import Complement, labelled_pixels, segmentation_loss, unfilled
 from core.config import Config, make_parser, parse
 from core.data.checks import check_inputs
+from core.data.lists import Split, ground_truth, label_files, read_split
 from core.data.loader import LabelledImages, batches_from
-from core.data.splits import Split, ground_truth, label_files, read_split
 from core.data.transforms import denormalise
 from core.models.deeplab import build_deeplab
 from core.pictures import label_colours

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core.config import Config, make_parser, parse
-from core.data.features import mean_feature, write_features
+from core.data.features import write_features
+from core.data.lists import Split, read_split
 from core.data.loader import RawImages, StepSampler, batches_from, make_loader
-from core.data.splits import Split, read_split
 from core.data.transforms import denormalise, normalise_unit
 from core.models.feature_networks import ViT
 from core.pictures import principal_components
@@ -31,7 +31,7 @@ from core.run.device import autocast, pick_device, seed_everything, to_device
 from core.run.errors import UserError, run_script
 from core.run.loop import EMA, Loop, one_cycle
 from core.run.stage import Stage
-from core.uss.features import SemanticFeatures, UssConfig, network_features
+from core.uss.features import SemanticFeatures, UssConfig, mean_feature, network_features
 from core.uss.leopart import (
     LeopartNetwork,
     MultiCrops,

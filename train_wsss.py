@@ -24,8 +24,8 @@ from tqdm import tqdm
 from core.config import Config, make_parser, parse
 from core.crf.dense import make_crf
 from core.data.labels import IGNORE, read_label, write_label
+from core.data.lists import Split, read_split
 from core.data.loader import LabelledImages, batches_by_size, batches_from
-from core.data.splits import Split, read_split
 from core.data.transforms import denormalise
 from core.inference import multi_scale
 from core.models.backbones import BackboneConfig

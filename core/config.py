@@ -22,12 +22,11 @@ from typing import Any, NoReturn, get_args
 import jsonargparse
 import yaml
 
-from core.data.finder import is_utf8, user_path
 from core.data.settings import DataConfig
 from core.debias import DebiasConfig
 from core.run.errors import UserError, report_in
+from core.run.files import is_utf8, read_text, user_path
 from core.run.settings import Runtime, check, comments, keys_in_use
-from core.run.text import read_text
 from core.segmenter import EvaluationConfig, SegmentationConfig
 from core.uss.features import UssConfig
 from core.wsss.settings import WsssConfig

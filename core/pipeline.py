@@ -17,9 +17,9 @@ from typing import Any
 import torch
 
 from core.config import Config
-from core.data.features import FeatureSource, centred, feature_files, file_features, mean_feature
+from core.data.features import FeatureSource, feature_files, file_features
 from core.data.finder import FEATURES, LABELS, Files, Kind
-from core.data.splits import Split, masks_folder
+from core.data.lists import Split, masks_folder
 from core.models.deeplab import DeepLab, build_deeplab
 from core.run import checkpoint
 from core.run.errors import UserError
@@ -28,7 +28,7 @@ from core.run.inputs import Items
 from core.run.settings import flatten, is_weight_file, keys_in_use, overlaid, weight_files
 from core.run.stage import Identity, class_difference, listed, refuse_stale, setting_differences
 from core.segmenter import SegmentationConfig
-from core.uss.features import SemanticFeatures, network_features
+from core.uss.features import SemanticFeatures, centred, mean_feature, network_features
 
 
 class Run:

@@ -11,9 +11,9 @@ from torch import Tensor
 from core.complement import ComplementConfig
 from core.crf.dense import CrfConfig, DenseCRF, make_crf
 from core.data.labels import write_label
+from core.data.lists import Split
 from core.data.loader import batches_by_size
 from core.data.settings import AugmentConfig
-from core.data.splits import Split
 from core.inference import multi_scale, windowed
 from core.models.deeplab import DeepLab, DeepLabConfig
 from core.run import distributed

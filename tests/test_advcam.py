@@ -3,8 +3,8 @@ import torch
 from conftest import CLASSES
 from torch import nn
 
+from core.data.lists import read_split
 from core.data.settings import DataConfig
-from core.data.splits import read_split
 from core.models.backbones import BackboneConfig
 from core.wsss.advcam import (
     AdvCamConfig,

@@ -9,8 +9,8 @@ from PIL import Image
 
 from core.data.checks import check_features, check_inputs, check_labels, headers, judge, look_at
 from core.data.labels import IGNORE, write_label
+from core.data.lists import Split, ground_truth, read_split
 from core.data.settings import DataConfig
-from core.data.splits import Split, ground_truth, read_split
 from core.run.errors import UserError
 
 CLASSES = ("boat", "car", "cat", "dog")

@@ -5,9 +5,9 @@ import torch
 from conftest import CLASSES, run_python
 
 from core.data.labels import read_label
+from core.data.lists import Split, ground_truth, label_files, read_split
 from core.data.loader import LabelledImages, batches_by_size
 from core.data.settings import AugmentConfig, DataConfig
-from core.data.splits import Split, ground_truth, label_files, read_split
 from core.data.transforms import MEAN, TrainingView, denormalise, normalise
 from core.run.errors import UserError
 

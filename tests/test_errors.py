@@ -121,7 +121,7 @@ from core.run import vision
 from core.data.settings import AugmentConfig, DataConfig
 from core.run.settings import Runtime
 from core.data.loader import LabelledImages, batches_from
-from core.data.splits import read_split
+from core.data.lists import read_split
 def main():
     split = read_split(DataConfig(root={str(tiny_data)!r}, classes={tuple(CLASSES)}), "train")
     data = LabelledImages(split, None, 20, AugmentConfig(crop=32))

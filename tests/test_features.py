@@ -4,22 +4,15 @@ import torch
 from conftest import CLASSES, run_python
 
 from core.config import make_parser, parse
-from core.data.features import (
-    centred,
-    feature_files,
-    feature_shape,
-    file_features,
-    mean_feature,
-    read_features,
-)
+from core.data.features import feature_files, feature_shape, file_features, read_features
+from core.data.lists import read_split
 from core.data.settings import DataConfig
-from core.data.splits import read_split
 from core.models.backbones import BackboneConfig
 from core.models.feature_networks import ViT
 from core.pipeline import feature_source
 from core.run.errors import UserError
 from core.run.vision import timm
-from core.uss.features import SemanticFeatures, UssConfig, network_features
+from core.uss.features import SemanticFeatures, UssConfig, centred, mean_feature, network_features
 
 RESNET = BackboneConfig("resnet18", {"channels": [8, 8, 16, 24]}, "none")
 

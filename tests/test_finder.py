@@ -8,12 +8,13 @@ import pytest
 from conftest import run_python
 from PIL import Image
 
-from core.data.finder import FEATURES, LABELS, PHOTOGRAPHS, Files, listed_id, readable, user_path
+from core.data.finder import FEATURES, LABELS, PHOTOGRAPHS, Files, image_id
+from core.data.lists import listed_id, read_split
 from core.data.settings import DataConfig
-from core.data.splits import read_split
-from core.data.tags import find_images, image_id
+from core.data.tags import find_images
 from core.run import notes
 from core.run.errors import UserError
+from core.run.files import readable, user_path
 from core.scoring import pair_folders, score_files
 
 COMPOSED, DECOMPOSED = (normalize(form, "Möwe") for form in ("NFC", "NFD"))
@@ -54,8 +55,8 @@ def test_what_is_left_out_is_told_in_one_line(tmp_path):
     assert [*Files(tmp_path, PHOTOGRAPHS).ids] == ["a"]
     assert len(notes.told) == 1
     for part in (
-        *("2 hidden files", "1 hidden folder", "2 folders of a system (@eaDir, ...)"),
-        "4 of kinds that are not read (.avif, .cr2, .gif, .heic)",
+        *("hidden files: 2", "hidden folders: 1", "system folders: 2 (@eaDir, ...)"),
+        "kinds that are not read: 4 (.avif, .cr2, .gif, .heic)",
     ):
         assert part in told()
 
@@ -69,7 +70,7 @@ def test_links_are_followed_but_not_in_a_circle(tmp_path):
     (tmp_path / "elsewhere/back").symlink_to("../real")
     files = Files(tmp_path / "real", LABELS)
     assert [*files.ids] == ["a", "d", "town/b", "up/elsewhere/b"]
-    assert "2 links that lead nowhere" in told() and "links to folders above them" in told()
+    assert "links to nothing: 2" in told() and "links to a parent folder: " in told()
 
 
 def test_photograph_with_two_names_is_warned_of(tmp_path):
@@ -163,7 +164,7 @@ def test_every_mask_is_scored(tmp_path):
     pairs = pair_folders(tmp_path / "predictions", tmp_path / "masks")
     images = score_files(*pairs, ("1",), False, 0)["images"]
     assert images == {"scored": 4, "of": 4}
-    assert "1 hidden file" in told() and "without a mask: 1, such as more" in told()
+    assert "hidden files: 1" in told() and "without a mask: 1, such as more" in told()
 
 
 def test_predictions_inside_of_the_masks_are_no_masks(tmp_path):

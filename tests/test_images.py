@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
-from test_splits import picture, save
+from test_lists import picture, save
 
 from core.data.images import read_header, read_image
 from core.run.errors import UserError

@@ -8,8 +8,8 @@ from conftest import CLASSES, run_python
 
 import train_uss
 from core.config import make_parser, parse
+from core.data.lists import read_split
 from core.data.settings import DataConfig
-from core.data.splits import read_split
 from core.models.backbones import BackboneConfig
 from core.models.feature_networks import ViT, feature_network
 from core.run import checkpoint

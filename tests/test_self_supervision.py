@@ -2,8 +2,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from core.data.lists import Split
 from core.data.loader import RawImages
-from core.data.splits import Split
 from core.uss.self_supervision import random_crops, random_mask, sinkhorn
 
 

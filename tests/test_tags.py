@@ -5,12 +5,12 @@ import pytest
 from conftest import sample
 from PIL import Image
 
+from core.data.finder import image_id
+from core.data.lists import read_split
 from core.data.settings import VOC_CLASSES, DataConfig
-from core.data.splits import read_split
 from core.data.tags import (
     find_images,
     folder_tags,
-    image_id,
     read_annotation,
     read_table,
     write_table,
@@ -78,8 +78,8 @@ def test_what_spreadsheets_write_is_read(table, content):
         (",image,dog,cat\n0,a,1,0\n1,b,,1.0\n", "with a column for each class (dog, cat)"),
         ("id;dog; cat\na;TRUE;FALSE\nb;False;True\n", "a column for each class (dog, cat)"),
         ("Unnamed: 0,image,tags\n5,a,['dog']\n6,b,\"['cat']\"\n", "with lists in brackets"),
-        ("image,tags\na,dog\na,dog\nb,cat\n", "with a line for each tag of an image"),
-        ("filename,width,class,xmin\na,9,dog,1\na,9,dog,2\nb,9,cat,1\n", "'class', with a line"),
+        ("image,tags\na,dog\na,dog\nb,cat\n", "with one line per tag of an image"),
+        ("filename,width,class,xmin\na,9,dog,1\na,9,dog,2\nb,9,cat,1\n", "'class', with one line"),
         ("image,tags,,\na,dog,,\nb,cat,,\n,,,\n", ""),
         ("image,tags\ra,dog\rb,cat\r", ""),
         ("Image, TAGS \na,dog\nb,cat\n", ""),
@@ -138,7 +138,7 @@ def test_image_without_tags_keeps_its_place(table):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("image,tags\na.jpg,dog;cow\na.jpg,cat\n", "line 3: image a.jpg stands there twice"),
+        ("image,tags\na.jpg,dog;cow\na.jpg,cat\n", "line 3: image a.jpg is listed twice"),
         ("image,tags\na.jpg,dog, cat\n", r"line 2.*put tags that hold commas in quotes"),
         ("image,tags\n,dog\n", "line 2: expected one image"),
         ("image,breed\na.jpg,dog\n", "first line must be: image,tags.*'breed' holds 'dog'"),
@@ -150,7 +150,7 @@ def test_image_without_tags_keeps_its_place(table):
         ("file_name,path,tags\na.jpg,b,dog\n", "rename the right one to image"),
         ("image,label,class\na.jpg,1,dog\n", "rename the right one to tags"),
         ("image,dog,cat\na.jpg,1,0.7\n", "'cat' holds '0.7', not 0 or 1"),
-        ("image,dog\na.jpg,0\n", "no 1 in it"),
+        ("image,dog\na.jpg,0\n", "there is no 1"),
         ('x,"image\na.jpg,dog\n', "no table of tags"),
     ],
 )

@@ -2,8 +2,9 @@
 
 import pytest
 
+from core.data.lists import read_list
 from core.run.errors import UserError
-from core.run.text import read_list, read_text
+from core.run.files import read_text
 
 TEXT = "Möwe\nKüste 日本\n"
 

@@ -8,8 +8,8 @@ import yaml
 from conftest import CLASSES, run_python
 
 import train_uss
+from core.data.lists import read_split
 from core.data.settings import DataConfig
-from core.data.splits import read_split
 from core.data.transforms import normalise
 from core.models.backbones import BackboneConfig
 from core.run import checkpoint

@@ -16,10 +16,9 @@ from safetensors.torch import save
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from core.data.finder import user_path
 from core.run import checkpoint
 from core.run.errors import UserError, run_script
-from core.run.files import atomic_write
+from core.run.files import atomic_write, user_path
 from tools.common import tool_parser
 
 PREFIX = "backbone.net."

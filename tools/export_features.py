@@ -19,7 +19,7 @@ from torch import nn
 
 from core.config import Config, make_parser, parse
 from core.data.features import write_features
-from core.data.splits import Split, read_split
+from core.data.lists import Split, read_split
 from core.pipeline import Run, check_made_from, load_semantic_features, settings_of
 from core.run import checkpoint
 from core.run.device import autocast, pick_device, to_device

@@ -21,9 +21,10 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from core.config import make_parser, parse
+from core.data.finder import image_id
 from core.data.labels import palette, read_label
-from core.data.splits import Split, without_bad_images
-from core.data.tags import find_images, image_id
+from core.data.lists import Split, without_bad_images
+from core.data.tags import find_images
 from core.pipeline import Run, load_segmenter, prediction_identity, trained_weights
 from core.run import distributed
 from core.run.errors import UserError, run_script

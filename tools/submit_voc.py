@@ -24,12 +24,10 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from core.config import Config, make_parser, parse
-from core.data.finder import listed_id
-from core.data.splits import list_name, read_split
+from core.data.lists import list_name, listed_id, read_list, read_split
 from core.run import distributed
 from core.run.errors import UserError, raise_all, run_script
 from core.run.files import atomic_write
-from core.run.text import read_list
 from evaluate import predict_list
 from tools.data.archives import DAMAGED, tar_entries
 

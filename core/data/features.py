@@ -1,5 +1,6 @@
-"""Files of features, and features as a source: by index, from files or from a network."""
+"""Feature files: `<id>.npy`, one (D, h, w) array of any float type per image; and their shapes."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -10,7 +11,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from core.data.finder import FEATURES, Files
-from core.data.splits import Split
+from core.data.images import TURNED
+from core.data.lists import Split
 from core.run import distributed
 from core.run.errors import UserError
 from core.run.files import atomic_write
@@ -18,6 +20,16 @@ from core.run.files import atomic_write
 FeatureSource = Callable[[Sequence[int]], Iterator[tuple[int, Tensor]]]
 """Indices of images, ascending -> pairs of an index and its (D, h, w) float32 features."""
 FORM = "expected finite floats (D, h, w), one array of numpy.save"
+
+# What features with the shape of no grid seem to be.
+LAST = "they seem to be (h, w, D): save array.transpose(2, 0, 1)"
+TOKENS = "they seem to be a list of tokens: drop the class token, and reshape to (D, h, w)"
+SWAPPED = "they seem to be (D, w, h): save array.transpose(0, 2, 1)"
+NOT_UPRIGHT = (
+    "they were made from photographs that were not turned upright by their EXIF orientation; make "
+    "them again from upright ones"
+)
+ODD = "a grid covers the whole photograph, row by row"
 
 
 def feature_files(
@@ -46,7 +58,7 @@ def read_features(path: Path) -> Tensor:
 
 
 def feature_shape(path: Path) -> tuple[int, ...]:
-    """(D, h, w) of an .npy file, of which no more than the head is read; see `read_features`."""
+    """(D, h, w) of an .npy file, of which only the header is read; see `read_features`."""
     return _load(path, mmap_mode="r").shape
 
 
@@ -58,8 +70,8 @@ def _load(path: Path, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
     if not isinstance(array, np.ndarray):
         array.close()
         raise UserError(
-            f"features {path} are an archive, such as .npz or a checkpoint, whatever the name "
-            f"says; {FORM}"
+            f"features {path} are an archive, such as .npz or a checkpoint, despite the name; "
+            f"{FORM}"
         )
     if array.ndim != 3 or array.dtype.kind != "f" or not array.size:
         raise UserError(f"features {path} are {array.shape} {array.dtype}; {FORM}")
@@ -78,7 +90,7 @@ def write_features(source: FeatureSource, split: Split, folder: Path) -> None:
 
 
 def file_features(paths: Sequence[Path]) -> FeatureSource:
-    """Features read from files, which must all be as wide as the first."""
+    """Features from files, all of which must be as wide as the first."""
     width = None
 
     def source(indices: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
@@ -88,24 +100,45 @@ def file_features(paths: Sequence[Path]) -> FeatureSource:
             feat = read_features(paths[k])
             if len(feat) != width:
                 raise UserError(
-                    f"features {paths[k]} are {len(feat)} wide, those of {paths[0].name} {width}"
+                    f"features {paths[k]} are {len(feat)} wide, but {paths[0].name} is {width} wide"
                 )
             yield k, feat
 
     return source
 
 
-def mean_feature(source: FeatureSource, count: int) -> Tensor:
-    """(D,) the mean over all images of each image's mean feature."""
-    total = sum(feat.double().mean((1, 2)) for _, feat in source(range(count)))
-    return (total / count).float()
+def misread(shape: tuple[int, ...], size: tuple[int, int], orientation: int) -> str | None:
+    """The reason why a shape (a, b, c) is no (D, h, w) of its photograph; None if it may be.
+
+    Args:
+        shape: shape of the features.
+        size: (H, W) of the upright photograph, pixels.
+        orientation: EXIF orientation of the photograph.
+    """
+    a, b, c = shape
+    if b == c or alike((b, c), size):  # many networks take squares, whatever the photograph
+        return None
+    if 1 in shape:
+        return TOKENS
+    if a == b or alike((a, b), size):
+        return LAST
+    if alike((c, b), size):
+        return NOT_UPRIGHT if orientation in TURNED else SWAPPED
+    return ODD
 
 
-def centred(source: FeatureSource, mean: Tensor) -> FeatureSource:
-    """The same features with the (D,) mean taken out."""
+def one_grid(shapes: Sequence[tuple[int, ...]], sizes: Sequence[tuple[int, int]]) -> bool:
+    """Whether photographs of different shapes have one grid, that of a network's fixed input."""
+    if len({shape[1:] for shape in shapes}) != 1:
+        return False
+    varied = any(not alike(sizes[0], size) for size in sizes)
+    return varied and all(d > max(h, w) and max(h, w) <= 2 * min(h, w) for d, h, w in shapes)
 
-    def shifted(indices: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
-        for index, feat in source(indices):
-            yield index, feat - mean[:, None, None]
 
-    return shifted
+def alike(grid: tuple[int, int], size: tuple[int, int]) -> bool:
+    """Whether a grid has a photograph's shape up to rounding and padding: by one cell, or by a
+    quarter of a side."""
+    (h, w), (height, width) = grid, size
+    lowest = max(height / (h + 1), width / (w + 1))
+    highest = min(n / (k - 1) if k > 1 else math.inf for n, k in ((height, h), (width, w)))
+    return lowest <= highest or abs(math.log(h * width / (w * height))) <= math.log(1.25)

@@ -1,17 +1,18 @@
 """Files of one kind below a folder, found by their ids: photographs, label maps, features.
 
 An id is a file's path below the folder, without the suffix and in Unicode's composed form (NFC),
-whatever form and whatever capitals in the suffix the disk has. Linked files and folders count.
+whatever the form and the capitals on the disk. Linked files and folders are followed.
 """
 
 import os
-import re
 import unicodedata
-from collections.abc import Collection, Iterable
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from core.run.errors import UserError
+from core.run.files import is_utf8, readable
 from core.run.notes import note, warn
 
 
@@ -20,9 +21,9 @@ class Kind:
     """A kind of file.
 
     Attributes:
-        name: in messages, plural.
-        suffixes: what is read, lower case; where no file is found, the first one is named.
-        mistaken: suffixes of files that people take for this kind, and that are not read.
+        name: plural name for messages.
+        suffixes: suffixes that are read, in lower case; a missing file is named with the first.
+        mistaken: suffixes that people take for this kind, and that are not read.
     """
 
     name: str
@@ -50,38 +51,17 @@ SYSTEM = {
     *("@eadir", "#recycle", "@recycle", "$recycle.bin", "__macosx", "lost+found"),
     *("system volume information", "@recently-snapshot", "#snapshot", "@syno"),
 }
-"""Folders that file servers and systems put among people's own, in lower case."""
-SECOND_COLUMN = re.compile(r"(\S+)\s+(-?\d+|\S*[/.]\S*)")
-"""Of a list: an id, and a number or a path."""
+"""Folders that operating systems and file servers create, in lower case."""
+UNREAD, NOT_UTF8 = "kinds that are not read", "names that are not UTF-8"
 
 
-def user_path(text: str) -> Path:
-    """The path that a user wrote, with ~ replaced by the home folder.
-
-    Raises:
-        UserError: there is no such home folder, or the name is not UTF-8.
-    """
-    if not is_utf8(text):
-        raise UserError(f"the name {readable(text)} is not UTF-8; rename it")
-    try:
-        return Path(text).expanduser()
-    except RuntimeError:
-        raise UserError(f"{text}: there is no such home folder; write the whole path") from None
+def image_id(name: str) -> str:
+    """The id of a photograph, given its relative path with or without a suffix."""
+    return _stem(_normal(name), PHOTOGRAPHS)
 
 
-def is_utf8(name: str) -> bool:
-    """Whether a file's name can be written in UTF-8; Python keeps other bytes as surrogates."""
-    return name.isascii() or not any("\ud800" <= character <= "\udfff" for character in name)
-
-
-def readable(name: str) -> str:
-    """A file's name that can be printed: bytes that are not UTF-8 are written as \\xNN."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
-
-
-def file_id(name: str, kind: Kind) -> str:
-    """The id of a file given by its relative path; other suffixes than the kind's are kept."""
-    return _stem(str(PurePosixPath(unicodedata.normalize("NFC", name))), kind)
+def _normal(name: str) -> str:
+    return str(PurePosixPath(unicodedata.normalize("NFC", name)))
 
 
 def _stem(name: str, kind: Kind) -> str:
@@ -90,54 +70,25 @@ def _stem(name: str, kind: Kind) -> str:
 
 
 def _suffix(name: str) -> str:
-    """In lower case and with its dot; quicker than a path's, for folders of many files."""
+    """The suffix in lower case, with its dot; faster than `Path.suffix` in large folders."""
     return f".{name.rpartition('.')[2].lower()}"
 
 
-def listed_id(line: str, known: Collection[str], root: Path | None = None) -> str:
-    """The id of the photograph that a line of a list names.
-
-    A line may hold the photograph's path with its suffix, a leading slash and VOC's folder
-    JPEGImages, and a second column, such as the path of a mask. Names may hold spaces: the longest
-    beginning of the line that is a known id counts.
-
-    Args:
-        line: without surrounding spaces.
-        known: ids of the photographs that there are.
-        root: the folder of the data set; paths below it may be absolute.
-    """
-    ends = [m.start() for m in re.finditer(r"\s+", line)]
-    for end in (len(line), *reversed(ends)):
-        for name in _spellings(line[:end], root):
-            if name in known:
-                return name
-    columns = SECOND_COLUMN.fullmatch(line)
-    return _spellings(columns[1] if columns else line, root)[-1]
-
-
-def _spellings(name: str, root: Path | None) -> list[str]:
-    """The ids that a path in a list may stand for, the likeliest first."""
-    if root is not None:
-        name = name.removeprefix(f"{root.absolute()}/")
-    ids = [file_id(part, PHOTOGRAPHS) for part in (name.lstrip("/"), name.split("JPEGImages/")[-1])]
-    return [ids[0], ids[1].lstrip("/")]
-
-
 class Files:
-    """The files of one kind below a folder; says in one line what is left out, and why.
+    """The files of one kind below a folder; prints in one line what is left out, and why.
 
-    Left out are hidden files and folders (among them macOS's ._ files), folders of file servers and
-    systems, links that lead nowhere or back, kinds that are not read, and names that are not UTF-8.
+    Left out are hidden files and folders (such as macOS's ._ files), folders of operating systems
+    and file servers, links to nothing or to a parent folder, kinds that are not read, and names
+    that are not UTF-8.
 
     Args:
-        root: the folder; one that is missing holds no files.
-        kind: which files.
-        skip: a folder below `root` that is passed over.
+        root: the folder; a missing folder holds no files.
+        kind: kind of the files.
+        skip: folder below `root` that is not searched.
 
     Attributes:
-        ids: {id: its files}; several for one id are refused where that id is asked for.
+        ids: {id: its files}; an id with several files is refused when it is asked for.
         names: {relative path in NFC: its files}.
-        unnamed: relative paths that are not UTF-8, readable.
 
     Raises:
         UserError: a folder cannot be read.
@@ -146,115 +97,104 @@ class Files:
     def __init__(self, root: Path, kind: Kind, skip: Path | None = None):
         self.root, self.kind = root, kind
         self.names: dict[str, list[Path]] = {}
-        self.unnamed: list[str] = []
-        self._left: dict[tuple[str, str], list[str]] = {}
+        self._left_out: defaultdict[str, list[str]] = defaultdict(list)  # names by reason
         self._links = False
-        self._first: dict[tuple[int, int], str] = {}
-        self._again: list[tuple[str, str]] = []
+        self._first_name: dict[tuple[int, int], str] = {}
+        self._second_names: list[tuple[str, str]] = []
         if root.is_dir():
-            passed = _place(skip) if skip is not None and skip.is_dir() else None
-            self._walk(root, "", (_place(root),), passed)
+            skipped = _place(skip) if skip is not None and skip.is_dir() else None
+            self._walk(root, "", (_place(root),), skipped)
         self.names = dict(sorted(self.names.items(), key=lambda item: item[0].split("/")))
         self.ids: dict[str, list[Path]] = {}
         for name, paths in self.names.items():
             self.ids.setdefault(_stem(name, kind), []).extend(paths)
-        self._tell()
+        self._report()
 
-    def _walk(self, folder: Path, prefix: str, above: tuple, skip: tuple | None) -> None:
+    def _walk(self, folder: Path, prefix: str, parents: tuple, skip: tuple | None) -> None:
         try:
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except OSError as error:
             raise UserError(
-                f"the folder {readable(str(folder))} cannot be read ({error.strerror}); mend its "
-                "permissions or move it away"
+                f"the folder {readable(str(folder))} cannot be read ({error.strerror}); correct "
+                "its permissions or move it away"
             ) from None
         for entry in entries:
             name, path, link = prefix + entry.name, Path(entry.path), entry.is_symlink()
-            there = path if link else entry  # which knows what it is, without a look at the disk
+            target = path if link else entry  # an entry knows its type without asking the disk
             self._links = self._links or link
-            if there.is_file():
-                self._take(name, path, _place(path) if link else (above[-1][0], entry.inode()))
-            elif not there.is_dir():
+            if target.is_file():
+                self._add(name, path, _place(path) if link else (parents[-1][0], entry.inode()))
+            elif not target.is_dir():
                 if link:
-                    self._leave("link that leads nowhere", "links that lead nowhere", name)
+                    self._left_out["links to nothing"].append(name)
             elif entry.name.startswith("."):
-                self._leave("hidden folder", "hidden folders", name)
+                self._left_out["hidden folders"].append(name)
             elif entry.name.lower() in SYSTEM:
-                self._leave("folder of a system", "folders of a system", name)
-            elif _place(path) in above:
-                self._leave("link to a folder above it", "links to folders above them", name)
+                self._left_out["system folders"].append(name)
+            elif _place(path) in parents:
+                self._left_out["links to a parent folder"].append(name)
             elif _place(path) != skip:
-                self._walk(path, f"{name}/", (*above, _place(path)), skip)
+                self._walk(path, f"{name}/", (*parents, _place(path)), skip)
 
-    def _take(self, name: str, path: Path, place: tuple[int, int]) -> None:
-        """Takes a file or leaves it out."""
+    def _add(self, name: str, path: Path, place: tuple[int, int]) -> None:
         suffix, hidden = _suffix(name), path.name.startswith(".")
         if suffix in self.kind.mistaken and not hidden:
-            self._leave("of a kind that is not read", "of kinds that are not read", name)
-        if suffix not in self.kind.suffixes:
-            return
-        if hidden:
-            self._leave("hidden file", "hidden files", name)
-        elif not is_utf8(name):
-            self.unnamed.append(readable(name))
-            self._leave("whose name is not UTF-8", "whose names are not UTF-8", name)
-        else:
+            self._left_out[UNREAD].append(name)
+        elif suffix in self.kind.suffixes and hidden:
+            self._left_out["hidden files"].append(name)
+        elif suffix in self.kind.suffixes and not is_utf8(name):
+            self._left_out[NOT_UTF8].append(name)
+        elif suffix in self.kind.suffixes:
             self.names.setdefault(unicodedata.normalize("NFC", name), []).append(path)
-            if self._first.setdefault(place, name) != name:
-                self._again.append((self._first[place], name))
+            if self._first_name.setdefault(place, name) != name:
+                self._second_names.append((self._first_name[place], name))
 
-    def _leave(self, one: str, several: str, name: str) -> None:
-        self._left.setdefault((one, several), []).append(name)
-
-    def _tell(self) -> None:
+    def _report(self) -> None:
         parts = []
-        for (one, several), names in self._left.items():
+        for reason, names in self._left_out.items():
             shown = [names[0], *["..."] * (len(names) > 1)]
-            if "kind" in one:
-                shown = sorted({*map(_suffix, names)})
-            examples = "" if "hidden" in one else f" ({readable(', '.join(shown))})"
-            parts.append(f"{len(names)} {one if len(names) == 1 else several}{examples}")
+            shown = sorted({*map(_suffix, names)}) if reason == UNREAD else shown
+            examples = "" if "hidden" in reason else f" ({readable(', '.join(shown))})"
+            parts.append(f"{reason}: {len(names)}{examples}")
         if parts:
-            note(f"{self.kind.name} below {self.root}, left out: {', '.join(parts)}")
-        if self._links and self._again and self.kind is PHOTOGRAPHS:
-            one, other = self._again[0]
+            note(f"{self.kind.name} below {self.root}, left out: {'; '.join(parts)}")
+        if self._links and self._second_names and self.kind is PHOTOGRAPHS:
+            one, other = self._second_names[0]
             warn(
-                f"links give {len(self._again)} photographs below {self.root} a second name, such "
-                f"as {one} and {other}; each name counts as a photograph of its own"
+                f"links give {len(self._second_names)} photographs below {self.root} a second "
+                f"name, such as {one} and {other}; each name counts as one photograph"
             )
 
     def problems(self) -> list[str]:
         """A line for each file that would belong here if its name were UTF-8."""
         return [
-            f"the name {self.root / name} is not UTF-8; rename it (such as with convmv -f cp1252 "
-            "-t utf8)"
-            for name in self.unnamed
+            f"the name {self.root / readable(name)} is not UTF-8; rename it (such as with convmv "
+            "-f cp1252 -t utf8)"
+            for name in self._left_out.get(NOT_UTF8, [])
         ]
 
     def of_id(self, name: str) -> Path:
-        """The file of an id; where there is none, where it would be.
+        """The file of an id, or the path where it is missing.
 
         Raises:
             UserError: there are several.
         """
-        return self._only(self.ids.get(name, []), name) or (
-            self.root / f"{name}{self.kind.suffixes[0]}"
-        )
+        missing = self.root / f"{name}{self.kind.suffixes[0]}"
+        return self._only(self.ids.get(name, []), name) or missing
 
     def named(self, name: str) -> Path:
-        """The file of a relative path as people write it, with any capitals in its suffix or
-        without one; where there is none, where it would be.
+        """The file of a relative path, written without a suffix or with any capitals in it.
 
         Raises:
             UserError: there are several.
         """
-        plain = str(PurePosixPath(unicodedata.normalize("NFC", name)))
-        found = self.names.get(plain, [])
-        if not found:
-            suffix = _suffix(plain)
-            wanted = {suffix} if suffix in self.kind.suffixes else self.kind.suffixes
-            alike = self.ids.get(_stem(plain, self.kind), [])
-            found = [path for path in alike if _suffix(path.name) in wanted]
+        plain = _normal(name)
+        suffix = _suffix(plain)
+        found = self.names.get(plain) or [
+            path
+            for path in self.ids.get(_stem(plain, self.kind), [])
+            if suffix not in self.kind.suffixes or _suffix(path.name) == suffix
+        ]
         return self._only(found, name) or self.root / name
 
     def _only(self, found: list[Path], name: str) -> Path | None:
@@ -284,6 +224,6 @@ class Files:
 
 
 def _place(path: Path) -> tuple[int, int]:
-    """What tells a file or a folder apart, by whatever path it is reached."""
+    """Device and inode, which identify a file or folder whatever path leads to it."""
     status = path.stat()
     return status.st_dev, status.st_ino

@@ -1,6 +1,7 @@
-"""Photographs from files of any common kind."""
+"""Photographs in files of any common kind."""
 
 import contextlib
+import struct
 from pathlib import Path
 
 import cv2
@@ -8,7 +9,6 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from core.data.finder import PHOTOGRAPHS
-from core.data.png import is_cut
 from core.run.errors import UserError
 
 LARGEST = 100_000_000  # pixels; decoded they take 0.3 GB, and a small file may claim any number
@@ -18,31 +18,27 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # UserError s
 
 
 def read_image(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8 RGB, whatever the file's own colour mode, upright by its EXIF orientation.
+    """(H, W, 3) uint8 RGB, whatever the colour mode of the file, upright by its EXIF orientation.
 
     Raises:
         UserError: the file is missing, broken, truncated or larger than `LARGEST`.
     """
+    remedy = "fetch it again or remove its id from the list"
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        raise UserError(
-            f"image {path} is missing; fetch it again or take its id off the list"
-        ) from None
+        raise UserError(f"image {path} is missing; {remedy}") from None
     except OSError as error:
         raise UserError(f"image {path} cannot be read ({error.strerror})") from None
     _refuse_huge(path)
     image = None
-    if content and not _is_cut_jpeg(content) and not is_cut(content):
+    if content and not is_cut(content):
         with contextlib.suppress(cv2.error):  # such as sides beyond its limits
             image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB)
     if image is None and path.suffix.lower() in PHOTOGRAPHS.mistaken:
         raise UserError(f"image {path} is of a kind that is not read; save it as JPEG or PNG")
     if image is None:
-        raise UserError(
-            f"image {path} cannot be decoded; it may be truncated; fetch it again or take its id "
-            "off the list"
-        )
+        raise UserError(f"image {path} cannot be decoded; it may be truncated; {remedy}")
     return image
 
 
@@ -60,7 +56,7 @@ def read_header(path: Path) -> tuple[tuple[int, int] | None, int]:
                 exif.load(image.info.get("exif"))
             orientation = int(exif.get(ExifTags.Base.Orientation, 1))
             size = image.size if orientation in TURNED else image.size[::-1]
-            if image.format == "TIFF":  # whose size Pillow gives upright
+            if image.format == "TIFF":  # its size is upright in Pillow
                 orientation = int(image.tag_v2.get(ExifTags.Base.Orientation, 1))
     except Exception:  # noqa: BLE001 (not a kind that Pillow knows, or broken)
         return None, 1
@@ -81,18 +77,28 @@ def _refuse_huge(path: Path) -> None:
         )
 
 
-def _is_cut_jpeg(content: bytes) -> bool:
-    """Whether a JPEG ends before its picture does: OpenCV would fill the rest with grey.
+def is_cut(content: bytes) -> bool:
+    """Whether a PNG or JPEG file ends before its picture does.
 
-    In the coded picture, after the first start of scan, a marker cannot occur by chance; before it,
-    a thumbnail may have an end of its own.
+    Decoders would fill the rest with grey, or allocate what the length of a PNG's chunk claims, up
+    to 2 GiB.
     """
-    if content[:2] != b"\xff\xd8":
+    if content.startswith(b"\x89PNG\r\n\x1a\n"):
+        start, name = 8, b""
+        while name != b"IEND":
+            if start + 12 > len(content):
+                return True
+            length, name = struct.unpack_from(">I4s", content, start)
+            start += 12 + length
+        return start > len(content)
+    if not content.startswith(b"\xff\xd8"):
         return False
-    place = 2
-    while content[place : place + 1] == b"\xff" and content[place + 1 : place + 2] != b"\xda":
-        if content[place + 1 : place + 2] == b"\xff":  # filling
-            place += 1
+    # Before the first start of scan (DA), a thumbnail may have an end marker (D9) of its own; in
+    # the coded picture after it, a marker cannot occur by chance.
+    start = 2
+    while content[start : start + 1] == b"\xff" and content[start + 1 : start + 2] != b"\xda":
+        if content[start + 1 : start + 2] == b"\xff":  # filling
+            start += 1
         else:
-            place += 2 + int.from_bytes(content[place + 2 : place + 4], "big")
-    return content.find(b"\xff\xd9", place) < 0
+            start += 2 + int.from_bytes(content[start + 2 : start + 4], "big")
+    return content.find(b"\xff\xd9", start) < 0

@@ -1,4 +1,4 @@
-"""Label maps: their numbers, their palette and their files.
+"""Label maps: numbers, palette, reading and writing.
 
 On disk a label map is an indexed (palette) PNG, so that any viewer shows it in colour. In memory it
 is (H, W) uint8 with the same numbers; in tensors for training it is int64 and biased pixels are -1.
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from core.data.png import decode, is_cut
+from core.data.images import is_cut
 from core.run.errors import UserError
 from core.run.files import atomic_write
 
@@ -22,19 +22,14 @@ IGNORE = 255  # on disk and in tensors: no statement about this pixel
 
 def palette() -> np.ndarray:
     """(256, 3) uint8: PASCAL VOC's colours, with magenta for biased and VOC's cream for ignore."""
-    colours = np.zeros((256, 3), np.uint8)
-    for label in range(256):
-        rest = label
-        for bit in range(7, -1, -1):
-            for channel in range(3):
-                colours[label, channel] |= ((rest >> channel) & 1) << bit
-            rest >>= 3
+    # From the lowest on, the bits of a label go to red, green and blue in turn, highest bit first.
+    shifts = np.arange(256)[:, None, None] >> np.arange(9).reshape(3, 3)
+    colours = ((shifts & 1) * np.array([128, 64, 32])[:, None]).sum(1).astype(np.uint8)
     colours[BIASED_ON_DISK] = (255, 0, 255)
     return colours
 
 
 VOC = palette()
-_FIRST = VOC[:BIASED_ON_DISK].tobytes()  # the rest is no class, whatever its colour
 _GREY_STEPS = {1: 1, 2: 85, 4: 17, 8: 1}  # by bit depth: Pillow stretches 2 and 4 bits to 0..255
 
 
@@ -44,8 +39,8 @@ def read_label(
     """Reads a label map.
 
     Args:
-        path: a PNG, by its content: grey or indexed class numbers of any bit depth, or a picture in
-        VOC's colours.
+        path: PNG file: grey or indexed class numbers of any bit depth, or a picture in VOC's
+            colours.
         num_classes: C, without background; values outside 0..C, 254 and 255 are then refused.
         size: (H, W) that the map must have.
 
@@ -53,10 +48,17 @@ def read_label(
         (H, W) uint8.
 
     Raises:
-        UserError: the file is missing, broken, of another kind or size, has other values, or its
-        palette contradicts its numbers.
+        UserError: the file is missing, broken, of another kind or size, has other values, or has a
+            palette that contradicts its numbers.
     """
     return inspect_label(path, num_classes, size)[0]
+
+
+def read_truth(
+    path: Path, num_classes: int | None = None, size: tuple[int, int] | None = None
+) -> np.ndarray:
+    """Reads a ground-truth mask: as `read_label`, but refuses biased pixels."""
+    return inspect_label(path, num_classes, size, biased=False)[0]
 
 
 def inspect_label(
@@ -65,24 +67,27 @@ def inspect_label(
     size: tuple[int, int] | None = None,
     biased: bool = True,
 ) -> tuple[np.ndarray, bool]:
-    """As `read_label`, and whether VOC's colours gave the numbers instead of the stored values.
+    """Reads a label map, and tells whether its numbers come from VOC's colours.
 
     Args:
         path, num_classes, size: as for `read_label`.
-        biased: whether biased pixels may occur.
+        biased: whether biased pixels are accepted.
+
+    Returns:
+        (H, W) uint8; True if colours, not stored values, gave the numbers.
     """
     label, by_colour = _read_values(path, num_classes)
     if not biased and (label == BIASED_ON_DISK).any():
         raise UserError(
-            f"{path} holds {BIASED_ON_DISK}, biased pixels: it is debiased already, and no ground "
-            "truth; give the labels before that"
+            f"{path} holds {BIASED_ON_DISK}, biased pixels: it is debiased already and no ground "
+            "truth; give the labels before debiasing"
         )
     if size is not None and label.shape != size:
         hint = ""
         if label.shape == size[::-1]:
             hint = (
-                ". Width and height are swapped: if its EXIF orientation turns the image upright, "
-                "the label map has to be upright, too; turn the map, or save the image upright"
+                ". Width and height are swapped: if the image is turned upright by its EXIF "
+                "orientation, turn the map, too, or save the image upright"
             )
         raise UserError(
             f"{path} is {label.shape[1]}x{label.shape[0]} pixels, its image is "
@@ -101,33 +106,29 @@ def inspect_label(
 def _read_values(path: Path, num_classes: int | None) -> tuple[np.ndarray, bool]:
     try:
         content = path.read_bytes()
-        label = decode(content, _FIRST)
-        if label is not None:
-            return label, False
         if is_cut(content):
             raise ValueError("it ends too early")
-        with Image.open(io.BytesIO(content)) as image:
-            if image.format != "PNG":
-                raise UserError(
-                    f"{path} is a {image.format} picture, whatever its name says; a label map is a "
-                    "PNG (JPEG would change its numbers). Save it as PNG again, from its source"
-                )
-            return _values_of(path, ImageOps.exif_transpose(image), content[24], num_classes)
+        with Image.open(io.BytesIO(content)) as file:
+            kind, image = file.format, ImageOps.exif_transpose(file)
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
-    except UserError:
-        raise
     except Exception as error:  # noqa: BLE001 (Pillow fails in any way)
         raise UserError(
-            f"{path} cannot be read ({error or type(error).__name__}); it may be truncated, make "
+            f"{path} cannot be read ({error or type(error).__name__}); it may be truncated. Make "
             "or fetch it again"
         ) from None
+    if kind != "PNG":
+        raise UserError(
+            f"{path} is a {kind} picture, whatever its name says; a label map is a PNG (JPEG would "
+            "change its numbers). Save it as PNG again, from its source"
+        )
+    return _values_of(path, image, content[24], num_classes)
 
 
 def _values_of(
     path: Path, image: Image.Image, bits: int, num_classes: int | None
 ) -> tuple[np.ndarray, bool]:
-    """Class numbers of a PNG of `bits` per channel, and whether they are those of its colours."""
+    """Class numbers of a PNG with `bits` per channel, and whether its colours gave them."""
     mode = image.mode
     if mode in ("LA", "RGBA") and bits == 8 and image.getextrema()[-1] == (255, 255):
         mode = mode.removesuffix("A")  # nothing is transparent
@@ -139,30 +140,27 @@ def _values_of(
         return values.astype(np.uint8) // np.uint8(_GREY_STEPS[bits]), False
     if mode.startswith("I"):  # 16 bits
         step = 257 if values.max() > 255 and not (values % 257).any() else 1
-        if (values // step).max() <= 255:
-            return (values // step).astype(np.uint8), False
-        raise UserError(f"{path} holds {values.max()}; class numbers end at 255")
+        if values.max() // step > 255:
+            raise UserError(f"{path} holds {values.max()}; class numbers end at 255")
+        return (values // step).astype(np.uint8), False
     if mode == "RGB" and bits == 8:
         label, known = _by_colour(values, num_classes)
         if known.all():
             return label, True
         wrong = tuple(values[~known][0].tolist())
-        raise UserError(
-            f"{path} is a colour picture, and VOC draws none of these classes in {wrong}. "
-            "Save class numbers, not colours: an indexed or grey PNG"
-        )
-    odd = "has transparent pixels" if bits == 8 else f"is a {mode} picture of {bits} bits a channel"
-    raise UserError(
-        f"{path} {odd}; a label map is an indexed or grey PNG. Save class numbers, not colours"
-    )
+        odd = f"is a colour picture, and {wrong} is not VOC's colour of any of these classes"
+    else:
+        odd = f"is a {mode} picture of {bits} bits a channel"
+        odd = "has transparent pixels" if bits == 8 else odd
+    raise UserError(f"{path} {odd}. Save class numbers, not colours: an indexed or grey PNG")
 
 
 def _by_palette(
     path: Path, values: np.ndarray, image: Image.Image, num_classes: int | None
 ) -> tuple[np.ndarray, bool]:
-    """Class numbers of an indexed PNG: its values, or its colours where they are VOC's.
+    """Class numbers of an indexed PNG: its stored values, or the numbers of VOC's colours.
 
-    GIMP, pngquant and Pillow number VOC's colours anew. Any other palette says nothing about the
+    GIMP, pngquant and Pillow renumber VOC's colours. Any other palette says nothing about the
     numbers.
     """
     colours = np.zeros((256, 3), np.uint8)
@@ -178,8 +176,8 @@ def _by_palette(
         return numbers[values], True
     raise UserError(
         f"{path} draws number {moved[0]} in VOC's colour of {numbers[moved[0]]}, but its palette "
-        "has other colours, too, or one twice: number and colour contradict each other. Save class "
-        "numbers as a grey PNG, or with VOC's palette"
+        "also has other colours, or one colour twice: numbers and colours contradict each other. "
+        "Save class numbers as a grey PNG, or with VOC's palette"
     )
 
 
@@ -199,15 +197,8 @@ def _by_colour(colours: np.ndarray, num_classes: int | None) -> tuple[np.ndarray
 
 
 def _top_bits(colours: np.ndarray) -> np.ndarray:
-    """(..., 3) uint8 -> (...) integers of each channel's upper three bits; VOC's colours differ."""
+    """(..., 3) uint8 -> (...) int64 of each channel's upper three bits; VOC's colours differ."""
     return (colours >> 5).astype(np.int64) @ np.array([64, 8, 1])
-
-
-def read_truth(
-    path: Path, num_classes: int | None = None, size: tuple[int, int] | None = None
-) -> np.ndarray:
-    """Reads a ground-truth mask: as `read_label`, but without biased pixels."""
-    return inspect_label(path, num_classes, size, biased=False)[0]
 
 
 def write_label(path: Path, label: np.ndarray) -> None:

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from core.data.labels import read_label, to_training
+from core.data.lists import Split
 from core.data.settings import AugmentConfig
-from core.data.splits import Split
 from core.data.transforms import TrainingView, normalise
 from core.run import distributed, vision
 from core.run.errors import NamesFile, UserError

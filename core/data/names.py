@@ -1,5 +1,4 @@
-"""Class names as people write them: what is certainly one name is read as one, and names that only
-look alike are told."""
+"""Class names as people write them: spellings of one name are joined, look-alikes are warned of."""
 
 import re
 import unicodedata
@@ -21,12 +20,7 @@ BACKGROUND_NAMES = {"background", "bg", "void", "unlabeled", "unlabelled", "igno
 
 def class_name(text: str, place: str = "the class names") -> str:
     """A class name in Unicode's composed form (NFC), without invisible characters and with single
-    spaces.
-
-    Args:
-        text: as somebody wrote it.
-        place: where it stands; told once if the name is changed.
-    """
+    spaces; a change is noted once for each `place`, the source of the name."""
     name = " ".join(unicodedata.normalize("NFC", INVISIBLE.sub("", text)).split())
     if name != text.strip(" \t\r\n"):
         note(
@@ -41,8 +35,8 @@ def warn_of_names(names: Iterable[str], counts: Mapping[str, int] | None = None)
     """Warns of classes that are probably one class, and of one that is the background.
 
     Args:
-        names: the classes.
-        counts: how many images have each, where that is known.
+        names: class names.
+        counts: number of images of each class, if known.
     """
     for group in look_alikes(names):
         shown = [repr(n) if n.isascii() else f"{n!r} = {ascii(n)}" for n in group]
@@ -50,19 +44,19 @@ def warn_of_names(names: Iterable[str], counts: Mapping[str, int] | None = None)
             shown = [f"{text} ({counts[n]} in all)" for text, n in zip(shown, group, strict=True)]
         warn(
             f"the classes {', '.join(shown[:-1])} and {shown[-1]} look alike and are counted as "
-            f"{len(group)} classes; if they are one, write it alike everywhere in the tags"
+            f"{len(group)} classes; if they are one, spell it the same way everywhere in the tags"
         )
     for name in names:
         if _likeness(name).strip("_") in BACKGROUND_NAMES:
             warn(
-                f"{name!r} is a class with a number of its own, beside the background, which is 0 "
-                "in any case; if it is no object, take it out of the tags and of data.classes"
+                f"{name!r} is a class with its own number, but 0 is always the background; if it "
+                "is no object, remove it from the tags and from data.classes"
             )
 
 
 def look_alikes(names: Iterable[str]) -> list[list[str]]:
-    """Groups of names that differ in capitals, spaces, hyphens, accents, a plural, or letters of
-    other scripts, in the order of `names`."""
+    """Groups of names that differ only in capitals, spaces, hyphens, accents, a plural, or letters
+    of other scripts, in the order of `names`."""
     alike: dict[str, list[str]] = defaultdict(list)
     for name in names:
         alike[_likeness(name)].append(name)
@@ -75,7 +69,7 @@ def look_alikes(names: Iterable[str]) -> list[list[str]]:
 
 
 def _likeness(name: str) -> str:
-    """What names that look alike have in common."""
+    """A key that look-alikes share."""
     key = unicodedata.normalize("NFKD", name).casefold().translate(LETTERS)
     key = re.sub("[\u200c\u200d\ufe0e\ufe0f]", "", ACCENTS.sub("", key))
     return re.sub(r"(?<=[^\W\d_])[\s_-]+(?=[^\W_])", "", key)

@@ -9,12 +9,11 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from core.data.finder import PHOTOGRAPHS, Files, file_id
+from core.data.finder import PHOTOGRAPHS, Files
 from core.data.names import class_name
 from core.run.errors import UserError, raise_all
-from core.run.files import atomic_write
+from core.run.files import atomic_write, read_text
 from core.run.notes import note
-from core.run.text import read_text
 
 SEPARATORS = re.compile(r"[;,|]")
 COLUMN_SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
@@ -24,7 +23,7 @@ IMAGE_COLUMNS = (
     | {"image_file", "images", "img", "photo"},
     {"image_id", "image_index", "id", "name"},
 )
-"""Headings in lower case with underscores; the first set of which one occurs decides."""
+"""Headings in lower case with underscores; the first set with a match decides."""
 TAG_COLUMNS = (
     {"tags"},
     {"tag", "label", "labels", "class", "classes", "class_name", "category", "categories"}
@@ -36,7 +35,7 @@ ABSENT = {"0", "0.0", "false", "no", *NO_TAG}
 QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", re.DOTALL)
 
 Rows = list[tuple[int, list[str]]]
-"""Numbers of lines, and their cells."""
+"""Line numbers and cells."""
 
 
 def read_table(
@@ -45,15 +44,15 @@ def read_table(
     """Reads a table of tags: the columns `image` and `tags`, or what programs export instead.
 
     Tags of one image are separated by ";", "," or "|", or are a list as Python or JSON writes it.
-    In a file without any of these a cell is one tag, spaces or not, unless all of its words are
-    known classes, and an image may have a line for each of its tags. The columns may have other
-    usual names and other separators, and there may be a column of 0 and 1 for each class instead
-    of tags. A form that is not the plain one is told in one line.
+    In a file without any of these, a cell is one tag even with spaces, unless all of its words are
+    known classes, and an image may have one line per tag. The columns may have other usual names
+    and separators, and a column of 0 and 1 for each class may replace the tags. Any form but the
+    plain one is noted in one line.
 
     Args:
-        path: the table; other columns are left alone.
-        classes: known names.
-        problems: gets what is wrong with single lines; None: that is refused together.
+        path: CSV file; its other columns are ignored.
+        classes: known class names.
+        problems: list to which problems of single lines are added; None: they raise one error.
 
     Returns:
         {image as written there, in NFC: its tags, without repetitions}, in the order of the file.
@@ -82,17 +81,17 @@ def read_table(
     again = []
     for (number, cells), names in zip(rows, tags, strict=True):
         name = unicodedata.normalize("NFC", cells[image])
-        if name in table and not one_each:
-            found.append(f"{path}, line {number}: image {name} stands there twice")
-        elif name in table:
+        if name in table:
             again.append(name)
+            if not one_each:
+                found.append(f"{path}, line {number}: image {name} is listed twice")
         table[name] = list(dict.fromkeys([*(table.get(name, []) if one_each else []), *names]))
-    if again:
-        form.append(f"with a line for each tag of an image, such as {again[0]}")
+    if again and one_each:
+        form.append(f"with one line per tag of an image, such as {again[0]}")
     if form:
         note(f"{path} is read as a table {', '.join(form)}", about=f"the form of {path}")
     if problems is None:
-        raise_all(found, f"mend {path}")
+        raise_all(found, f"correct {path}")
     return table
 
 
@@ -101,7 +100,7 @@ def _heading(cell: str) -> str:
 
 
 def _grid(path: Path, form: list[str]) -> tuple[list[str], Rows]:
-    """Headings and further rows of a table, whatever separates its columns."""
+    """Headings and other rows of a table, whatever separates its columns."""
     text = read_text(path, "the tags", "save the table as CSV in UTF-8")
     text = re.sub(r"\A\s*sep=.\n", "\n", text)  # Excel's
     first = text.strip().partition("\n")[0]
@@ -128,14 +127,14 @@ def _grid(path: Path, form: list[str]) -> tuple[list[str], Rows]:
 
 
 def _column(path: Path, headings: list[str], known: Sequence[set[str]], what: str) -> int | None:
-    """The column of the images or of the tags, by its heading."""
+    """Index of the column of images or tags, by its heading."""
     for names in known:
         places = [k for k, heading in enumerate(headings) if _heading(heading) in names]
         if len(places) > 1:
             both = " and ".join(repr(headings[k]) for k in places[:2])
             raise UserError(
-                f"{path}: both columns {both} may hold what belongs to `{what}`; rename the right "
-                f"one to {what}"
+                f"{path}: both columns {both} may be the column `{what}`; rename the right one to "
+                f"{what}"
             )
         if places:
             return places[0]
@@ -145,7 +144,7 @@ def _column(path: Path, headings: list[str], known: Sequence[set[str]], what: st
 def _whole_rows(
     path: Path, headings: list[str], rows: Rows, needed: list[int], problems: list[str]
 ) -> Rows:
-    """Rows as long as the headings; those that are not whole are problems."""
+    """Rows padded to the length of the headings; broken ones become problems."""
     whole = []
     for number, cells in rows:
         cells = cells + [""] * (len(headings) - len(cells))
@@ -156,7 +155,7 @@ def _whole_rows(
             )
         elif any("\n" in cells[k] and _items(cells[k]) is None for k in needed):
             problems.append(
-                f"{path}, line {number}: a cell goes on over several lines; a quote is not closed"
+                f"{path}, line {number}: a cell has several lines; a quote is not closed"
             )
         else:
             whole.append((number, cells))
@@ -172,12 +171,9 @@ def _marked(
     form: list[str],
 ) -> list[list[str]]:
     """The tags of each row of a table with a column of 0 and 1 for each class."""
-    names = {
-        k: class_name(heading, str(path))
-        for k, heading in enumerate(headings)
-        if k != image and heading and not heading.startswith("Unnamed: ")  # pandas' index
-    }
-    odd = {
+    kept = [k for k, h in enumerate(headings) if h and not h.startswith("Unnamed: ")]  # pandas'
+    names = {k: class_name(headings[k], str(path)) for k in kept if k != image}
+    odd = {  # by column, the first cell that is neither 0 nor 1
         k: cells[k]
         for _, cells in reversed(rows)
         for k in names
@@ -185,14 +181,15 @@ def _marked(
     }
     if odd and {*names.values()} & {*classes}:
         names = {k: name for k, name in names.items() if name in classes}
-    wrong = [k for k in names if k in odd]
+    wrong = next((k for k in names if k in odd), None)
     tags = [[n for k, n in names.items() if c[k].casefold() in PRESENT] for _, c in rows]
-    if wrong or not any(tags):
-        heading = headings[wrong[0]] if wrong else ""
-        why = f"column {heading!r} holds {odd[wrong[0]]!r}, not 0 or 1" if wrong else "no 1 in it"
+    if wrong is not None or not any(tags):
+        why = "there is no 1"
+        if wrong is not None:
+            why = f"column {headings[wrong]!r} holds {odd[wrong]!r}, not 0 or 1"
         raise UserError(
-            f"{path} is no table of tags; its first line must be: image,tags. Nor has it a column "
-            f"of 0 and 1 for each class: {why}"
+            f"{path} is no table of tags; its first line must be: image,tags. Nor does it have a "
+            f"column of 0 and 1 for each class: {why}"
         )
     shown = [*names.values()][:8]
     form.append(f"with a column for each class ({', '.join(shown)}{' ...' * (len(names) > 8)})")
@@ -202,7 +199,7 @@ def _marked(
 def _written(
     cells: list[str], classes: Collection[str], place: str, form: list[str]
 ) -> list[list[str]]:
-    """The tags in each of the cells of one column."""
+    """The tags in each cell of one column."""
     lists = [_items(cell) for cell in cells]
     separated = any(
         SEPARATORS.search(cell) for cell, items in zip(cells, lists, strict=True) if items is None
@@ -213,10 +210,10 @@ def _written(
             words = cell.split()
             apart = not separated and cell not in classes and {*words} <= {*classes}
             items = words if apart else SEPARATORS.split(cell)
-        names = [class_name(item, place) for item in items]
+        names = [name for name in (class_name(item, place) for item in items) if name]
         kept = [n for n in names if n in classes or n.casefold() not in NO_TAG]
-        nothing += [n for n in names if n and n not in kept]
-        tags.append(list(dict.fromkeys(n for n in kept if n)))
+        nothing += [n for n in names if n not in kept]
+        tags.append(list(dict.fromkeys(kept)))
     if any(items is not None for items in lists):
         form.append("with lists in brackets as cells")
     if nothing:
@@ -225,10 +222,8 @@ def _written(
 
 
 def _items(cell: str) -> list[str] | None:
-    """The items of a list as Python, NumPy, JSON or a database writes it; None: the cell is none.
-
-    Items are in quotes, or separated by commas and the like.
-    """
+    """The items, in quotes or not, of a list as Python, NumPy, JSON or a database writes it; None
+    if the cell is no list."""
     if cell[:1] + cell[-1:] not in ("[]", "{}", "()"):
         return None
     inner = cell[1:-1]
@@ -242,13 +237,13 @@ def _items(cell: str) -> list[str] | None:
 def _unquoted(text: str) -> str:
     try:
         text = ast.literal_eval(text)
-    except (SyntaxError, ValueError):  # a backslash that begins no escape, a line's end
+    except (SyntaxError, ValueError):  # a backslash without an escape, or a line break
         return text[1:-1]
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # JSON writes pairs
 
 
 def write_table(path: Path, table: Mapping[str, Sequence[str]]) -> None:
-    """Writes what `read_table` reads, whole or not at all."""
+    """Writes a table that `read_table` reads, whole or not at all."""
     with atomic_write(path) as tmp, tmp.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["image", "tags"])
@@ -265,7 +260,7 @@ def read_annotation(path: Path) -> list[str]:
         root = ElementTree.parse(path).getroot()
     except (OSError, ElementTree.ParseError, LookupError, ValueError) as error:
         raise UserError(f"annotation {path} cannot be read ({error})") from None
-    # Direct children alone: a person's head and hands are <part>s, with names of their own.
+    # Direct children only: a person's head and hands are <part>s with names of their own.
     names = (class_name(e.findtext("name", "")) for e in root.findall("object"))
     return list(dict.fromkeys(names))
 
@@ -278,13 +273,13 @@ def find_images(
 ) -> dict[str, list[str]]:
     """Every photograph below `root`, as a relative path, with its first folder as its tag.
 
-    A photograph directly in `root` has no tag. What `core.data.finder.Files` leaves out is told.
+    A photograph directly in `root` has no tag. See `core.data.finder.Files` for what is left out.
 
     Args:
-        root: the folder.
-        setting: what a message tells the user to mend.
-        skip: a folder (of masks) that is passed over.
-        problems: gets the names that are not UTF-8; None: they are refused together.
+        root: folder of photographs.
+        setting: setting that an error message asks the user to change.
+        skip: folder (of masks) that is not searched.
+        problems: list to which names that are not UTF-8 are added; None: they raise one error.
 
     Raises:
         UserError: there is no such folder, or no photograph in it.
@@ -297,11 +292,10 @@ def find_images(
     if not files.names:
         kinds = ", ".join(PHOTOGRAPHS.suffixes)
         raise UserError(f"no image ({kinds}) was found below {root}; set {setting}")
-    found = {}
-    for path in (path for paths in files.names.values() for path in paths):
-        relative = path.relative_to(root)
-        found[relative.as_posix()] = [class_name(p, str(root)) for p in relative.parts[:-1][:1]]
-    return found
+    relative = [path.relative_to(root) for paths in files.names.values() for path in paths]
+    return {
+        p.as_posix(): [class_name(part, str(root)) for part in p.parts[:-1][:1]] for p in relative
+    }
 
 
 def folder_tags(
@@ -311,19 +305,14 @@ def folder_tags(
     classes: Collection[str] = (),
     problems: list[str] | None = None,
 ) -> dict[str, list[str]]:
-    """Tags of a folder of photographs: from the CSV `tags` below `root`, or from sub-folders.
+    """Tags of a folder of photographs, from a table or from its sub-folders.
 
     Args:
-        root: the folder.
-        tags: the CSV; None: an image's tag is the sub-folder of `root` that it lies in.
-        masks: a folder below `root` that holds no photographs.
-        classes, problems: see `read_table`.
+        root: folder of photographs.
+        tags: CSV file below `root`; None: an image's first folder is its tag.
+        masks: folder below `root` that holds no photographs.
+        classes, problems: as for `read_table`.
     """
     if tags:
         return read_table(root / tags, classes, problems)
     return find_images(root, skip=root / masks if masks else None, problems=problems)
-
-
-def image_id(name: str) -> str:
-    """The id of a photograph given by its relative path: the path in NFC, without the suffix."""
-    return file_id(name, PHOTOGRAPHS)

@@ -1,6 +1,8 @@
-"""Files that appear whole or not at all."""
+"""Text, JSON and arrays in files that people wrote, and files written whole or not at all."""
 
+import codecs
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,12 +11,82 @@ from typing import Any
 import numpy as np
 
 from core.run.errors import UserError
-from core.run.text import read_text
+
+MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16, whose mark is its beginning
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+
+
+def user_path(text: str) -> Path:
+    """The path that a user wrote, with ~ replaced by the home folder.
+
+    Raises:
+        UserError: there is no such home folder, or the name is not UTF-8.
+    """
+    if not is_utf8(text):
+        raise UserError(f"the name {readable(text)} is not UTF-8; rename it")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise UserError(f"{text}: there is no such home folder; write the whole path") from None
+
+
+def is_utf8(name: str) -> bool:
+    """Whether a file's name can be written in UTF-8; Python keeps other bytes as surrogates."""
+    return name.isascii() or not any("\ud800" <= character <= "\udfff" for character in name)
+
+
+def readable(name: str) -> str:
+    """A file's name in printable form: bytes that are not UTF-8 are written as \\xNN."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def read_text(path: Path, what: str, remedy: str = "save it as UTF-8") -> str:
+    r"""The content of a text file in UTF-8, UTF-16 or UTF-32, its lines ended by "\n".
+
+    Args:
+        path: the file, with or without a byte-order mark.
+        what: name of the file in messages, such as "the list".
+        remedy: advice for a file in another encoding.
+
+    Raises:
+        UserError: the file cannot be read, is in another encoding, or is no text.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{what} {path} cannot be read ({error.strerror})") from None
+    try:
+        text = content.decode(_encoding(content))
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(
+            f"{what} {path} is neither UTF-8 nor UTF-16, in line {line}: {error.reason}; {remedy}"
+        ) from None
+    if "\0" in text:
+        raise UserError(f"{what} {path} is no text, it holds zero bytes; {remedy}")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _encoding(content: bytes) -> str:
+    for mark, encoding in MARKS.items():
+        if content.startswith(mark):
+            return encoding
+    # In UTF-16 without a mark, half or more of the characters have a zero as their upper byte.
+    start = content[:4096]
+    even, odd = start[::2].count(0), start[1::2].count(0)
+    if odd > len(start) // 4 and not even:
+        return "utf-16-le"
+    return "utf-16-be" if even > len(start) // 4 and not odd else "utf-8"
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path` and renames it once the block has ended well."""
+    """Yields a temporary path next to `path`, and renames it to `path` if the block succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f".{path.name}.part")  # torch.save writes this name into its file
     try:
@@ -28,7 +100,7 @@ def read_arrays(path: Path, names: Sequence[str], remedy: str) -> dict[str, np.n
     """Arrays of an .npz file, by name.
 
     Raises:
-        UserError: the file is missing or broken, or an array is missing or holds objects.
+        UserError: the file is missing or broken, or an array is missing or holds no numbers.
     """
     try:
         with np.load(path, allow_pickle=False) as file:

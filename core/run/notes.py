@@ -1,33 +1,32 @@
-"""What was decided while reading, told once on standard error."""
+"""Decisions made while reading input, each printed once to standard error."""
 
 import os
 import sys
 
 told: dict[str, str] = {}
-"""The lines told so far, by what they are about."""
+"""The lines printed so far, by their subject."""
 
 
 def note(text: str, about: str = "", title: str = "note") -> None:
-    """Tells one line, unless something about the same matter was told before.
+    """Prints one line, unless there was one about the same subject.
 
     Args:
         text: the line.
-        about: the matter; empty: the text itself.
-        title: the line's first word.
+        about: subject of the line; empty: the text itself.
+        title: first word of the line.
     """
     about = about or text
-    if about in told:
-        return
-    told[about] = f"{title}: {text}"
-    if os.environ.get("RANK", "0") == "0":
-        print(told[about], file=sys.stderr)
+    if about not in told:
+        told[about] = f"{title}: {text}"
+        if os.environ.get("RANK", "0") == "0":
+            print(told[about], file=sys.stderr)
 
 
 def warn(text: str) -> None:
-    """Tells a line about something that is probably not what the user wants."""
+    """Prints a line about something that is probably not what the user wants."""
     note(text, title="warning")
 
 
 def warnings() -> int:
-    """How many warnings were told."""
+    """The number of warnings printed."""
     return sum(line.startswith("warning: ") for line in told.values())

@@ -1,13 +1,13 @@
 """Work on many images in threads: numba, zlib and OpenCV release the interpreter's lock."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from tqdm import tqdm
 
-from core.run.errors import NamesFile
+from core.run.errors import NamesFile, UserError
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
@@ -21,16 +21,16 @@ def in_threads(
     done: int = 0,
     unit: str = "image",
 ) -> Iterator[Result]:
-    """Results of `work` on every item, in the items' order, under a progress bar.
+    """Results of `work` on every item, in the order of the items, with a progress bar.
 
-    The items are drawn while the threads work, and no more than a few wait: a network may make
-    them, and memory does not grow with their number. The first error ends the whole.
+    Items are drawn in the calling thread while the threads work. Only a few are kept waiting, so
+    memory does not grow with their number. The first error stops everything.
 
     Args:
-        work: of one item.
-        items: drawn in the calling thread.
-        workers: threads; 0 counts as 1.
-        title, total, done, unit: of the progress bar; `total` includes those `done` before.
+        work: function of one item.
+        items: inputs of `work`.
+        workers: number of threads; 0 counts as 1.
+        title, total, done, unit: text and counts of the progress bar; `total` includes `done`.
     """
     workers, named = max(1, workers), NamesFile(work)
     waiting: deque[Future] = deque()
@@ -48,3 +48,23 @@ def in_threads(
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def try_in_threads(
+    work: Callable[[Item], Result],
+    items: Sequence[Item],
+    workers: int,
+    title: str,
+    unit: str = "image",
+) -> tuple[dict[int, Result], dict[int, str]]:
+    """Results of `work`, and the messages of its `UserError`s, each by the index of the item."""
+
+    def attempt(item: Item) -> tuple[Result | None, str]:
+        try:
+            return work(item), ""
+        except UserError as error:
+            return None, str(error)
+
+    done = [*in_threads(attempt, items, workers, title, len(items), unit=unit)]
+    results = {k: result for k, (result, problem) in enumerate(done) if not problem}
+    return results, {k: problem for k, (_, problem) in enumerate(done) if problem}

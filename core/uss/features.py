@@ -1,4 +1,4 @@
-"""Unsupervised semantic features F of images, and the settings of stage 1."""
+"""Unsupervised semantic features F of images, computed by a frozen or trained network."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core.data.features import FeatureSource
+from core.data.lists import Split
 from core.data.loader import batches_by_size
-from core.data.splits import Split
 from core.models.backbones import BackboneConfig
 from core.models.feature_networks import feature_network
 from core.run.settings import PositiveFloat, check, location
@@ -130,3 +130,19 @@ def network_features(
             yield from ((k, f) for k, f in zip(batch, feats, strict=True) if k in wanted)
 
     return source
+
+
+def mean_feature(source: FeatureSource, count: int) -> Tensor:
+    """(D,) the mean over all images of each image's mean feature."""
+    total = sum(feat.double().mean((1, 2)) for _, feat in source(range(count)))
+    return (total / count).float()
+
+
+def centred(source: FeatureSource, mean: Tensor) -> FeatureSource:
+    """The same features with the (D,) mean taken out."""
+
+    def shifted(indices: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+        for index, feat in source(indices):
+            yield index, feat - mean[:, None, None]
+
+    return shifted

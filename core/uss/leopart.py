@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from core.data.splits import Split
+from core.data.lists import Split
 from core.data.transforms import MEAN, STD, drawn_from
 from core.models.feature_networks import ViT
 from core.run import distributed, vision

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from core.data.lists import Split
 from core.data.loader import StepSampler, make_loader
-from core.data.splits import Split
 from core.data.transforms import normalise
 from core.run import distributed, vision
 from core.run.files import atomic_write

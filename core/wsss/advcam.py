@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, multiprocessing
 from torch.nn import functional as F
 
-from core.data.splits import Split
+from core.data.lists import Split
 from core.data.transforms import normalise
 from core.run.errors import UserError
 from core.run.settings import PositiveFloat, PositiveInt, check

@@ -40,8 +40,8 @@ from core.config import make_parser, parse
 from core.data.features import read_features
 from core.data.images import read_image
 from core.data.labels import VOC, read_label, write_label
+from core.data.lists import gather
 from core.data.settings import DataConfig
-from core.data.splits import gather
 from core.data.tags import read_annotation, read_table
 from core.run import checkpoint
 from core.run.errors import UserError

@@ -375,7 +375,7 @@ CASES = [
     Case("table without its first line", WSSS, "image,tags", table("a.jpg,boat\n")),
     Case(
         "photograph twice in the table",
-        *(WSSS, "stands there twice", table(f"{ONE}{FIRST}.jpg,boat;car\n{FIRST}.jpg,car\n")),
+        *(WSSS, "is listed twice", table(f"{ONE}{FIRST}.jpg,boat;car\n{FIRST}.jpg,car\n")),
     ),
     Case("too many cells in the table", WSSS, "quotes", table(f"{ONE}{FIRST}.jpg,boat,car\n")),
     Case("table not UTF-8", WSSS, "UTF-8", table(b"image,tags\n\xff\xfe,boat\n")),

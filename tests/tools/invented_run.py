@@ -11,8 +11,8 @@ from PIL import Image
 
 from core.config import Config, make_parser, parse
 from core.data.labels import BIASED_ON_DISK, read_label, write_label
+from core.data.lists import ground_truth, read_split
 from core.data.settings import DataConfig
-from core.data.splits import ground_truth, read_split
 from core.metrics import confusion_matrix
 from core.models.deeplab import build_deeplab
 from core.pipeline import Run, own_stages

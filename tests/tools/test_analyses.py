@@ -12,7 +12,7 @@ from invented_run import check_order
 
 from core.config import Config, make_parser, parse
 from core.data.labels import read_label
-from core.data.splits import read_split
+from core.data.lists import read_split
 from core.debias import DebiasConfig
 from core.pipeline import Run
 from core.run.errors import UserError

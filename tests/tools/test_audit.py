@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from core.config import Config
 from core.data.labels import read_label, write_label
+from core.data.lists import Split
 from core.data.settings import DataConfig
-from core.data.splits import Split
 from tools.audit.audit_bias import area_under_curve
 from tools.audit.clusters import Clusters
 from tools.audit.ranking import Audit, distinct, rank

@@ -10,7 +10,7 @@ from conftest import run_inside, tiny_config
 from PIL import Image
 
 from core.data.labels import read_label, write_label
-from core.data.splits import Split
+from core.data.lists import Split
 from tools.data import check_data
 
 NAMES = ("boat", "train", "traffic light")
@@ -114,7 +114,7 @@ def plant(root: Path) -> dict[str, str]:
         **{IMAGES[k]: "cannot be decoded" for k in (2, 4, 5, 7)},
         "tags.csv names": "class 'bota'",
         "tags.csv, line 10": "put tags that hold commas in quotes",
-        IMAGES[9]: "stands there twice",
+        IMAGES[9]: "is listed twice",
         "'../outside'": "not a plain path",
         "'/etc/passwd'": "not a plain path",
         r"'b\\odd'": "not a plain path",
@@ -154,7 +154,7 @@ def test_defects_of_the_table_do_not_hide_others_where_classes_are_derived(data)
     (data / IMAGES[0]).unlink()
     done = check(data)
     assert done.returncode == 1 and "2 problems" in done.stdout
-    assert IMAGES[0] in done.stdout and f"{IMAGES[9]} stands there twice" in done.stdout
+    assert IMAGES[0] in done.stdout and f"{IMAGES[9]} is listed twice" in done.stdout
 
 
 def test_defects_of_a_voc_data_set_are_found_in_both_lists(tiny_data, tmp_path):

@@ -7,8 +7,8 @@ import yaml
 from conftest import CLASSES, run_inside
 
 from core.data.labels import write_label
+from core.data.lists import read_split
 from core.data.settings import DataConfig
-from core.data.splits import read_split
 
 
 @pytest.fixture

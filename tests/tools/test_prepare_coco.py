@@ -12,8 +12,8 @@ from conftest import run_inside, sample
 from PIL import Image
 
 from core.data.labels import read_label
+from core.data.lists import ground_truth, read_split
 from core.data.settings import DataConfig
-from core.data.splits import ground_truth, read_split
 from core.data.tags import read_table
 from core.run.errors import UserError
 from tools.data.coco_annotations import draw_mask, group, region

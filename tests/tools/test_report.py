@@ -13,7 +13,7 @@ from invented_run import make_run
 
 from core.config import Config, make_parser, parse
 from core.data.labels import BIASED_ON_DISK
-from core.data.splits import Split, read_split
+from core.data.lists import Split, read_split
 from core.pipeline import Run
 from core.run.errors import UserError
 from tools.common.titles import LABELS, MODES

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from core.config import Config, make_parser, parse
 from core.data.labels import BIASED_ON_DISK, read_label
-from core.data.splits import Split, ground_truth, read_split
+from core.data.lists import Split, ground_truth, read_split
 from core.pipeline import Run, check_upstream
 from core.run.errors import run_script
 from core.run.files import read_arrays, write_json

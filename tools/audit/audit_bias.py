@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from core.config import Config, make_parser, parse
 from core.data.labels import BACKGROUND, read_label, read_truth
-from core.data.splits import Split, ground_truth, label_files, read_split
+from core.data.lists import Split, ground_truth, label_files, read_split
 from core.pipeline import Run, check_upstream
 from core.run.errors import UserError, run_script
 from core.run.files import atomic_write

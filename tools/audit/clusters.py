@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from core.config import Config
 from core.data.labels import BACKGROUND, BIASED_ON_DISK, read_label
-from core.data.splits import Split, label_files
+from core.data.lists import Split, label_files
 from core.pipeline import Run
 from core.run.errors import UserError
 from core.run.files import read_arrays

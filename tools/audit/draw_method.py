@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from core.config import Config, make_parser, parse
 from core.data.labels import palette, read_label
-from core.data.splits import Split, read_split
+from core.data.lists import Split, read_split
 from core.debias import debiased_score
 from core.pipeline import Run, feature_source
 from core.run.device import autocast, pick_device

@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from core.config import Config, make_parser, parse
 from core.data.labels import IGNORE, palette, read_label
-from core.data.splits import Split, ground_truth, label_files, read_split
+from core.data.lists import Split, ground_truth, label_files, read_split
 from core.debias import image_centroids, kmeans
 from core.pictures import principal_components
 from core.pipeline import Run, feature_source

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from core.config import Config
 from core.data.labels import BACKGROUND
-from core.data.splits import Split
+from core.data.lists import Split
 from tools.audit.clusters import Clusters
 
 NEAREST = 10  # the distance to backgrounds is the mean over this many nearest ones

@@ -24,8 +24,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from core.data.finder import user_path
 from core.run.errors import run_script
+from core.run.files import user_path
 from tools.bench.crf import benchmark_crf
 from tools.bench.evaluation import benchmark_evaluate
 from tools.bench.growth import benchmark_growth

@@ -18,7 +18,7 @@ from core.data.checks import Findings, Kind, Photograph, check_features, check_l
 from core.data.features import read_features
 from core.data.finder import FEATURES, LABELS, Files
 from core.data.images import read_image
-from core.data.splits import Split, gather, masks_folder
+from core.data.lists import Split, gather, masks_folder
 from core.run import notes
 from core.run.errors import UserError, run_script
 from core.run.threads import in_threads

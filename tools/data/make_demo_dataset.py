@@ -21,10 +21,9 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from core.data.finder import user_path
 from core.data.labels import write_label
 from core.run.errors import UserError, run_script
-from core.run.files import atomic_write, read_json, write_json
+from core.run.files import atomic_write, read_json, user_path, write_json
 from tools.common import tool_parser
 from tools.data.demo_world.scene import CLASSES, CORPUS_TAGS, SIZE, benchmark_scene, corpus_scene
 

@@ -24,13 +24,12 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from core.data.finder import listed_id, user_path
 from core.data.labels import write_label
+from core.data.lists import listed_id, read_list
 from core.data.settings import VOC_CLASSES
 from core.data.tags import read_annotation, write_table
 from core.run.errors import UserError, raise_all, run_script
-from core.run.files import atomic_write
-from core.run.text import read_list
+from core.run.files import atomic_write, user_path
 from tools.common import tool_parser
 from tools.data.archives import unpack
 

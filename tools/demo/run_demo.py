@@ -14,8 +14,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from core.data.finder import user_path
 from core.run.errors import run_script
+from core.run.files import user_path
 from tools.common import ROOT, tool_parser
 from tools.common.jobs import Job, call, digest_of_configs, run_jobs
 

@@ -14,9 +14,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from core.data.finder import user_path
 from core.run.errors import run_script
-from core.run.files import read_json
+from core.run.files import read_json, user_path
 from tools.common import tool_parser
 from tools.common.titles import LABELS, MODES
 from tools.paper.results import spread

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from core.config import make_parser, parse
 from core.crf.dense import make_crf
 from core.data.labels import read_label, write_label
-from core.data.splits import ground_truth, read_split
+from core.data.lists import ground_truth, read_split
 from core.metrics import confusion_matrix, scores
 from core.pipeline import Run, check_upstream
 from core.run.errors import run_script

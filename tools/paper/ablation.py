@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from core.config import Config
-from core.data.splits import list_name
+from core.data.lists import list_name
 from core.pipeline import Run
 from core.run.files import read_json
 from tools.common.jobs import Job, digest_of_run, run_jobs

@@ -20,8 +20,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from core.config import Config, make_parser, parse
+from core.data.lists import gather, ground_truth
 from core.data.settings import DataConfig
-from core.data.splits import gather, ground_truth
 from core.run.errors import UserError, raise_all, run_script
 from tools.common import ROOT, tool_parser
 from tools.common.jobs import Job, call, digest_of_configs, run_jobs

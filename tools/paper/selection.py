@@ -8,7 +8,7 @@ from sklearn.manifold import TSNE
 
 from core.config import Config
 from core.data.labels import read_label
-from core.data.splits import ground_truth, read_split
+from core.data.lists import ground_truth, read_split
 from core.pipeline import Run
 from core.run.errors import UserError
 from tools.audit.analyse_bias import BIASED, TARGET, overlaps, target_share

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from core.config import Config, make_parser, parse
 from core.data.labels import palette
-from core.data.splits import read_split
+from core.data.lists import read_split
 from core.pipeline import Run, own_stages
 from core.run.errors import UserError, run_script
 from core.run.files import atomic_write

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from core.config import Config
 from core.data.labels import BACKGROUND, BIASED_ON_DISK, IGNORE, palette, read_label
-from core.data.splits import Split, ground_truth, label_files, read_split
+from core.data.lists import Split, ground_truth, label_files, read_split
 from core.debias import debiased_score
 from core.pipeline import Run, feature_source, load_segmenter
 from core.run.device import autocast, pick_device

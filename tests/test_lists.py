@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from core.config import Config
+from core.data.lists import ground_truth, masks_folder, read_split
 from core.data.settings import DataConfig
-from core.data.splits import ground_truth, masks_folder, read_split
 from core.data.tags import write_table
 from core.run.errors import UserError
 
@@ -72,7 +72,7 @@ def test_list_names_images_with_or_without_suffix(tmp_path, line):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"dog/a\ndog/a.jpg\n", "dog/a stands twice"),
+        (b"dog/a\ndog/a.jpg\n", "dog/a is twice in the list"),
         (b"dog/a\ndog/gone\n", "dog/gone of .* has no tags"),
         (b"\n", "is empty"),
         (b"dog/\xe4\n", "save it as UTF-8"),
