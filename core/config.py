@@ -74,7 +74,7 @@ class _Parser(jsonargparse.ArgumentParser):
         for k, word in enumerate(words):
             key, equals, value = word.removeprefix("--").partition("=")
             if word.startswith("--"):
-                self._refuse_unknown(key, {a.dest for a in self._actions}, key)
+                self._refuse_unknown(key, {a.dest for a in self._actions})
             if key in NAME_LISTS and equals:
                 words[k] = f"--{key}={_json_names(value)}"
             elif key in NAME_LISTS and k + 1 < len(words):
@@ -92,12 +92,12 @@ class _Parser(jsonargparse.ArgumentParser):
         except (yaml.YAMLError, TypeError, ValueError) as error:
             self.error(f"{path} is no configuration: {error}")
         known = {a.dest for a in self._actions}
-        for key in _paths(content, known):
-            self._refuse_unknown(key, known, key)
+        for key in _paths(content):
+            self._refuse_unknown(key, known)
         return self.parse_string(text, path, *rest, **options)
 
-    def _refuse_unknown(self, key: str, known: set[str], shown: str) -> None:
-        key = key.replace("-", "_") if "." not in key else key
+    def _refuse_unknown(self, shown: str, known: set[str]) -> None:
+        key = shown if "." in shown else shown.replace("-", "_")
         tables = (k for k in known if k.endswith(".arguments"))
         if key in known or any(key.startswith(f"{table}.") for table in tables):
             return
@@ -113,7 +113,7 @@ class _Parser(jsonargparse.ArgumentParser):
 
     def _help(self, words: list[str]) -> str:
         """Keys of the script's sections that do something as the rest of the command sets them."""
-        own = [a for a in self._actions if a.dest not in _all_keys(Config)]
+        own = [a for a in self._actions if a.dest not in all_keys(Config)]
         try:
             config = parse(self, [w for w in words if not _is_own(w, own)], named=False)[0]
         except UserError:
@@ -147,12 +147,13 @@ def _comment(key: str) -> str:
     return comments(kind).get(parts[-1], "")
 
 
-def _all_keys(kind: type, prefix: str = "") -> set[str]:
+def all_keys(kind: type, prefix: str = "") -> set[str]:
+    """Every key of a dataclass of settings, sections included, as `section.key`."""
     keys = set()
     for item in dataclasses.fields(kind):
         keys.add(prefix + item.name)
         if dataclasses.is_dataclass(item.type):
-            keys |= _all_keys(item.type, f"{prefix}{item.name}.")
+            keys |= all_keys(item.type, f"{prefix}{item.name}.")
     return keys
 
 
@@ -161,12 +162,12 @@ def _is_own(word: str, own: Sequence[Any]) -> bool:
     return word.partition("=")[0] in names
 
 
-def _paths(tree: Any, known: set[str], prefix: str = "") -> Iterator[str]:
+def _paths(tree: Any, prefix: str = "") -> Iterator[str]:
     """Full keys of a parsed YAML file, down to those that hold a value."""
     for name, value in tree.items() if isinstance(tree, Mapping) else ():
         key = f"{prefix}{name}"
         if isinstance(value, Mapping) and not key.endswith(".arguments"):
-            yield from _paths(value, known, f"{key}.")
+            yield from _paths(value, f"{key}.")
         else:
             yield key
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from core.config import Config
+from core.config import Config, all_keys
 
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *ROOT.glob("data/*/README.md")])
 SCRIPTS = [
@@ -22,17 +22,7 @@ SUFFIXES = "py|sh|yaml|ipynb|toml|txt|safetensors"
 PLACES = "core|tools|configs|docs|notebooks|tests|data/demo"
 
 
-def fields(kind: type, prefix: str = "") -> set[str]:
-    """Every key of a dataclass, sections included, as `section.key`."""
-    keys = set()
-    for item in dataclasses.fields(kind):
-        keys.add(prefix + item.name)
-        if dataclasses.is_dataclass(item.type):
-            keys |= fields(item.type, f"{prefix}{item.name}.")
-    return keys
-
-
-KEYS = fields(Config)
+KEYS = all_keys(Config)
 SECTIONS = {f.name for f in dataclasses.fields(Config) if dataclasses.is_dataclass(f.type)}
 
 
