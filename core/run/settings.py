@@ -131,7 +131,8 @@ def comments(kind: type) -> dict[str, str]:
             if not code.strip() and comment:
                 above.append(comment.strip())
             elif code.startswith("    ") and name in cls.__annotations__ and ":" in code:
-                found.setdefault(name, " ".join([*above, comment.strip()]).strip())
+                text = " ".join([*above, comment.strip()]).strip()
+                found[name] = text or found.get(name, "")
                 above = []
             else:
                 above = []
