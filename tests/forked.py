@@ -18,6 +18,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ("train_uss", "train_wsss", "make_debiased_labels", "train_segmentation", "evaluate")
+LATER = ("numba", "torch._dynamo", "torchvision", "timm", "core.crf.permutohedral")
+"""What the scripts import when they come to need it."""
 
 
 @functools.cache
@@ -80,7 +82,7 @@ def _serve() -> tuple[list[str], list[str], dict[str, str]] | None:
 
 def _main() -> None:
     sys.path[0] = str(ROOT)
-    for name in SCRIPTS:
+    for name in (*SCRIPTS, *LATER):
         importlib.import_module(name)
     found = _serve()
     if found is None:
