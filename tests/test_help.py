@@ -33,7 +33,7 @@ def test_help_is_short_and_shows_what_the_script_uses(script):
 def test_help_shows_keys_of_the_chosen_method_with_their_values():
     seam = help_of("train_wsss.py", "--wsss.method", "seam", "--wsss.psa.radius=7")
     assert seam["wsss.method"].startswith('"seam"') and seam["wsss.psa.radius"].startswith("7 ")
-    assert "heads have ten times" in seam["wsss.psa.lr"]  # not what other networks of pairs say
+    assert "the heads have" in seam["wsss.psa.lr"]  # not what other networks of pairs say
     assert "wsss.seam.second_scale" in seam and "wsss.pooling" not in seam
     assert not [key for key in seam if key.startswith(("wsss.irn.", "wsss.rsepm.", "wsss.crf."))]
     cam = help_of("train_wsss.py")
