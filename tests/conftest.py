@@ -6,8 +6,10 @@ import io
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import forked
 import pytest
 import yaml
 
@@ -28,10 +30,12 @@ def sample(name: str) -> Path:
 
 
 def run_python(*arguments, **options) -> subprocess.CompletedProcess:
-    """Runs one of the repository's scripts as a user would."""
-    command = [sys.executable, *map(str, arguments)]
+    """Runs one of the repository's scripts as a user would, without its imports if possible."""
+    command = [*map(str, arguments)]
+    if not options and command[0].endswith(".py"):
+        return forked.run(*command)
     options = {"cwd": ROOT, "capture_output": True, "text": True} | options
-    return subprocess.run(command, **options)
+    return subprocess.run([sys.executable, *command], **options)
 
 
 def run_inside(script: str, *arguments) -> subprocess.CompletedProcess:
@@ -55,6 +59,13 @@ def run_inside(script: str, *arguments) -> subprocess.CompletedProcess:
         said[1] += f"{code}\n"
     code = 1 if isinstance(code, str) else code or 0
     return subprocess.CompletedProcess([script], code, *said)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def script_server() -> Iterator[None]:
+    """Ends what `run_python` started before coverage is summed up."""
+    yield
+    forked.stop()
 
 
 @pytest.fixture(scope="session")

@@ -155,33 +155,3 @@ def test_mistakes_are_told_in_one_message(arguments, message):
     done = run_python("evaluate.py", *arguments)
     assert done.returncode != 0 and message in done.stderr
     assert "Traceback" not in done.stderr
-
-
-@pytest.mark.parametrize(
-    "script",
-    [
-        *("train_uss.py", "train_wsss.py", "make_debiased_labels.py"),
-        *("train_segmentation.py", "evaluate.py"),
-    ],
-)
-def test_help_shows_the_keys_in_use_in_few_lines(script):
-    done = run_python(script, "--help")
-    assert done.returncode == 0
-    lines = done.stdout.splitlines()
-    assert len(lines) <= 300 and max(map(len, lines)) <= 100
-    own = {
-        "train_uss.py": ("--uss.code_dim", "--uss.leopart.epochs"),
-        "train_wsss.py": ("--wsss.threshold", "--wsss.irn.epochs"),
-        "make_debiased_labels.py": ("--debias.alpha", "--segmentation.mode"),
-        "train_segmentation.py": ("--segmentation.ema", "--wsss.threshold"),
-        "evaluate.py": ("--evaluation.scales", "--debias.alpha"),
-    }
-    shown, hidden = own[script]
-    assert f"{shown} " in done.stdout and f"{hidden} " not in done.stdout
-    for key in ("--run_dir", "--data.root", shown):
-        assert any(line.strip().startswith(f"{key} ") for line in lines)
-
-
-def test_help_shows_the_keys_of_the_chosen_method():
-    done = run_python("train_wsss.py", "--wsss.method", "seam", "--help")
-    assert "--wsss.psa.radius " in done.stdout and "--wsss.irn.radius " not in done.stdout

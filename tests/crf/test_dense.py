@@ -4,17 +4,16 @@ import subprocess
 import sys
 import types
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from core.crf.dense import DenseCRF
 from core.crf.permutohedral import GridFilter, LatticeFilter
 from core.run.errors import UserError
 
-ROOT = Path(__file__).resolve().parent.parent
 # Kernels as wide as the little images below ask for.
 NARROW = {"sxy_gaussian": 1.5, "sxy_bilateral": 8, "srgb_bilateral": 20}
 

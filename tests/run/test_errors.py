@@ -6,7 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import CLASSES, ROOT, run_python
+
+from core.run.errors import UserError, raise_all, run_script
 
 START = f"""
 import sys, tempfile
@@ -157,3 +160,34 @@ def test_stage_keeps_the_traceback_in_its_run_folder(experiment, tmp_path):
     assert "Traceback" not in done.stderr
     kept = tmp_path / "run/traceback-train_uss.txt"
     assert str(kept) in done.stderr and "planted" in kept.read_text()
+
+
+def test_problems_are_counted_and_the_first_are_shown():
+    raise_all([], "nothing")
+    with pytest.raises(UserError, match=r"(?s)12 problems.*p7.*and 4 more.*mend"):
+        raise_all([f"p{k}" for k in range(12)], "mend")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (UserError("the lamp is off"), "the lamp is off"),
+        (OSError(28, "No space left on device", "/x/y"), "No space left"),
+        (OSError(24, "Too many open files"), "ulimit -n"),
+        (RuntimeError("Too many open files. Communication with the workers is"), "ulimit -n"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error."), "/dev/shm"),
+        (RuntimeError("unable to open shared memory object </torch_1>"), "--shm-size"),
+        (ConnectionResetError(104, "Connection reset by peer"), "/dev/shm"),
+        (MemoryError(), "accumulate"),
+        (torch.OutOfMemoryError("CUDA out of memory."), "evaluation.window"),
+        (OSError("Caught OSError in a process.\nTraceback:\nOSError: I/O"), "error: OSError: I/O"),
+        (UserError("Caught in a process.\ncore.run.errors.UserError: dark"), "^error: dark$"),
+        (KeyboardInterrupt(), "resumes from here"),
+    ],
+)
+def test_scripts_end_in_one_message(error, message):
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit, match=message):
+        run_script(main)

@@ -1,50 +1,16 @@
+"""Stage 1 with STEGO."""
+
 import json
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 import yaml
-from conftest import CLASSES, run_python
+from conftest import run_python
 
-import train_uss
-from core.data.lists import read_split
-from core.data.settings import DataConfig
-from core.data.transforms import normalise
 from core.models.backbones import BackboneConfig
 from core.run import checkpoint
-from core.run.errors import UserError
 from core.uss.features import SemanticFeatures, UssConfig
-
-
-@pytest.fixture
-def split(tiny_data):
-    return read_split(DataConfig(root=str(tiny_data), classes=tuple(CLASSES)), "train")
-
-
-def test_published_presets_fill_what_is_not_set():
-    chosen = UssConfig(preset="cocostuff27_vits8", shift_inter=0.05)
-    weights = (chosen.weight_negative, chosen.weight_inter, chosen.weight_intra)
-    shifts = (chosen.shift_negative, chosen.shift_inter, chosen.shift_intra)
-    assert weights == (0.63, 0.25, 0.67) and shifts == (0.66, 0.05, 0.08)
-    assert UssConfig().shift_intra == 0.12
-    with pytest.raises(UserError, match=r"set uss\.method to stego"):
-        UssConfig(method="frozen", weights="stego.ckpt")
-
-
-def test_five_crops_are_the_corners_and_the_middle(split):
-    squares = train_uss.SquareImages(split, 64, 5)
-    image = torch.from_numpy(split.read_image(2)).permute(2, 0, 1)
-    assert len(squares) == 5 * len(split)
-    places = [(0, 0), (0, 64), (64, 0), (64, 64), (32, 32)]
-    for crop, (y, x) in enumerate(places):
-        expected = normalise(image[:, y : y + 64, x : x + 64])
-        assert torch.equal(squares[10 + crop, 0]["image"], expected)
-
-
-def test_centre_squares_are_resized_to_the_resolution(split):
-    squares = train_uss.SquareImages(split, 32, 1)
-    assert len(squares) == len(split) and squares[3, 0]["image"].shape == (3, 32, 32)
 
 
 def test_stego_on_five_crops_reports_its_health(experiment):

@@ -1,4 +1,4 @@
-"""Stages started by torchrun on two processes, against one."""
+"""Stages on two processes, as torchrun starts them, against one."""
 
 import itertools
 import os
@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 import yaml
@@ -20,21 +21,8 @@ from core.uss.leopart import Queue
 STAGES = ("train_uss.py", "train_wsss.py", "make_debiased_labels.py", "train_segmentation.py")
 
 
-def command(script: str, path: Path, processes: int, *options: str) -> list[str]:
-    launcher = [sys.executable]
-    if processes > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    return [*launcher, script, "--config", str(path), *options]
-
-
-def run(*arguments) -> subprocess.CompletedProcess:
-    done = subprocess.run(
-        command(*arguments),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+def run(script: str, path: Path, processes: int, *options: str) -> subprocess.CompletedProcess:
+    done = forked.run(script, "--config", str(path), *options, processes=processes)
     assert done.returncode == 0, done.stderr[-3000:]
     return done
 
@@ -92,8 +80,9 @@ def test_two_processes_killed_and_resumed_end_with_the_same_weights(tiny_data, t
     options = ("--segmentation.mode=supervised", "--segmentation.epochs=8")
     run("train_segmentation.py", paths[0], 2, *options)
     folder = paths[1].parent / "run/segmentation/supervised"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     process = subprocess.Popen(
-        command("train_segmentation.py", paths[1], 2, *options),
+        [*launcher, "train_segmentation.py", "--config", str(paths[1]), *options],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

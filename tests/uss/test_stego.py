@@ -1,10 +1,18 @@
 import math
 
+import pytest
 import torch
+from conftest import CLASSES
 from torch.nn import functional as F
 
+from core.data.lists import read_split
+from core.data.settings import DataConfig
+from core.data.transforms import normalise
+from core.run.errors import UserError
+from core.uss.features import UssConfig
 from core.uss.stego import (
     ClusterProbe,
+    SquareImages,
     correspondence,
     correspondence_loss,
     derangement,
@@ -88,3 +96,33 @@ def test_probe_finds_the_codes_clusters_and_leaves_the_codes_alone():
         probe(code).backward()
         optimizer.step()
     assert probe(code) < -0.999 and code.grad is None
+
+
+@pytest.fixture
+def split(tiny_data):
+    return read_split(DataConfig(root=str(tiny_data), classes=tuple(CLASSES)), "train")
+
+
+def test_published_presets_fill_what_is_not_set():
+    chosen = UssConfig(preset="cocostuff27_vits8", shift_inter=0.05)
+    weights = (chosen.weight_negative, chosen.weight_inter, chosen.weight_intra)
+    shifts = (chosen.shift_negative, chosen.shift_inter, chosen.shift_intra)
+    assert weights == (0.63, 0.25, 0.67) and shifts == (0.66, 0.05, 0.08)
+    assert UssConfig().shift_intra == 0.12
+    with pytest.raises(UserError, match=r"set uss\.method to stego"):
+        UssConfig(method="frozen", weights="stego.ckpt")
+
+
+def test_five_crops_are_the_corners_and_the_middle(split):
+    squares = SquareImages(split, 64, 5)
+    image = torch.from_numpy(split.read_image(2)).permute(2, 0, 1)
+    assert len(squares) == 5 * len(split)
+    places = [(0, 0), (0, 64), (64, 0), (64, 64), (32, 32)]
+    for crop, (y, x) in enumerate(places):
+        expected = normalise(image[:, y : y + 64, x : x + 64])
+        assert torch.equal(squares[10 + crop, 0]["image"], expected)
+
+
+def test_centre_squares_are_resized_to_the_resolution(split):
+    squares = SquareImages(split, 32, 1)
+    assert len(squares) == len(split) and squares[3, 0]["image"].shape == (3, 32, 32)

@@ -1,17 +1,15 @@
 """Centroid selection over shards: exact merging, the plain formula, ties, resuming, refusals."""
 
 import math
-import sys
 
 import numpy as np
 import pytest
 import torch
 from conftest import run_python
 
-import make_debiased_labels
-from core.debias import debiased_centroids
+from core import debias_shards
+from core.debias import background_distance, debiased_centroid, debiased_centroids
 from core.debias_shards import (
-    _ranked,
     background_sum,
     kept_counts,
     select,
@@ -20,6 +18,8 @@ from core.debias_shards import (
     write_shard,
 )
 from core.run.errors import UserError
+
+ROWS = ("vectors", "labels", "images", "sizes", "distance", "selected")
 
 
 def clusters(images=40, classes=5, width=7, seed=0, repeats=1) -> dict[str, np.ndarray]:
@@ -54,49 +54,90 @@ def sharded(folder, rows, parts, rng=None):
     return shards if rng is None else [shards[k] for k in rng.permutation(parts)]
 
 
+def selected(shards, classes=5, alpha=0.4, nearest=None) -> dict[str, np.ndarray]:
+    """The debiased centroids; and what they were chosen from and how, in the order of images."""
+    centroids = select(shards, classes, alpha, nearest)
+    background, found = background_sum(shards, classes)
+    distances = write_distances(shards, background, found[0], nearest)
+    floor = thresholds(shards, distances, kept_counts(found, alpha))
+    parts = []
+    ranked = debias_shards._ranked(shards, distances)
+    for shard, file, (labels, keys) in zip(shards, distances, ranked, strict=True):
+        part = {**np.load(shard), **np.load(file)}
+        part["selected"] = (keys >= floor[labels]) & (labels > 0)
+        parts.append({name: part[name] for name in ROWS})
+    rows = {name: np.concatenate([part[name] for part in parts]) for name in ROWS}
+    order = rows["images"].argsort(kind="stable")
+    return {"centroids": centroids, **{name: values[order] for name, values in rows.items()}}
+
+
+def equal(one: dict[str, np.ndarray], two: dict[str, np.ndarray]) -> bool:
+    """Whether two results are the same, bit for bit."""
+    return one.keys() == two.keys() and all(one[k].tobytes() == two[k].tobytes() for k in one)
+
+
 @pytest.mark.parametrize("nearest", [None, 1, 4])
 @pytest.mark.parametrize("repeats", [1, 6])
 def test_any_division_and_order_gives_the_same_bytes(tmp_path, nearest, repeats):
     rows, rng = clusters(width=33, repeats=repeats), np.random.default_rng(1)
-    whole = select(sharded(tmp_path / "one", rows, 1), 5, 0.4, nearest)
+    whole = selected(sharded(tmp_path / "one", rows, 1), nearest=nearest)
     for k, parts in enumerate((2, 3, 8, 15, 38)):
         shards = sharded(tmp_path / str(k), rows, parts, rng)
-        assert select(shards, 5, 0.4, nearest).tobytes() == whole.tobytes()
+        assert equal(selected(shards, nearest=nearest), whole)
+
+
+def one_hot(seed=0) -> dict[str, np.ndarray]:
+    """A training set whose distances are exact and mostly ties, between directions as well."""
+    rows, rng = clusters(images=60, seed=seed), np.random.default_rng(seed)
+    rows["vectors"] = np.eye(7, dtype=np.float32)[rng.integers(0, 7, len(rows["labels"]))]
+    return rows
+
+
+@pytest.mark.parametrize("nearest", [None, 1, 3, 999])
+@pytest.mark.parametrize("alpha", [0.05, 0.3, 0.4, 0.77, 1])
+@pytest.mark.parametrize("make", [clusters, one_hot])
+def test_selection_from_shards_is_that_in_memory(tmp_path, make, alpha, nearest):
+    for seed in range(3):
+        rows = make(seed=seed)
+        vectors, labels = torch.from_numpy(rows["vectors"]), torch.from_numpy(rows["labels"])
+        centroids, distance, kept = debiased_centroids(vectors, labels, 5, alpha, nearest)
+        found = selected(sharded(tmp_path / str(seed), rows, 4), alpha=alpha, nearest=nearest)
+        assert np.array_equal(found["selected"], kept.numpy())
+        assert kept.any() and (alpha == 1 or not kept[labels > 0].all())
+        assert np.allclose(found["distance"], distance.numpy(), rtol=0, atol=1e-6)
+        assert np.allclose(found["centroids"], centroids.numpy(), rtol=0, atol=1e-6)
+        if make is one_hot:  # ties are there
+            assert len(np.unique(found["distance"][rows["labels"] == 1])) <= 7
 
 
 @pytest.mark.parametrize("nearest", [None, 1, 10, 999])
 @pytest.mark.parametrize("alpha", [0.05, 0.4, 1])
-@pytest.mark.parametrize("repeats", [1, 6])
-def test_streaming_equals_the_equations_in_memory(tmp_path, alpha, nearest, repeats):
-    rows = clusters(images=90, width=16, repeats=repeats)
-    shards = sharded(tmp_path, rows, 4)
-    vectors, labels = torch.from_numpy(rows["vectors"]).double(), torch.from_numpy(rows["labels"])
-    wanted, distance, kept = debiased_centroids(vectors, labels, 5, alpha, nearest)
-    found = select(shards, 5, alpha, nearest)
-    if repeats == 1:  # equal distances are kept in another order
-        assert np.allclose(found, wanted, rtol=0, atol=1e-6)
-    assert not found[4].any() and not distance[labels == 0].any()
-    background, count = background_sum(shards, 5)
-    files = write_distances(shards, background, count[0], nearest)
-    streamed = np.concatenate([np.load(file)["distance"] for file in files])
-    assert np.allclose(streamed, distance, rtol=0, atol=1e-6)
+def test_equals_the_plain_formula(tmp_path, alpha, nearest):
+    rows = clusters(images=90, width=16)
+    result = selected(sharded(tmp_path, rows, 4), alpha=alpha, nearest=nearest)
+    vectors = torch.from_numpy(rows["vectors"]).double()
+    background = vectors[rows["labels"] == 0]
+    for name in ("vectors", "labels", "images", "sizes"):
+        assert np.array_equal(result[name], rows[name])
     for c in range(1, 5):
-        assert kept[labels == c].sum() == math.ceil(round(alpha * (labels == c).sum().item(), 6))
-        of_class = (labels == c).numpy()
-        far, near = (distance.numpy()[of_class & side] for side in (kept.numpy(), ~kept.numpy()))
-        assert far.min() >= near.max(initial=0) - 1e-12  # rounding
+        ours = rows["labels"] == c
+        plain = background_distance(vectors[ours], background, nearest).numpy()
+        assert np.allclose(result["distance"][ours], plain, rtol=0, atol=1e-6)
+        count = math.ceil(alpha * ours.sum())
+        farthest = np.flatnonzero(ours)[np.argsort(-plain)[:count]]
+        assert np.array_equal(np.flatnonzero(ours & result["selected"]), np.sort(farthest))
+        mean = debiased_centroid(vectors[ours], background, alpha, nearest).numpy()
+        assert np.allclose(result["centroids"][c - 1], mean, rtol=0, atol=1e-6)
+    assert not result["centroids"][4].any() and not result["distance"][rows["labels"] == 0].any()
 
 
 def test_among_equals_the_first_image_is_kept(tmp_path):
-    same = np.array([[0.6, 0.8]] * 4 + [[0.8, 0.6]] * 2 + [[1, 0], [1, 0]], np.float32)
-    labels, images = np.array([1, 1, 1, 1, 1, 1, 0, 0]), np.array([4, 4, 2, 2, 3, 3, 0, 0])
-    write_shard(tmp_path / "a.npz", same, labels, images, np.ones(8))
-    background, found = background_sum([tmp_path / "a.npz"], 1)
-    distances = write_distances([tmp_path / "a.npz"], background, found[0])
-    kept = kept_counts(found, 0.5)
-    floor = thresholds([tmp_path / "a.npz"], distances, kept)
-    ((_, keys),) = _ranked([tmp_path / "a.npz"], distances)
-    assert (keys >= floor[labels]).tolist()[:6] == [True, False, True, True, False, False]
+    same = np.array([[0.6, 0.8]] * 6 + [[1, 0]], np.float32)
+    labels, images = np.array([1, 1, 1, 1, 1, 1, 0]), np.array([4, 4, 2, 2, 3, 3, 0])
+    write_shard(tmp_path / "a.npz", same, labels, images, np.ones(7))
+    result = selected([tmp_path / "a.npz"], classes=1, alpha=0.5)
+    assert result["images"].tolist() == [0, 2, 2, 3, 3, 4, 4]
+    assert result["selected"].tolist() == [False, True, True, True, False, False, False]
 
 
 def test_one_centroid_and_an_empty_shard(tmp_path):
@@ -106,7 +147,9 @@ def test_one_centroid_and_an_empty_shard(tmp_path):
     write_shard(tmp_path / "b.npz", np.zeros((0, 2), np.float32), none, none, none)
     shards = [tmp_path / "b.npz", tmp_path / "a.npz"]
     for nearest in (None, 3):
-        assert select(shards, 2, 0.01, nearest).tolist() == [[0, 0], [1, 0]]
+        result = selected(shards, classes=2, alpha=0.01, nearest=nearest)
+        assert result["distance"].tolist() == [0, 0.5]
+        assert result["centroids"].tolist() == [[0, 0], [1, 0]]
 
 
 def test_distances_are_reused_and_belong_to_their_backgrounds(tmp_path):
@@ -115,31 +158,12 @@ def test_distances_are_reused_and_belong_to_their_backgrounds(tmp_path):
     background, found = background_sum(shards, 5)
     first = write_distances(shards[:1], background, found[0])  # killed after one
     before = first[0].stat().st_mtime_ns
-    ours = select(shards, 5, 0.4)
+    ours = selected(shards)
     assert first[0].stat().st_mtime_ns == before
-    assert ours.tobytes() == select(sharded(tmp_path / "whole", rows, 1), 5, 0.4).tobytes()
+    assert equal(ours, selected(sharded(tmp_path / "whole", rows, 1)))
     others = [write_distances(shards, background, found[0], k) for k in (1, 2)]
     others.append(write_distances(shards, background + 1, found[0]))
     assert len({*first, *(files[0] for files in others)}) == 4
-
-
-def test_script_gives_the_same_labels_above_the_size(experiment, tmp_path, monkeypatch):
-    for script in ("train_uss.py", "train_wsss.py"):
-        done = run_python(script, "--config", experiment)
-        assert done.returncode == 0, done.stderr
-    found = []
-    for size in (2**30, 0):
-        monkeypatch.setattr(make_debiased_labels, "IN_MEMORY", size)
-        folder = tmp_path / f"debias{size}"
-        arguments = ["x", f"--config={experiment}", f"--debias.output_dir={folder}"]
-        monkeypatch.setattr(sys, "argv", arguments)
-        make_debiased_labels.main()
-        labels = {p.name: p.read_bytes() for p in (folder / "labels").glob("*.png")}
-        with np.load(folder / "centroids.npz") as file:
-            found.append((labels, file["centroids"], {*file.files}))
-    assert len(found[0][0]) == 16 and found[0][0] == found[1][0]
-    assert np.allclose(found[0][1], found[1][1], rtol=0, atol=1e-6)
-    assert found[1][2] == {"centroids", "made_from"} < found[0][2]
 
 
 def test_distances_of_some_shards_look_at_the_backgrounds_of_all(tmp_path):

@@ -5,11 +5,9 @@ import torch
 from conftest import run_python
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from core.config import Config
-from core.data.labels import BIASED, IGNORE
-from core.pictures import heat, label_colours, principal_components
 from core.run import checkpoint
 from core.run.log import Board
+from core.run.settings import Runtime
 
 TRAININGS = {
     "train_uss.py": ("uss/stego", {"image", "code"}, ()),
@@ -51,7 +49,7 @@ def test_tensorboard_and_json_lines_leave_the_weights_as_they_are(script, experi
 
 def test_events_after_the_last_checkpoint_are_dropped(tmp_path):
     for start, value in ((0, 1.0), (2, 5.0)):
-        board = Board(tmp_path, Config(tensorboard=True), start)
+        board = Board(tmp_path, Runtime(tensorboard=True), start)
         for k in range(start, 4):
             board.scalars(k + 1, {"loss": value + k})
         board.close()
@@ -60,17 +58,5 @@ def test_events_after_the_last_checkpoint_are_dropped(tmp_path):
 
 
 def test_without_being_asked_nothing_is_written(tmp_path):
-    Board(tmp_path, Config(), 0).scalars(1, {"loss": 0.0})
+    Board(tmp_path, Runtime(), 0).scalars(1, {"loss": 0.0})
     assert not list(tmp_path.iterdir())
-
-
-def test_pictures():
-    feats = [torch.randn(5, 4, 6), torch.randn(5, 3, 3)]
-    drawn = principal_components(feats)
-    assert [d.shape for d in drawn] == [(3, 4, 6), (3, 3, 3)]
-    assert all(torch.equal(a, b) for a, b in zip(drawn, principal_components(feats), strict=True))
-    label = torch.tensor([[[0, 1, BIASED, IGNORE]]])
-    colours = label_colours(label)[0, :, 0].T.tolist()
-    assert colours == [[0, 0, 0], [128, 0, 0], [255, 0, 255], [224, 224, 192]]
-    grey = heat(torch.tensor([[[0.0, 2.0]], [[0.0, 0.0]]]), (1, 2))
-    assert grey[0, 0].tolist() == [[0, 255]] and not grey[1].any()

@@ -6,7 +6,7 @@ from conftest import CLASSES, run_python
 
 from core.data.labels import read_label
 from core.data.lists import Split, ground_truth, label_files, read_split
-from core.data.loader import LabelledImages, batches_by_size
+from core.data.loader import LabelledImages, StepSampler, batches_by_size
 from core.data.settings import AugmentConfig, DataConfig
 from core.data.transforms import MEAN, TrainingView, denormalise, normalise
 from core.run.errors import UserError
@@ -144,3 +144,16 @@ def test_images_of_one_size_share_a_batch_wherever_they_stand(tmp_path):
     batches = {tuple(k): images.shape for k, images in batches_by_size(split, 2, range(5))}
     assert batches == {(0, 2): (2, 3, 8, 16), (4,): (1, 3, 8, 16), (1, 3): (2, 3, 8, 24)}
     assert [k for k, _ in batches_by_size(split, 2, [3])] == [[1, 3]]
+
+
+def test_draws_are_shuffled_epochs_and_a_function_of_the_step():
+    draws = list(StepSampler(count=5, batch_size=3, iterations=5, seed=1))
+    indices = [i for batch in draws for i, _ in batch]
+    assert sorted(indices[:5]) == sorted(indices[5:10]) == list(range(5))
+    assert list(StepSampler(5, 3, 5, seed=1, start=2)) == draws[2:]
+    assert list(StepSampler(5, 3, 5, seed=2)) != draws
+
+
+def test_empty_training_list_is_refused():
+    with pytest.raises(UserError, match="empty"):
+        StepSampler(0, 1, 1, 0)

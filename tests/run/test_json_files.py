@@ -1,0 +1,21 @@
+import pytest
+
+from core.run.errors import UserError
+from core.run.files import atomic_write, read_json, write_json
+
+
+def test_file_appears_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "x.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(KeyError), atomic_write(path) as tmp:
+        tmp.write_text("half")
+        raise KeyError
+    assert read_json(path) == {"a": 1} and [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_broken_and_missing_json_are_told(tmp_path):
+    (tmp_path / "x.json").write_text("{")
+    with pytest.raises(UserError, match="not valid JSON"):
+        read_json(tmp_path / "x.json")
+    with pytest.raises(UserError, match="is missing"):
+        read_json(tmp_path / "y.json")
