@@ -308,24 +308,26 @@ ONE = "image,tags\n"
 CASES = [
     # Configuration
     Case("misspelt setting", USS, "did you mean `debias.alpha`", option("--debias.alhpa=0.4")),
-    Case("value of another type", USS, "debias.alpha", option("--debias.alpha=much")),
+    Case("value of the wrong type", USS, "debias.alpha", option("--debias.alpha=much")),
     Case("value out of range", USS, "alpha", option("--debias.alpha=1.5")),
     Case("unknown choice", USS, "uss.method", option("--uss.method=magic")),
     Case("negative seed", USS, "seed", option("--seed=-1")),
     Case("unknown device", USS, "device 'abacus' is unknown", option("--device=abacus")),
-    Case("GPU asked for where there is none", USS, "sees no GPU", option("--device=cuda")),
+    Case("GPU requested but absent", USS, "sees no GPU", option("--device=cuda")),
     Case("class named twice", USS, "names a class twice", option("--data.classes=[a, a]")),
     Case(
-        "biased class that is no class",
+        "biased class that is not a class",
         *(USS, "which data.classes lacks", option("--data.biased_classes=[rails]")),
     ),
     Case("configuration missing", USS, "no.yaml", option("--config=no.yaml")),
     Case("configuration is a folder", USS, "configs", option("--config=configs")),
-    Case("configuration is no YAML", USS, "error", lambda b: b.config.write_text("a: [1,\n b: {")),
+    Case("configuration is not YAML", USS, "error", lambda b: b.config.write_text("a: [1,\n b: {")),
     Case("configuration is a list", USS, "error", lambda b: b.config.write_text("- seed: 3\n")),
-    Case("configuration not UTF-8", USS, "UTF-8", lambda b: b.config.write_bytes(b"seed: \xff3\n")),
     Case(
-        "section misspelt in the file",
+        "configuration is not UTF-8", USS, "UTF-8", lambda b: b.config.write_bytes(b"seed: \xff3\n")
+    ),
+    Case(
+        "misspelt section in the file",
         *(USS, "there is no setting", change(debiasing={"alpha": 0.4})),
     ),
     # Weights
@@ -341,20 +343,20 @@ CASES = [
         *(USS, "lacks .* tensors", lambda b: weights(b, {"conv1.weight": torch.ones(3)})),
     ),
     Case(
-        "weights are code",
+        "weights contain code",
         *(USS, "cannot be read|lacks", lambda b: weights(b, pickle.dumps({"a": Code()}))),
     ),
     # Data set
     Case("data set missing", USS, "nowhere", option("--data.root=nowhere")),
     Case("list missing", USS, "the list .* is missing", lambda b: b.train_list.unlink()),
     Case("list empty", USS, "is empty", lambda b: b.train_list.write_text("\n")),
-    Case("list not UTF-8", USS, "UTF-8", lambda b: b.train_list.write_bytes(b"caf\xe9\n")),
+    Case("list is not UTF-8", USS, "UTF-8", lambda b: b.train_list.write_bytes(b"caf\xe9\n")),
     Case(
-        "id twice in the list",
+        "duplicate id in the list",
         *(USS, "twice", lambda b: b.train_list.write_text(f"{FIRST}\n{FIRST}\n")),
     ),
     Case(
-        "id that climbs out of the folder",
+        "id that points outside the folder",
         *(USS, "not a plain path", lambda b: b.train_list.write_text("../../etc/passwd\n")),
     ),
     Case("photograph missing", USS, f"{FIRST}.jpg is missing", lambda b: b.image.unlink()),
@@ -372,15 +374,15 @@ CASES = [
         *(WSSS, "which data.classes lacks", option("--data.classes=[boat, car]")),
     ),
     Case("table of tags missing", WSSS, "are missing", option("--data.tags=no.csv")),
-    Case("table without its first line", WSSS, "image,tags", table("a.jpg,boat\n")),
+    Case("table without a header line", WSSS, "image,tags", table("a.jpg,boat\n")),
     Case(
-        "photograph twice in the table",
+        "duplicate photograph in the table",
         *(WSSS, "is listed twice", table(f"{ONE}{FIRST}.jpg,boat;car\n{FIRST}.jpg,car\n")),
     ),
     Case("too many cells in the table", WSSS, "quotes", table(f"{ONE}{FIRST}.jpg,boat,car\n")),
-    Case("table not UTF-8", WSSS, "UTF-8", table(b"image,tags\n\xff\xfe,boat\n")),
+    Case("table is not UTF-8", WSSS, "UTF-8", table(b"image,tags\n\xff\xfe,boat\n")),
     Case(
-        "photograph of the table missing",
+        "photograph named in the table missing",
         *(WSSS, "gone.jpg is missing", table(f"{ONE}gone.jpg,boat\n")),
     ),
     Case(
@@ -389,28 +391,28 @@ CASES = [
     ),
     Case("no photograph has a tag", WSSS, "no image a tag", table(f"{ONE}{FIRST}.jpg,\n")),
     Case(
-        "two photographs of one id",
+        "two photographs with one id",
         *(WSSS, "share a file", table(f"{ONE}{FIRST}.jpg,boat\n{FIRST}.png,boat\n")),
     ),
     Case(
-        "results inside of the photographs",
+        "results inside the folder of photographs",
         *(WSSS, "is inside data.root", lambda b: change(run_dir=str(b.photographs() / "run"))(b)),
     ),
     # Pseudo labels
     Case("label missing", DEBIAS, "1 of 16 label maps", label(lambda path: path.unlink())),
     Case("folder of labels missing", DEBIAS, "missing", option("--wsss.labels_dir=nowhere")),
-    Case("label of another size", DEBIAS, "size of its image", label(png(mode="P", size=(9, 9)))),
+    Case("label of the wrong size", DEBIAS, "size of its image", label(png(mode="P", size=(9, 9)))),
     Case(
         "label in colours",
         *(DEBIAS, "not colours", label(png(mode="RGB", size=(128, 128), color=(7, 70, 7)))),
     ),
     Case(
-        "label in VOC's colours and its own at once",
+        "label that mixes VOC's colours with others",
         *(DEBIAS, "number and colour contradict", label(contradictory)),
     ),
     Case("label is a JPEG", DEBIAS, "is a JPEG picture, whatever its name", label(jpeg)),
     Case(
-        "label of 16 bits",
+        "16-bit label",
         *(DEBIAS, "numbers end at 255", label(png(mode="I;16", size=(128, 128), color=999))),
     ),
     Case("label with transparency", DEBIAS, "transparent", label(png(mode="LA", size=(128, 128)))),
@@ -420,16 +422,16 @@ CASES = [
     ),
     Case("label truncated", DEBIAS, "cannot be read", label(broken)),
     Case("label of 0 bytes", DEBIAS, "cannot be read", label(lambda path: path.write_bytes(b""))),
-    Case("labels debiased before", DEBIAS, "debiased already", labels_of(254)),
+    Case("labels already debiased", DEBIAS, "debiased already", labels_of(254)),
     Case("labels without background", DEBIAS, "no label map .* has background", objects_alone),
-    Case("labels of 0 and 255", DEBIAS, "hold 0 and 255 alone", labels_of(0, 255)),
+    Case("labels with only 0 and 255", DEBIAS, "hold 0 and 255 alone", labels_of(0, 255)),
     Case("labels without any class", DEBIAS, "holds any class: all 16", labels_of(0)),
     Case(
         "labels numbered in another order",
         *(DEBIAS, "data.classes in the order", label(renumbered)),
     ),
     Case(
-        "labels of photographs that EXIF turns",
+        "labels of photographs that EXIF rotates",
         *(DEBIAS, "Width and height are swapped", lambda b: label(lying(b))(b)),
     ),
     # Features
@@ -441,7 +443,7 @@ CASES = [
         feature(lambda p: np.save(p, np.ones((4, 4)))),
     ),
     Case(
-        "features of integers",
+        "integer features",
         DEBIAS,
         "expected finite",
         feature(lambda p: np.save(p, np.ones((4, 4, 4), int))),
@@ -453,20 +455,20 @@ CASES = [
         feature(lambda p: np.save(p, np.full((4, 4, 4), np.nan))),
     ),
     Case(
-        "features pickled",
+        "pickled features",
         DEBIAS,
         "cannot be read",
         feature(lambda p: np.save(p, np.array([{}], object))),
     ),
     Case("features truncated", DEBIAS, "cannot be read", feature(broken)),
     Case(
-        "features of another width",
+        "features with another number of channels",
         DEBIAS,
         "another width than 4",
         feature(lambda p: np.save(p, np.ones((5, 8, 8), np.float32))),
     ),
     Case(
-        "features channels last",
+        "features with channels last",
         *(DEBIAS, r"\(h, w, D\): save array.transpose", feature(reshaped(8, 8, 4))),
     ),
     Case("features as tokens", DEBIAS, "list of tokens", feature(reshaped(4, 64, 1))),
@@ -485,7 +487,7 @@ CASES = [
         lambda b: predictions(b, lambda f: (f / "val_00000.png").unlink()),
     ),
     Case(
-        "prediction of another size",
+        "prediction of the wrong size",
         SCORE,
         "size of its image",
         lambda b: predictions(b, lambda f: Image.new("L", (5, 5)).save(f / "val_00000.png")),
@@ -516,7 +518,7 @@ CASES = [
         ),
     ),
     Case(
-        "folder of masks empty",
+        "empty folder of masks",
         SCORE,
         "no PNG masks",
         lambda b: (
@@ -533,14 +535,14 @@ CASES = [
         lambda b: b.options.extend(["--masks", b.data, "--predictions", b.data]),
     ),
     # Order, folders, machine
-    Case("stage before its turn: labels", SEGMENT, "run make_debiased_labels", lambda b: None),
+    Case("stage run too early: no labels", SEGMENT, "run make_debiased_labels", lambda b: None),
     Case(
-        "stage before its turn: features",
+        "stage run too early: no features",
         DEBIAS,
         "train this stage first|run train_uss",
         lambda b: b.folder_of_labels(),
     ),
-    Case("stage before its turn: segmenter", SCORE, "train_segmentation", lambda b: None),
+    Case("stage run too early: no segmenter", SCORE, "train_segmentation", lambda b: None),
     Case("folder of another experiment", USS, "uss.flip: True there, False now", made_before),
     Case("manifest broken", USS, "not valid JSON", broken_manifest),
     Case("file where a folder belongs", USS, "run", in_the_way),
@@ -570,23 +572,26 @@ CASES = [
     # Archives and annotations from elsewhere
     Case("archive missing", VOC, "missing", lambda b: archive(b, lambda path: None)),
     Case(
-        "archive is none",
+        "file that is not an archive",
         VOC,
         "damaged",
         lambda b: archive(b, lambda path: path.write_text("x" * 2000)),
     ),
-    Case("archive that writes elsewhere", VOC, "outside", lambda b: archive(b, climbing_archive)),
     Case(
-        "annotations of COCO missing",
+        "archive that writes outside its folder",
+        VOC,
+        "outside",
+        lambda b: archive(b, climbing_archive),
+    ),
+    Case(
+        "COCO annotations missing",
         COCO,
         "missing",
         lambda b: b.options.extend(["--root", b.folder]),
     ),
+    Case("COCO annotations broken", COCO, "not valid JSON", lambda b: instances(b, '{"images": [')),
     Case(
-        "annotations of COCO broken", COCO, "not valid JSON", lambda b: instances(b, '{"images": [')
-    ),
-    Case(
-        "annotations of COCO of another form",
+        "COCO annotations in another format",
         COCO,
         "lacks",
         lambda b: instances(b, json.dumps({"images": []})),
