@@ -408,7 +408,7 @@ CASES = [
     ),
     Case(
         "label that mixes VOC's colours with others",
-        *(DEBIAS, "number and colour contradict", label(contradictory)),
+        *(DEBIAS, "numbers and colours contradict", label(contradictory)),
     ),
     Case("label is a JPEG", DEBIAS, "is a JPEG picture, whatever its name", label(jpeg)),
     Case(
