@@ -96,10 +96,10 @@ def test_scores_do_not_depend_on_the_number_of_threads(tmp_path):
 @pytest.mark.parametrize(
     ("of_truth", "of_guess", "told"),
     [
-        ((0, 255), (0, 0), "masks holds any class: all 3 hold 0 and 255 alone"),
-        ((255, 255), (0, 1), "masks holds any class: all 3 hold 255 alone"),
+        ((0, 255), (0, 0), "masks holds any class: all 3 hold only 0 and 255"),
+        ((255, 255), (0, 1), "masks holds any class: all 3 hold only 255"),
         ((0, 0), (0, 1), "masks holds any class: all 3 hold 0, background"),
-        ((0, 1), (0, 255), "predictions holds any class: all 3 hold 0 and 255 alone"),
+        ((0, 1), (0, 255), "predictions holds any class: all 3 hold only 0 and 255"),
     ],
 )
 def test_nothing_is_scored_where_no_class_occurs(folders, of_truth, of_guess, told):

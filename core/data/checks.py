@@ -42,7 +42,7 @@ class Findings:
 
     def refuse(self) -> None:
         """Raises the problems, if any, as one `UserError`."""
-        raise_all(self.problems, "correct the files or the setting; see tools/check_data.py")
+        raise_all(self.problems, "correct the files or the setting; see tools/data/check_data.py")
 
 
 class Photograph(NamedTuple):
@@ -105,7 +105,7 @@ def check_labels(
     workers: int,
     kind: Kind = "pseudo",
 ) -> Findings:
-    """Checks each label map alone and against its photograph, and all together against the tags.
+    """Checks each label map by itself and against its photograph, and all of them against the tags.
 
     Args:
         paths: label maps.
@@ -185,7 +185,7 @@ def judge(
         stops = kind != "prediction" or masked.any()
     elif kind == "truth" and masked.any():
         line = (
-            f"{masked.sum()} of {count} masks in {folder} hold no class, but {IGNORE}, first: "
+            f"{masked.sum()} of {count} masks in {folder} hold no class, only {IGNORE}, first: "
             f"{paths[int(masked.argmax())].name}; {IGNORE} means 'ignored', so objects marked with "
             "it are not scored"
         )
@@ -198,16 +198,16 @@ def judge(
 
 
 def _nothing(values: np.ndarray) -> str:
-    """What label maps without a class hold instead, and the remedy; `values`: (N, 256) bool."""
+    """What label maps without a class hold, and the remedy; `values`: (N, 256) bool."""
     if values[:, BIASED_ON_DISK].any():
         return f"{BIASED_ON_DISK}, biased pixels, instead of their classes; see debias.* of stage 3"
     if not values[:, IGNORE].any():
-        return "0, background, alone"
+        return "only 0, the background"
     if not values[:, 0].any():
-        return f"{IGNORE} alone, which means 'ignored'"
+        return f"only {IGNORE}, which means 'ignored'"
     return (
-        f"0 and {IGNORE} alone, and {IGNORE} means 'ignored'. If they are binary masks of a label "
-        f"tool, write the class's number (1 to C) instead of {IGNORE}"
+        f"only 0 and {IGNORE}, and {IGNORE} means 'ignored'. If they are binary masks from a "
+        f"labelling tool, write the class's number (1 to C) instead of {IGNORE}"
     )
 
 
@@ -267,7 +267,7 @@ def check_features(
     workers: int,
     read: Callable[[Path], tuple[int, ...]] = feature_shape,
 ) -> Findings:
-    """Checks that feature files have their photographs' shape, and all the same width.
+    """Checks that feature files have their photographs' shape, and equally many channels.
 
     Args:
         paths: feature files.
@@ -296,12 +296,12 @@ def check_features(
         systematic = reason != ODD and 2 * count >= len(telling)
         if systematic or NOT_UPRIGHT in wrong.values():
             found.problems.append(line)
-            return found  # without a word on widths: the first number is none
+            return found  # widths are not checked: the first number is not the width
         found.warnings.append(line)
     widths = Counter(shape[0] for shape in shapes.values())
     usual = max(widths, key=widths.get, default=0)
     found.problems += [
-        f"features {paths[k]} have another width than {usual}: {shape[0]}"
+        f"features {paths[k]} have {shape[0]} channels, not {usual} like most"
         for k, shape in shapes.items()
         if shape[0] != usual
     ]
@@ -309,5 +309,5 @@ def check_features(
 
 
 def folder_of(paths: Sequence[Path]) -> Path:
-    """The innermost folder that holds all of the files."""
+    """The innermost folder that contains all of the files."""
     return Path(os.path.commonpath([p.parent for p in paths]))

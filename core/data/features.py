@@ -21,7 +21,7 @@ FeatureSource = Callable[[Sequence[int]], Iterator[tuple[int, Tensor]]]
 """Indices of images, ascending -> pairs of an index and its (D, h, w) float32 features."""
 FORM = "expected finite floats (D, h, w), one array of numpy.save"
 
-# What features with the shape of no grid seem to be.
+# What features that do not have the shape of a grid seem to be.
 LAST = "they seem to be (h, w, D): save array.transpose(2, 0, 1)"
 TOKENS = "they seem to be a list of tokens: drop the class token, and reshape to (D, h, w)"
 SWAPPED = "they seem to be (D, w, h): save array.transpose(0, 2, 1)"
@@ -90,7 +90,7 @@ def write_features(source: FeatureSource, split: Split, folder: Path) -> None:
 
 
 def file_features(paths: Sequence[Path]) -> FeatureSource:
-    """Features from files, all of which must be as wide as the first."""
+    """Features from files, all of which must have as many channels as the first."""
     width = None
 
     def source(indices: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
@@ -100,7 +100,7 @@ def file_features(paths: Sequence[Path]) -> FeatureSource:
             feat = read_features(paths[k])
             if len(feat) != width:
                 raise UserError(
-                    f"features {paths[k]} are {len(feat)} wide, but {paths[0].name} is {width} wide"
+                    f"features {paths[k]} have {len(feat)} channels, {paths[0].name} has {width}"
                 )
             yield k, feat
 

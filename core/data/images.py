@@ -1,4 +1,4 @@
-"""Photographs in files of any common kind."""
+"""Photographs in files of any common format."""
 
 import contextlib
 import struct
@@ -51,7 +51,7 @@ def read_header(path: Path) -> tuple[tuple[int, int] | None, int]:
     """
     try:
         with Image.open(path) as image:
-            exif = Image.Exif()  # not image.getexif(): that also heeds XMP, which OpenCV does not
+            exif = Image.Exif()  # not image.getexif(): that also reads XMP, which OpenCV ignores
             if image.format in ("JPEG", "MPO", "PNG", "WEBP"):
                 exif.load(image.info.get("exif"))
             orientation = int(exif.get(ExifTags.Base.Orientation, 1))
@@ -73,7 +73,7 @@ def _refuse_huge(path: Path) -> None:
         return
     if pixels > LARGEST:
         raise UserError(
-            f"image {path} has over {LARGEST // 10**6} million pixels; make it smaller or cut it up"
+            f"image {path} has over {LARGEST // 10**6} million pixels; shrink it or cut it up"
         )
 
 
@@ -93,8 +93,8 @@ def is_cut(content: bytes) -> bool:
         return start > len(content)
     if not content.startswith(b"\xff\xd8"):
         return False
-    # Before the first start of scan (DA), a thumbnail may have an end marker (D9) of its own; in
-    # the coded picture after it, a marker cannot occur by chance.
+    # Before the first start of scan (DA), a thumbnail may have its own end marker (D9); in the
+    # coded picture after it, a marker cannot occur by chance.
     start = 2
     while content[start : start + 1] == b"\xff" and content[start + 1 : start + 2] != b"\xda":
         if content[start + 1 : start + 2] == b"\xff":  # filling

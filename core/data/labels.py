@@ -17,7 +17,7 @@ from core.run.files import atomic_write
 BACKGROUND = 0  # classes are 1..C
 BIASED = -1  # in tensors, as in the paper
 BIASED_ON_DISK = 254  # -1 cannot be stored in a PNG
-IGNORE = 255  # on disk and in tensors: no statement about this pixel
+IGNORE = 255  # on disk and in tensors: the pixel does not count
 
 
 def palette() -> np.ndarray:
@@ -67,7 +67,7 @@ def inspect_label(
     size: tuple[int, int] | None = None,
     biased: bool = True,
 ) -> tuple[np.ndarray, bool]:
-    """Reads a label map, and tells whether its numbers come from VOC's colours.
+    """Reads a label map; also returns whether its numbers come from VOC's colours.
 
     Args:
         path, num_classes, size: as for `read_label`.
@@ -79,8 +79,8 @@ def inspect_label(
     label, by_colour = _read_values(path, num_classes)
     if not biased and (label == BIASED_ON_DISK).any():
         raise UserError(
-            f"{path} holds {BIASED_ON_DISK}, biased pixels: it is debiased already and no ground "
-            "truth; give the labels before debiasing"
+            f"{path} holds {BIASED_ON_DISK}, biased pixels: it is already debiased, not ground "
+            "truth; use the labels from before debiasing"
         )
     if size is not None and label.shape != size:
         hint = ""
@@ -150,7 +150,7 @@ def _values_of(
         wrong = tuple(values[~known][0].tolist())
         odd = f"is a colour picture, and {wrong} is not VOC's colour of any of these classes"
     else:
-        odd = f"is a {mode} picture of {bits} bits a channel"
+        odd = f"is a {mode} picture with {bits} bits per channel"
         odd = "has transparent pixels" if bits == 8 else odd
     raise UserError(f"{path} {odd}. Save class numbers, not colours: an indexed or grey PNG")
 
@@ -202,7 +202,7 @@ def _top_bits(colours: np.ndarray) -> np.ndarray:
 
 
 def write_label(path: Path, label: np.ndarray) -> None:
-    """Writes a (H, W) uint8 label map as an indexed PNG, whole or not at all."""
+    """Writes a (H, W) uint8 label map as an indexed PNG, completely or not at all."""
     if label.ndim != 2 or label.dtype != np.uint8:
         raise ValueError(f"a label map is (H, W) uint8, got {label.shape} {label.dtype}")
     image = Image.fromarray(label)

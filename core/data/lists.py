@@ -138,8 +138,8 @@ def _list_voc(data: DataConfig, which: str, problems: list[str], tagged: bool) -
     """The images of a list in PASCAL VOC's layout."""
     root = Path(data.root)
     remedy = (
-        "set data.root to a folder in VOC's layout, as tools/prepare_voc.py or "
-        "tools/make_demo_dataset.py makes it"
+        "set data.root to a folder in VOC's layout, such as those that "
+        "tools/data/prepare_voc.py and tools/data/make_demo_dataset.py make"
     )
     lines = read_list(root / "ImageSets/Segmentation" / f"{list_name(data, which)}.txt", remedy)
     images = Files(root / "JPEGImages", PHOTOGRAPHS)
@@ -175,12 +175,12 @@ def _list_folder(data: DataConfig, which: str, problems: list[str]) -> Listed:
     elif which == "train":
         ids = [i for i, (_, tags) in rows.items() if tags]
         _note_rest(f"photographs below {root} that are not in {place}", images.ids, rows)
-        _note_rest("photographs without a tag, which are not trained on", rows, ids)
+        _note_rest("photographs without a tag, which are not used for training", rows, ids)
     elif masks is not None:
         labels = Files(masks, LABELS)
         ids = [i for i in rows if i in labels.ids]
         if ids:
-            _note_rest(f"masks below {masks} of no photograph", labels.ids, rows)
+            _note_rest(f"masks below {masks} without a photograph", labels.ids, rows)
     if not ids:
         raise_all(problems, f"correct {place}")
         if which == "train":
@@ -232,7 +232,7 @@ def read_list(path: Path, remedy: str) -> list[str]:
     """The lines of a list, without surrounding spaces and without empty lines.
 
     Raises:
-        UserError: the list is missing (`remedy` says what to do), empty or no text.
+        UserError: the list is missing (`remedy` says what to do), empty or not text.
     """
     if not path.is_file():
         raise UserError(f"the list {path} is missing; {remedy}")

@@ -66,8 +66,8 @@ class RawImages(Dataset):
 class StepSampler:
     """Batches of (index, seed) for `iterations` steps: shuffled epochs without a short last batch.
 
-    Step t is a function of (seed, t), so a training that starts again at `start` sees exactly what
-    it would have seen. Several processes share each batch.
+    Step t is a function of (seed, t), so a training that resumes at `start` sees exactly what it
+    would have seen. Several processes share each batch.
     """
 
     def __init__(self, count: int, batch_size: int, iterations: int, seed: int, start: int = 0):

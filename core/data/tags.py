@@ -41,13 +41,13 @@ Rows = list[tuple[int, list[str]]]
 def read_table(
     path: Path, classes: Collection[str] = (), problems: list[str] | None = None
 ) -> dict[str, list[str]]:
-    """Reads a table of tags: the columns `image` and `tags`, or what programs export instead.
+    """Reads a table of tags: the columns `image` and `tags`, or what other programs export.
 
-    Tags of one image are separated by ";", "," or "|", or are a list as Python or JSON writes it.
+    Tags of one image are separated by ";", "," or "|", or are a list as written by Python or JSON.
     In a file without any of these, a cell is one tag even with spaces, unless all of its words are
     known classes, and an image may have one line per tag. The columns may have other usual names
     and separators, and a column of 0 and 1 for each class may replace the tags. Any form but the
-    plain one is noted in one line.
+    plain one is reported in a note.
 
     Args:
         path: CSV file; its other columns are ignored.
@@ -58,7 +58,7 @@ def read_table(
         {image as written there, in NFC: its tags, without repetitions}, in the order of the file.
 
     Raises:
-        UserError: the file is missing or is no such table.
+        UserError: the file is missing or is not such a table.
     """
     if not path.is_file():
         raise UserError(
@@ -122,7 +122,7 @@ def _grid(path: Path, form: list[str]) -> tuple[list[str], Rows]:
         raise UserError(f"the tags {path} cannot be read ({error})") from None
     rows = [(number, cells) for number, cells in rows if any(cells)]
     if len(rows) < 2 or not known(rows[0][1]):
-        raise UserError(f"{path} is no table of tags; its first line must be: image,tags")
+        raise UserError(f"{path} is not a table of tags; its first line must be: image,tags")
     return rows[0][1], rows[1:]
 
 
@@ -188,8 +188,8 @@ def _marked(
         if wrong is not None:
             why = f"column {headings[wrong]!r} holds {odd[wrong]!r}, not 0 or 1"
         raise UserError(
-            f"{path} is no table of tags; its first line must be: image,tags. Nor does it have a "
-            f"column of 0 and 1 for each class: {why}"
+            f"{path} is not a table of tags; its first line must be: image,tags. Nor does it have "
+            f"a column of 0 and 1 for each class: {why}"
         )
     shown = [*names.values()][:8]
     form.append(f"with a column for each class ({', '.join(shown)}{' ...' * (len(names) > 8)})")
@@ -217,13 +217,13 @@ def _written(
     if any(items is not None for items in lists):
         form.append("with lists in brackets as cells")
     if nothing:
-        form.append(f"with {nothing[0]!r} and the like as no tag (cells: {len(nothing)})")
+        form.append(f"in which cells such as {nothing[0]!r} mean no tag ({len(nothing)} in all)")
     return tags
 
 
 def _items(cell: str) -> list[str] | None:
     """The items, in quotes or not, of a list as Python, NumPy, JSON or a database writes it; None
-    if the cell is no list."""
+    if the cell is not a list."""
     if cell[:1] + cell[-1:] not in ("[]", "{}", "()"):
         return None
     inner = cell[1:-1]
@@ -243,7 +243,7 @@ def _unquoted(text: str) -> str:
 
 
 def write_table(path: Path, table: Mapping[str, Sequence[str]]) -> None:
-    """Writes a table that `read_table` reads, whole or not at all."""
+    """Writes a table that `read_table` reads, completely or not at all."""
     with atomic_write(path) as tmp, tmp.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["image", "tags"])
@@ -260,7 +260,7 @@ def read_annotation(path: Path) -> list[str]:
         root = ElementTree.parse(path).getroot()
     except (OSError, ElementTree.ParseError, LookupError, ValueError) as error:
         raise UserError(f"annotation {path} cannot be read ({error})") from None
-    # Direct children only: a person's head and hands are <part>s with names of their own.
+    # Direct children only: a person's head and hands are <part>s with their own names.
     names = (class_name(e.findtext("name", "")) for e in root.findall("object"))
     return list(dict.fromkeys(names))
 

@@ -1,4 +1,4 @@
-"""Views of images for training and inference; an image and its label map are moved together.
+"""Views of images for training and inference; an image and its label map are transformed together.
 
 Images are (3, H, W) uint8 RGB until `normalise`, which makes them float32 with ImageNet's
 statistics. Padding is 0 after normalisation (the mean colour) and 255 (ignore) in label maps.
@@ -19,7 +19,7 @@ STD = (0.229, 0.224, 0.225)
 
 
 def normalise(images: Tensor) -> Tensor:
-    """(..., 3, H, W) uint8 -> float32 with ImageNet's mean and deviation taken out."""
+    """(..., 3, H, W) uint8 -> float32, normalised by ImageNet's mean and deviation."""
     return normalise_unit(images.float() / 255)
 
 
@@ -39,7 +39,7 @@ def denormalise(images: Tensor) -> Tensor:
 
 @contextmanager
 def drawn_from(seed: int) -> Iterator[None]:
-    """Draws on the CPU come from `seed`, and from where they were afterwards.
+    """Seeds random draws on the CPU within the block, and restores the generator afterwards.
 
     `torch.manual_seed` would also ask every kind of accelerator, which takes as long as a crop.
     """

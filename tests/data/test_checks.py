@@ -63,9 +63,9 @@ def test_sound_maps_are_neither_problem_nor_warning(world):
 @pytest.mark.parametrize(
     ("values", "told"),
     [
-        ((0, 255), "no label map .* holds any class: all 20 hold 0 and 255 alone.* instead of 255"),
-        ((255, 255), "holds any class: all 20 hold 255 alone, which means 'ignored'"),
-        ((0, 0), "holds any class: all 20 hold 0, background, alone"),
+        ((0, 255), "no label map .* holds any class: all 20 hold only 0 and 255.* instead of 255"),
+        ((255, 255), "holds any class: all 20 hold only 255, which means 'ignored'"),
+        ((0, 0), "holds any class: all 20 hold only 0, the background"),
         ((0, 254), "holds any class: all 20 hold 254, biased pixels"),
     ],
 )
@@ -236,4 +236,4 @@ def test_features_of_another_width_are_named(world):
     for k, path in enumerate(world.features):
         np.save(path, np.zeros((32 + (k == 4), 6, 8), np.float32))
     (problem,) = check_features(world.features, world.photographs(), 1).problems
-    assert "04.npy have another width than 32: 33" in problem
+    assert "04.npy have 33 channels, not 32 like most" in problem

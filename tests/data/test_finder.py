@@ -208,5 +208,5 @@ def test_photographs_that_are_not_used_are_told(tmp_path):
     data = data.with_classes()
     assert read_split(data, "train").ids == read_split(data, "val").ids == ("a",)
     assert "not in " in told() and ": 1, such as c" in told()
-    assert "without a tag, which are not trained on: 1, such as b" in told()
-    assert "of no photograph: 1, such as x" in told()
+    assert "without a tag, which are not used for training: 1, such as b" in told()
+    assert "without a photograph: 1, such as x" in told()

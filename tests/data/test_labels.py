@@ -104,7 +104,7 @@ def test_ground_truth_holds_no_biased_pixels(tmp_path):
     write_label(tmp_path / "x.png", np.array([[0, 3, 255]], np.uint8))
     assert read_truth(tmp_path / "x.png", 3).tolist() == [[0, 3, 255]]
     write_label(tmp_path / "x.png", np.array([[0, 3, 254]], np.uint8))
-    with pytest.raises(UserError, match="x.png holds 254, biased pixels.*no ground truth"):
+    with pytest.raises(UserError, match="x.png holds 254, biased pixels.*not ground truth"):
         read_truth(tmp_path / "x.png", 3)
 
 
@@ -152,7 +152,7 @@ def test_sixteen_bits_are_read_where_they_are_class_numbers(tmp_path):
 def test_sixteen_bits_of_which_eight_would_be_lost_are_refused(tmp_path, kind):
     channels = {2: 3, 4: 2, 6: 4}[kind[1]]
     (tmp_path / "x.png").write_bytes(png(b"\0" + b"\0\3" * channels, 1, 1, kind))
-    with pytest.raises(UserError, match="picture of 16 bits a channel"):
+    with pytest.raises(UserError, match="picture with 16 bits per channel"):
         read_label(tmp_path / "x.png", 20)
 
 

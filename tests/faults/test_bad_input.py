@@ -422,9 +422,9 @@ CASES = [
     ),
     Case("label truncated", DEBIAS, "cannot be read", label(broken)),
     Case("label of 0 bytes", DEBIAS, "cannot be read", label(lambda path: path.write_bytes(b""))),
-    Case("labels already debiased", DEBIAS, "debiased already", labels_of(254)),
+    Case("labels already debiased", DEBIAS, "already debiased", labels_of(254)),
     Case("labels without background", DEBIAS, "no label map .* has background", objects_alone),
-    Case("labels with only 0 and 255", DEBIAS, "hold 0 and 255 alone", labels_of(0, 255)),
+    Case("labels with only 0 and 255", DEBIAS, "hold only 0 and 255", labels_of(0, 255)),
     Case("labels without any class", DEBIAS, "holds any class: all 16", labels_of(0)),
     Case(
         "labels numbered in another order",
@@ -464,7 +464,7 @@ CASES = [
     Case(
         "features with another number of channels",
         DEBIAS,
-        "another width than 4",
+        "channels, not 4 like most",
         feature(lambda p: np.save(p, np.ones((5, 8, 8), np.float32))),
     ),
     Case(
