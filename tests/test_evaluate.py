@@ -98,7 +98,7 @@ def test_scores_do_not_depend_on_the_number_of_threads(tmp_path):
     [
         ((0, 255), (0, 0), "masks holds any class: all 3 hold only 0 and 255"),
         ((255, 255), (0, 1), "masks holds any class: all 3 hold only 255"),
-        ((0, 0), (0, 1), "masks holds any class: all 3 hold 0, background"),
+        ((0, 0), (0, 1), "masks holds any class: all 3 hold only 0, the background"),
         ((0, 1), (0, 255), "predictions holds any class: all 3 hold only 0 and 255"),
     ],
 )

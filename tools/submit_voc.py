@@ -91,7 +91,9 @@ def check(archive: Path, voc: Path, competition: str | None) -> None:
     """
     competition = competition or archive.name.split(".")[0]
     if competition not in COMPETITIONS:
-        raise UserError(f"{competition} is none of {', '.join(COMPETITIONS)}; give --competition")
+        raise UserError(
+            f"{competition} is not one of {', '.join(COMPETITIONS)}; give --competition"
+        )
     path = voc / "ImageSets" / "Segmentation" / f"{competition.split('_')[1]}.txt"
     ids, sizes = [listed_id(line, ()) for line in read_list(path, "set --voc")], {}
     for image_id in ids:
@@ -131,7 +133,7 @@ def check_submission(
     sizes: dict[str, tuple[int, int]] | None = None,
     num_classes: int = 20,
 ) -> None:
-    """Refuses an archive that the server would refuse, or would score as something else.
+    """Refuses an archive that the server would refuse, or would score wrongly.
 
     Args:
         path: tar or tar.gz file.
@@ -152,7 +154,7 @@ def check_submission(
                     continue
                 image_id = wanted.pop(name, None)
                 if image_id is None or not entry.isfile():
-                    problems.append(f"{name} does not belong there, or is there twice")
+                    problems.append(f"{name} does not belong there, or occurs twice")
                     continue
                 size = sizes and sizes.get(image_id)
                 problem = _check_png(archive.extractfile(entry).read(), size, num_classes)
@@ -167,7 +169,7 @@ def check_submission(
 
 
 def _check_png(data: bytes, size: tuple[int, int] | None, num_classes: int) -> str | None:
-    """What the server would refuse in the bytes of one prediction; None if nothing."""
+    """What the server would refuse in the bytes of one prediction, or None."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             if image.format != "PNG" or image.mode != "P":

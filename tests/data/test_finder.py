@@ -195,7 +195,7 @@ def test_tools_know_the_home_folder(tmp_path):
     done = run_python(
         "tools/data/prepare_voc.py", "--voc=~/voc", env={**os.environ, "HOME": str(tmp_path)}
     )
-    assert f"{tmp_path}/voc holds no JPEGImages" in done.stderr
+    assert f"{tmp_path}/voc has no JPEGImages" in done.stderr
 
 
 def test_photographs_that_are_not_used_are_told(tmp_path):

@@ -170,7 +170,7 @@ def read_archive(path: Path) -> object:
     with tempfile.TemporaryDirectory(dir=path.parent) as target:
         count = unpack(path, Path(target), lambda name: name)
         outside = [p for p in path.parent.iterdir() if p.name == "in"]
-        assert not outside, "a member was written outside of its folder"
+        assert not outside, "a member was written outside its folder"
         return count
 
 

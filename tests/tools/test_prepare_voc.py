@@ -247,7 +247,7 @@ def test_damaged_archive_is_refused_and_leaves_no_part_of_a_file(tmp_path, voc, 
 )
 def test_member_that_would_lie_outside_is_refused(tmp_path, voc, name, suffix):
     path = pack(tmp_path / f"voc{suffix}", {**voc, name: b"x"})
-    assert "would be written outside of its folder" in refusal(tmp_path, "--voc", path)
+    assert "would be written outside its folder" in refusal(tmp_path, "--voc", path)
     assert not list(tmp_path.rglob("*escaped*"))
 
 
@@ -294,9 +294,9 @@ def test_defect_of_sbd_is_named_each_time(tmp_path, voc, sbd, content, message):
     [
         (("--voc", "gone.tar"), "gone.tar is missing"),
         (("--voc", "other.tar"), "is not the archive of VOC 2012"),
-        (("--voc", "empty"), "holds no JPEGImages"),
+        (("--voc", "empty"), "has no JPEGImages"),
         (("--voc", "voc.tar", "--sbd", "voc.tar"), "is not SBD's archive"),
-        (("--voc", "voc.tar", "--sbd", "empty"), "holds no folder cls"),
+        (("--voc", "voc.tar", "--sbd", "empty"), "has no folder cls"),
         (("--voc", "voc.tar", "--test", "copy"), "--test is a folder"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Shows without masks which classes have biased pseudo labels, by what, and how reliably.
+"""Shows without masks which classes have biased pseudo labels, and which context causes it.
 
     python tools/audit/audit_bias.py --config configs/demo.yaml [--with-masks]
 
@@ -95,7 +95,7 @@ def check_removal(
 
 
 def area_under_curve(audits: list[Audit]) -> float | None:
-    """Chance that a biased class has a higher score than an unbiased one; None without both."""
+    """Probability that a biased class outscores an unbiased one; None without both."""
     biased = np.array([a.score for a in audits if a.biased])
     others = np.array([a.score for a in audits if a.biased is False])
     if not len(biased) or not len(others):

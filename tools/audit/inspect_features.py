@@ -11,9 +11,9 @@ Reads stage 1's network, or the files of uss.features_dir, and draws one row per
 An --output that ends in .html is one self-contained page instead: a click chooses the pixel, and
 all images are compared with it.
 
---separation also says, from ground truth, how well K-means within the regions of stage 2's pseudo
-labels separates the object from its context: the share of right pixels if each cluster counts as
-what it mostly is, object or context, against the share without clusters.
+--separation also measures, with ground truth, how well K-means within the regions of stage 2's
+pseudo labels separates the object from its context: the share of correct pixels if each cluster
+counts as what it mostly is, object or context, compared with the share without clusters.
 """
 
 import base64
@@ -176,7 +176,7 @@ def cell_of(pixel: list[float], shape: tuple[int, int]) -> tuple[int, int]:
 
 
 def separation(config: Config, split: Split, features) -> dict[str, dict[str, float]]:
-    """Share of right pixels in pseudo-label regions with and without clusters, by class."""
+    """Share of correct pixels in pseudo-label regions with and without clusters, by class."""
     names = ("all", *config.data.classes)
     right, base, total = (np.zeros(len(names), np.int64) for _ in range(3))
     labels = label_files(Run(config).wsss_labels, split, "run train_wsss.py first")

@@ -13,10 +13,10 @@ from core.data.lists import Split
 from tools.audit.clusters import Clusters
 
 NEAREST = 10  # the distance to backgrounds is the mean over this many nearest ones
-COMPANY = 20  # this many nearest backgrounds tell in which company a cluster is found
+COMPANY = 20  # nearest backgrounds that show which classes a cluster occurs with
 REFERENCE = 0.9  # quantile of the distances between backgrounds of different images
 BLIND = 1 / 3  # a larger share of the removed area without a witness gives a warning
-SMALLEST = 0.01  # share of an image; smaller removed parts are no examples
+SMALLEST = 0.01  # share of an image; smaller removed parts are not shown
 SAMPLED = 5000  # largest number of backgrounds that give the reference
 
 
@@ -38,7 +38,7 @@ class Audit:
     images: int
     score: float = 0.0
     removed: float = 0.0  # share of the class's area that was marked biased
-    odds: float = 1.0  # that surroundings like the removed part come with the class
+    odds: float = 1.0  # odds ratio: do surroundings like the removed part come with the class?
     gap: float = 0.0  # between the two clusters' distances, in standard deviations of backgrounds
     unseen: float = 0.0  # share of the removed area without a witness
     warning: str = ""
@@ -72,7 +72,7 @@ def rank(
         rows = np.flatnonzero(clusters.labels == c)
         tagged = split.tags[clusters.images[background], c - 1]
         if not len(rows):
-            audit.warning = "no image has it labelled: nothing to see"
+            audit.warning = "no image has it labelled: nothing to audit"
             continue
         if tagged.all():
             audit.warning = "no image without it has a background to compare with"
@@ -159,9 +159,9 @@ def judge(
     """Fills in the figures of one class from its clusters `rows`.
 
     The score is `removed` times the logarithm of `odds`, and at least 0. `odds` is the odds ratio
-    of "the image has this class" among the nearest backgrounds of the removed parts against all
-    backgrounds: bias is context that keeps the class's company. Context that comes with all classes
-    alike has odds of 1, however much of it is removed.
+    of "the image has this class" among the nearest backgrounds of the removed parts, relative to
+    all backgrounds: bias is context that mostly occurs with the class. Context that occurs equally
+    with all classes has odds of 1, however much of it is removed.
     """
     pairs = [np.flatnonzero(clusters.images[rows] == i) for i in np.unique(clusters.images[rows])]
     gaps = [np.ptp(found.without[pair]) for pair in pairs if len(pair) > 1]
@@ -189,7 +189,7 @@ def choose(
     background: np.ndarray,
     count: int,
 ) -> list[Example]:
-    """Mostly removed parts that are nearest to their witnesses and in the class's company."""
+    """Mostly removed parts, nearest to their witnesses and to backgrounds with the class first."""
     area, removed = clusters.area[rows], clusters.removed[rows]
     large = removed >= SMALLEST * clusters.pixels[clusters.images[rows]]
     kept = np.flatnonzero((removed > area / 2) & large)

@@ -2,16 +2,16 @@
 
     python tools/bench/benchmark.py debias [--samples DIR]
 
-    debias      stage 3: feature cells against the naive way
-    voc         stage 3 as a whole on images like VOC's; needs --samples
+    debias      stage 3: feature cells against a naive implementation
+    voc         the complete stage 3 on images like VOC's; needs --samples
     crf         our dense CRF against pydensecrf, one core
     train       a step of MARS against plain cross entropy
-    evaluate    images scored per second, PNG decoding included
+    evaluate    images scored per second, including PNG decoding
     walk        IRNet's random walk: steps against the matrix power
     growth      time and memory by number of images, their size, and number of classes
 
 `debias` and `crf` draw pictures, or read photographs with COCO's objects below --samples, and
-alternate between the ways or backends. Without --samples the agreement means little. `evaluate`
+alternate between implementations. Without --samples, the agreement means little. `evaluate`
 draws 1,449 masks and predictions of 500 x 375 pixels, or repeats the masks of --masks; it prints
 the median of five measurements.
 """

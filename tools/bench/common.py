@@ -49,7 +49,7 @@ def ellipses(rng: np.random.Generator) -> np.ndarray:
 
 
 def patch_features(image: np.ndarray, width: int) -> np.ndarray:
-    """(D, h, w) float32 at stride 8: colour and texture of patches, lifted by a random projection.
+    """(D, h, w) float32 at stride 8: colour and texture of patches, in a random projection.
 
     They vary with the picture as a network's do, but are of no use for segmentation.
     """
@@ -67,7 +67,7 @@ def patch_features(image: np.ndarray, width: int) -> np.ndarray:
 
 
 def interleaved(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each way, alternating, so that all of them meet the same machine load."""
+    """Seconds per call, alternating, so that all implementations see the same machine load."""
     times: dict[str, list[float]] = {name: [] for name in ways}
     for round_ in range(rounds + 1):
         for name, way in ways.items():
@@ -79,7 +79,7 @@ def interleaved(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str,
 
 
 def ratio(ours: list[float], theirs: list[float]) -> float:
-    """How many times as fast ours is: the median over the rounds."""
+    """The speed-up of ours over theirs: the median over the rounds."""
     return statistics.median(b / a for a, b in zip(ours, theirs, strict=True))
 
 

@@ -15,7 +15,7 @@ def benchmark_crf(samples: Path | None) -> None:
     """Time by number of labels and size, and the agreement on photographs with two labels."""
     pictures = photographs(samples) if samples else [drawing(k) for k in range(16)]
     few = pictures[:: len(pictures) // 8][:8]
-    print(f"{'':28}{'ours':>9}{'pydensecrf':>12}{'times as fast':>15}   labels alike in the object")
+    print(f"{'':28}{'ours':>9}{'pydensecrf':>12}{'speed-up':>15}   equal labels around the object")
     for height, width in ((375, 500), (480, 640)):
         for labels in (2, 3, 5, 21):
             compare_crf(f"{width} x {height}, {labels} labels", few, (width, height), labels)
@@ -54,7 +54,7 @@ def compare_crf(title: str, pictures: list, size: tuple[int, int] | int, labels:
 
 
 def rough_probabilities(mask: np.ndarray, labels: int) -> np.ndarray:
-    """(L, H, W) probabilities: background, the blurred object with slow noise, and noise."""
+    """(L, H, W) probabilities: background, the blurred object plus smooth noise, and noise."""
     rng = np.random.default_rng(0)
     size = mask.shape[::-1]
     noise = [cv2.resize(rng.random((8, 8), np.float32), size) for _ in range(labels - 1)]

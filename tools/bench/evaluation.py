@@ -16,7 +16,7 @@ IMAGES = 1449  # VOC's validation list
 
 
 def benchmark_evaluate(masks: Path | None, workers: int) -> None:
-    """Scores all pairs, alternating between ours and the plain way on one core."""
+    """Scores all pairs, alternating between ours and plain code on one core."""
     with tempfile.TemporaryDirectory() as folder:
         truths, predictions = draw_pairs(Path(folder), masks)
         classes = [str(c) for c in range(1, 21)]
@@ -29,7 +29,7 @@ def benchmark_evaluate(masks: Path | None, workers: int) -> None:
         assert np.array_equal(*matrices)
     for name, seconds in times.items():
         print(f"evaluate, {name}: {IMAGES / statistics.median(seconds):,.0f} images/s", end="; ")
-    print(f"{ratio(*times.values()):.2f} times as fast, counts equal")
+    print(f"speed-up {ratio(*times.values()):.2f}, counts equal")
 
 
 def plain_matrix(predictions: list[Path], truths: list[Path]) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Runs training steps and inference of the full-size networks with random weights and images.
 
-    python tools/bench/full_size.py                     # every case, each in a process of its own
+    python tools/bench/full_size.py                     # all cases, each in its own process
     python tools/bench/full_size.py seam deeplabv2_r50  # some cases
     python tools/bench/full_size.py --batch 2 --steps 1 # if memory or time is short
 
@@ -49,7 +49,7 @@ Case = tuple[int, int, nn.Module, Callable[[Tensor], Tensor], Callable[[Tensor],
 
 def main() -> None:
     parser = tool_parser(__doc__)
-    parser.add_argument("cases", nargs="*", help=f"of: {', '.join(CASES)}")
+    parser.add_argument("cases", nargs="*", help=f"any of: {', '.join(CASES)}")
     parser.add_argument("--batch", type=int, help="images per step; default: configured")
     parser.add_argument("--steps", type=int, default=3, help="timed steps, after a warm-up")
     options = parser.parse_args()

@@ -2,8 +2,8 @@
 
     python tools/bench/simulate_scale.py --factor 1/300 --sizes 1 3 10 30
 
-For each size, writes made-up clusters of `images * factor * size` images as shards, selects from
-them in a process of its own, prints a line, and removes them. Then divides the images of the
+For each size, writes synthetic clusters of `images * factor * size` images as shards, selects from
+them in a separate process, prints a line, and removes them. Then divides the images of the
 smallest size into 1, 3 and 8 shards and compares the results bit for bit. The last line of the
 table is the full size, extrapolated from the largest measured one.
 
@@ -46,13 +46,15 @@ PASSES = ("sum", "distances", "thresholds", "means")
 
 def main() -> None:
     parser = tool_parser(__doc__)
-    parser.add_argument("--images", type=int, default=9_000_000, help="number at full size")
+    parser.add_argument(
+        "--images", type=int, default=9_000_000, help="number of images at full size"
+    )
     parser.add_argument("--classes", type=int, default=19_794)
     parser.add_argument("--factor", type=Fraction, default=Fraction(1, 300), help="share drawn")
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 3, 10], help="times the factor")
     parser.add_argument("--width", type=int, default=90, help="width D of the features")
     parser.add_argument("--shard", type=int, default=4000, help=f"images; a multiple of {CHUNK}")
-    parser.add_argument("--nearest", type=int, help="rank by this many nearest backgrounds")
+    parser.add_argument("--nearest", type=int, help="rank by this number of nearest backgrounds")
     parser.add_argument("--folder", help="for the shards; default: temporary")
     options = parser.parse_args()
     sizes = sorted(options.sizes)

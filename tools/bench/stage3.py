@@ -1,4 +1,4 @@
-"""Stage 3: feature cells against the naive way, and the script on a list like VOC's."""
+"""Stage 3: feature cells against a naive implementation, and the script on a list like VOC's."""
 
 import os
 import subprocess
@@ -29,10 +29,10 @@ from tools.bench.common import drawing, patch_features, photographs, ratio, time
 
 
 def benchmark_debias(samples: Path | None) -> None:
-    """Stage 3 of each photograph on feature cells and the naive way, from features to label map.
+    """Stage 3 of each photograph on feature cells and naively, from features to label map.
 
-    The naive way upsamples the features to the image's size, clusters all pixels and refines with
-    pydensecrf.
+    The naive implementation upsamples the features to the image's size, clusters all pixels and
+    refines with pydensecrf.
     """
     pictures = photographs(samples) if samples else [drawing(k) for k in range(8)]
     items = [debias_item(image, label) for image, label in pictures]
@@ -65,7 +65,7 @@ def benchmark_debias(samples: Path | None) -> None:
             mask = timed(times[w]["unary and CRF"], debiased_mask, *arguments)
             masks[w].append(mask.numpy()[label > 0])
     print("medians in ms; naive: features at full size, K-means over all pixels, pydensecrf")
-    print(f"{'':8}" + "".join(f"{s:>15}" for s in (*steps, "image", "times as fast")))
+    print(f"{'':8}" + "".join(f"{s:>15}" for s in (*steps, "image", "speed-up")))
     whole = {w: np.sum([times[w][s] for s in steps], 0) for w in ways}
     for w in ways:
         medians = [1000 * np.median(t) for t in (*times[w].values(), whole[w])]
@@ -73,8 +73,8 @@ def benchmark_debias(samples: Path | None) -> None:
         print(f"{w:8}" + "".join(f"{m:15.1f}" for m in medians) + f"{faster:15.1f}")
     alike = [np.mean(a == b) for a, b in zip(masks["cells"], masks["naive"], strict=True)]
     print(
-        f"labels of class regions as naive {np.mean(alike):.2%}, median {np.median(alike):.2%}, "
-        f"worst {min(alike):.2%}"
+        f"labels of class regions equal to naive: mean {np.mean(alike):.2%}, "
+        f"median {np.median(alike):.2%}, worst {min(alike):.2%}"
     )
 
 

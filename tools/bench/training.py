@@ -36,7 +36,7 @@ def benchmark_train() -> None:
         parts = [f"{key} {statistics.median(t):.3f} s" for key, t in steps.parts.items()]
         print(
             f"{name}: plain cross entropy {plain:.2f} s, MARS {mars:.2f} s, "
-            f"{ratio(times['plain'], times['mars']):.2f} times as long; {', '.join(parts)}",
+            f"ratio {ratio(times['plain'], times['mars']):.2f}; {', '.join(parts)}",
             flush=True,
         )
 

@@ -1,4 +1,4 @@
-"""IRNet's random walk: steps against the matrix power."""
+"""IRNet's random walk: step by step against the matrix power."""
 
 import resource
 import time

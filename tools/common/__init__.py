@@ -1,4 +1,4 @@
-"""What tools of several rooms share: the clone's folder, parsers, jobs, pages and titles."""
+"""What several tools share: the clone's folder, parsers, jobs, pages and titles."""
 
 import argparse
 from pathlib import Path
@@ -8,6 +8,6 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def tool_parser(doc: str, **options) -> argparse.ArgumentParser:
-    """A parser whose --help shows a tool's docstring as it is written."""
+    """A parser whose --help shows a tool's docstring unchanged."""
     formatter = argparse.RawDescriptionHelpFormatter
     return argparse.ArgumentParser(description=doc, formatter_class=formatter, **options)

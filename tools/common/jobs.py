@@ -67,7 +67,7 @@ def run_jobs(jobs: Sequence[Job], folder: Path, settings: str, max_parallel: int
                 del running[job.name]
                 if process.returncode:
                     log = _log(folder, job)
-                    raise UserError(f"{job.name} failed:\n{_tail(log)}\n(whole log: {log})")
+                    raise UserError(f"{job.name} failed:\n{_tail(log)}\n(full log: {log})")
                 ended.add(job.name)
                 done[job.name] = job.command + [settings]
                 write_json(record, done)

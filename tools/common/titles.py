@@ -1,4 +1,4 @@
-"""Titles of pseudo labels, methods, features and training modes in all tables and pictures."""
+"""Titles of pseudo labels, methods, features and training modes in all tables and figures."""
 
 LABELS = {  # evaluation name: title, meaning
     "labels_wsss": ("WSSS pseudo labels", "the classifier's maps at the configured threshold"),
@@ -6,11 +6,11 @@ LABELS = {  # evaluation name: title, meaning
     "labels_debias": ("Debiased labels", "biased pixels count as background here"),
 }
 MODES = {  # evaluation name: title, meaning
-    "wsss": ("WSSS", "trained on the pseudo labels as they are"),
+    "wsss": ("WSSS", "trained on the unchanged pseudo labels"),
     "wsss_best": ("WSSS, best threshold", "trained on the best labels that a threshold can give"),
-    "ignore": ("Ignore", "biased pixels are left out of the loss"),
+    "ignore": ("Ignore", "biased pixels left out of the loss"),
     "complement": ("Complement", "the teacher fills biased pixels"),
-    "mars": ("MARS", "filled, and weighted by the teacher's certainty"),
+    "mars": ("MARS", "filled by the teacher, weighted by its certainty"),
     "supervised": ("Fully supervised", "trained on ground truth, the upper bound"),
 }
 BEFORE_AND_AFTER = {mode: MODES[mode][0] for mode in ("wsss", "mars", "supervised")}

@@ -42,7 +42,7 @@ def unpack(archive: Path, folder: Path, rename: Callable[[str], str | None]) -> 
         The number of files that were not skipped.
 
     Raises:
-        UserError: the archive is missing or damaged, or a file would be written outside of
+        UserError: the archive is missing or damaged, or a file would be written outside
             `folder`.
     """
     wanted = 0
@@ -73,7 +73,7 @@ def _refuse_outside(archive: Path, name: str, target: str) -> None:
         foreign = "\\" in str(path) or ":" in str(path)[:2]  # Windows separators and drives
         if path.is_absolute() or ".." in path.parts or foreign:
             raise UserError(
-                f"{archive} contains {name!r}, which would be written outside of its folder"
+                f"{archive} contains {name!r}, which would be written outside its folder"
             )
 
 

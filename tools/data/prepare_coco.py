@@ -10,12 +10,12 @@ Writes into the same folder:
     classes.txt                names of the labels 1..80
     prepared.json              counts, and the rule that made the masks
 
-Two rules of overlap are in use; they differ by a few tenths of a point of mIoU:
+Two rules for overlaps are in use; they differ by a few tenths of a point of mIoU:
     smaller       smaller areas are on top, crowds at the bottom (default)
     file-order    later annotations are on top, crowds are left out
-A second call continues where the first one stopped, and refuses masks made by the other rule.
+A second call continues where the first one stopped, and refuses masks made with the other rule.
 
-Annotations without a usable region, which other tools write, are named and stop the script; with
+Annotations without a usable region, as some tools write them, are named and stop the script; with
 --on-bad-annotation skip they are left out of masks and tags.
 """
 
@@ -85,7 +85,7 @@ def _earlier(root: Path, overlap: str) -> list[str]:
     """Images whose masks an earlier call drew without some annotations.
 
     Raises:
-        UserError: the earlier call used another rule of overlap.
+        UserError: the earlier call used another rule for overlaps.
     """
     path = root / "prepared.json"
     record = read_json(path) if path.exists() else {"overlap": overlap}

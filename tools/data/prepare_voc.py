@@ -83,8 +83,8 @@ def main() -> None:
     print(f"prepared: {root}")
     if "train_aug" not in lists:
         print(
-            "Without SBD there is no train_aug (10,582 images), on which the literature trains.\n"
-            f"Possible now: all stages on train ({len(lists['train']):,} images): "
+            "Without SBD there is no train_aug (10,582 images), which the literature trains on.\n"
+            f"You can run all stages on train ({len(lists['train']):,} images): "
             "--data.train_list train"
         )
 
@@ -95,7 +95,7 @@ def find_voc(source: Path, output: Path) -> Path:
         for folder in (source, source / "VOC2012", source / "VOCdevkit" / "VOC2012"):
             if (folder / "JPEGImages").is_dir():
                 return folder
-        raise UserError(f"{source} holds no JPEGImages; give the folder VOC2012 or the archive")
+        raise UserError(f"{source} has no JPEGImages; give the folder VOC2012 or the archive")
 
     def below_year(name: str) -> str | None:
         parts = name.removeprefix("./").split("/VOC2012/", 1)
@@ -113,7 +113,7 @@ def find_sbd(source: Path, root: Path) -> Path:
         for folder in (source, source / "dataset", source / "benchmark_RELEASE" / "dataset"):
             if (folder / "cls").is_dir():
                 return folder
-        raise UserError(f"{source} holds no folder cls; give SBD's folder dataset or its archive")
+        raise UserError(f"{source} has no folder cls; give SBD's folder dataset or its archive")
 
     def below_dataset(name: str) -> str | None:
         parts = name.split("/dataset/", 1)

@@ -1,10 +1,10 @@
-"""The paper's Tables 4 and 5 in small, on the built-in benchmark.
+"""Small versions of the paper's Tables 4 and 5, on the built-in benchmark.
 
     python tools/demo/compare.py methods --seeds 20 21     # WSSS methods, without and with MARS
     python tools/demo/compare.py features --seeds 20 21    # CAM and RS+EPM, several features
 
-For each data-set seed and each method: pseudo labels, debiased labels, a segmenter trained on each
-of them, and one trained on ground truth. WSSS is plain training on the labels that MARS starts
+For each data-set seed and each method: pseudo labels, debiased labels, a segmenter trained on each,
+and one trained on ground truth. WSSS is plain training on the labels that MARS starts
 from. Prints a Markdown table and writes it to <run-dir>/analysis/table5.json or table4.json.
 Finished jobs are not run again.
 """
@@ -157,7 +157,7 @@ def titles(table: dict[str, tuple[str, str]], names: Sequence[str]) -> list[str]
 
 
 def method_table(run_dir: Path, methods: list[str], seeds: list[int]) -> Analysis:
-    """Table 5 in small."""
+    """The small version of Table 5."""
     full = miou(run_dir, seeds, "cam", "supervised")
     columns = ["labels of", *titles(LABELS, SCORED), *titles(MODES, TRAINED)]
     columns += ["gain", "gap closed, %"]
@@ -170,11 +170,11 @@ def method_table(run_dir: Path, methods: list[str], seeds: list[int]) -> Analysi
         rows.append([METHODS[method], *cells, published.closed_gap(base, mars, full)])
     rows.append(["ground truth", "", "", spread(full), "", "", ""])
     caption = f"{CAPTION} Seeds {', '.join(map(str, seeds))}."
-    return Analysis("table5", 50, "Table 5 in small: every method", caption, columns, rows)
+    return Analysis("table5", 50, "Table 5, small version: every method", caption, columns, rows)
 
 
 def feature_table(run_dir: Path, methods: list[str], seeds: list[int]) -> Analysis:
-    """Table 4 in small."""
+    """The small version of Table 4."""
     full = miou(run_dir, seeds, "cam", "supervised")
     columns = ["labels of", "features", *titles(LABELS, ["labels_debias"]), "mIoU"]
     columns += ["gain", "gap closed, %"]
@@ -190,7 +190,7 @@ def feature_table(run_dir: Path, methods: list[str], seeds: list[int]) -> Analys
             cells = map(spread, [labels, mars, mars - base])
             rows.append([name, FEATURES[kind], *cells, published.closed_gap(base, mars, full)])
     caption = f"{CAPTION} Seeds {', '.join(map(str, seeds))}."
-    return Analysis("table4", 40, "Table 4 in small: features", caption, columns, rows)
+    return Analysis("table4", 40, "Table 4, small version: features", caption, columns, rows)
 
 
 if __name__ == "__main__":

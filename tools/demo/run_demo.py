@@ -1,9 +1,9 @@
-"""The whole method on the built-in benchmark: data set, five stages, all training modes, report.
+"""The full method on the built-in benchmark: data set, five stages, all training modes, report.
 
     bash tools/demo.sh [--quick] [--seed N]
 
-Independent jobs run in parallel, one thread each. Finished jobs are not run again; a job that was
-killed continues from where it was. Each job's output is in <run_dir>/logs/.
+Independent jobs run in parallel, one thread each. Finished jobs are not run again; a killed
+job resumes where it stopped. Each job's output is in <run_dir>/logs/.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Table 6: what filling biased pixels and weighting them by certainty bring."""
+"""Table 6: the effect of filling biased pixels and of weighting them by certainty."""
 
 from collections.abc import Sequence
 
@@ -13,9 +13,10 @@ from tools.paper.results import NONE, Analysis, paper, percent
 TRAINED = ("wsss", "ignore", "complement", "mars", "supervised")
 METRICS = ("miou", "fp", "fn")
 CAPTION = (
-    "Segmenters trained alike, all but the last on the same pseudo labels, scored on training "
-    "images, as in the paper, and on the validation list; per cent. FP and FN are shares of the "
-    "union, averaged over the classes. The row that ignores biased pixels is not in the paper."
+    "Identically trained segmenters, all but the last on the same pseudo labels, scored on "
+    "training images, as in the paper, and on the validation list; per cent. FP and FN are shares "
+    "of the union, averaged over the classes. The row that ignores biased pixels is not in the "
+    "paper."
 )
 
 

@@ -1,6 +1,6 @@
-"""The paper's analyses of one run: a table, a picture, and how to read them.
+"""The paper's analyses of one run: a table, a figure, and how to read them.
 
-    python tools/paper/analyse.py figure8 --config configs/demo.yaml    # which centroids it selects
+    python tools/paper/analyse.py figure8 --config configs/demo.yaml    # selected centroids
     python tools/paper/analyse.py figure9 --config configs/demo.yaml    # gains by class
     python tools/paper/analyse.py figure10 --config configs/demo.yaml    # sensitivity of stage 3
     python tools/paper/analyse.py figure10 --config configs/demo.yaml --segmenters K_bg alpha
@@ -8,7 +8,7 @@
 
 Takes any key of the configuration, as the stages do. Writes <run_dir>/analysis/<name>.json, .png
 and .pdf, and prints a Markdown table. figure8 and figure9 read the output of the stages; figure10
-makes labels, table6 and figure10 with --segmenters train networks, unless that is done already.
+makes labels; table6 and figure10 with --segmenters train networks. Finished jobs are not run again.
 All of them read masks, for scoring only. tools/demo/compare.py makes Tables 4 and 5, and
 tools/reproduce.sh makes everything.
 """

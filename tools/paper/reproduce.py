@@ -5,8 +5,8 @@
     bash tools/reproduce.sh coco               # on MS COCO 2014, next to the published figures
 
 Finished jobs are not run again. Results are in <run_dir>/analysis/ and <run_dir>/report.html; the
-run folders are runs/demo, runs/voc_rsepm and runs/coco. Seeds other than 0 have folders of their
-own, which end in _seedN.
+run folders are runs/demo, runs/voc_rsepm and runs/coco. Seeds other than 0 have their own
+folders, which end in _seedN.
 """
 
 import dataclasses
@@ -86,7 +86,7 @@ def reproduce_demo(seeds: Sequence[int], wanted: Sequence[str], quick: bool, job
         analyse(runs[-1], wanted, jobs, small)
     for table in [table for table in COMPARISONS if table in wanted]:
         if quick:
-            print(f"\n{table} has no quick form; python tools/demo/compare.py makes it")
+            print(f"\n{table} has no quick version; python tools/demo/compare.py makes it")
             continue
         output = [f"{run.run_dir}/analysis" for run in runs]
         names = [COMPARISONS[table], "--seeds", *map(str, seeds), "--output", *output]
@@ -99,7 +99,7 @@ def reproduce_demo(seeds: Sequence[int], wanted: Sequence[str], quick: bool, job
 def reproduce_voc(
     seeds: Sequence[int], wanted: Sequence[str], jobs: int, further: Sequence[str]
 ) -> None:
-    """Runs the wanted ones of Table 5's methods, and the analyses on RS+EPM."""
+    """Runs the requested methods of Table 5, and the analyses on RS+EPM."""
     methods = [m for m in published.SEGMENTERS if "table5" in wanted or m == "rsepm"]
     methods = ["irn", *methods] if "table4" in wanted and "irn" not in methods else methods
     runs = {m: [experiment(f"voc_{m}", seed, further) for seed in seeds] for m in methods}
@@ -208,7 +208,7 @@ def stages(run: Experiment, modes: Sequence[str] = tuple(BEFORE_AND_AFTER)) -> l
 
 
 def check_data(data: str, runs: Sequence[Experiment]) -> None:
-    """Looks for everything that the runs will read, before hours are spent.
+    """Looks for everything that the runs will read, before they take hours.
 
     Raises:
         UserError: something is missing; one message lists everything.
@@ -222,7 +222,7 @@ def check_data(data: str, runs: Sequence[Experiment]) -> None:
         if run is not runs[0]:
             continue  # all read the same data set
         if not Path(config.data.root).is_dir():
-            problems.append(f"there is no folder {config.data.root}, which is data.root")
+            problems.append(f"the folder {config.data.root} (data.root) is missing")
             continue
         lists = [("train", {}), ("val", {})]
         if data == "voc":
@@ -250,7 +250,7 @@ def run_all(jobs: Sequence[Job], data: str, max_parallel: int) -> None:
 
 
 def analyse(run: Experiment, wanted: Sequence[str], jobs: int, options: Sequence[str]) -> None:
-    """Makes the wanted analyses of one run with tools/paper/analyse.py."""
+    """Makes the requested analyses of one run with tools/paper/analyse.py."""
     for name in [name for name in ANALYSES if name in wanted]:
         call("tools/paper/analyse.py", name, *options, f"--jobs={jobs}", *run.arguments)
 

@@ -1,4 +1,4 @@
-"""Fig. 8: foreground centroids in the plane; which show objects, and which are selected."""
+"""Fig. 8: foreground centroids in a plane; which show objects, and which are selected."""
 
 import dataclasses
 
@@ -29,9 +29,9 @@ PANELS, COLUMNS = 20, 4  # classes in the picture, those with most centroids
 CAPTION = (
     "Foreground centroids of all training images: targets (IoU of the cluster with its class in "
     f"ground truth above {TARGET}) and biased ones (below {BIASED}); others are not counted, as in "
-    "the paper. By this rule a small part of a large object is biased, too: the last column counts "
-    "biased clusters that are mostly on their class. Selected is the share alpha that is farthest "
-    "from the backgrounds (Eq. 3). Ground truth is used for this comparison only."
+    "the paper. By this rule, a small part of a large object is also biased: the last column "
+    "counts biased clusters that are mostly on their class. Selected is the share alpha that is "
+    "farthest from the backgrounds (Eq. 3). Ground truth is used for this comparison only."
 )
 
 

@@ -1,8 +1,8 @@
 """Fig. 10: how much labels, or segmenters trained on them, depend on the settings of stage 3.
 
-Each point is a stage 3 of its own in <run_dir>/analysis/figure10/<point>/, with its scores and, on
-request, a segmenter in <point>/segmenter/. One setting differs at a time. Points that leave K-means
-unchanged take the clusters of the configured stage 3.
+Each point is a separate stage 3 in <run_dir>/analysis/figure10/<point>/, with its scores and, on
+request, a segmenter in <point>/segmenter/. One setting is changed at a time. Points that do not
+affect K-means reuse the clusters of the configured stage 3.
 """
 
 import os
@@ -27,7 +27,7 @@ CLUSTERING = ("k_fg", "k_bg")  # settings that change K-means
 CONFIGURED, BEFORE = "configured", "pseudo labels"
 SYMBOLS = {"K_bg": "$K_{bg}$", "alpha": r"$\alpha$", "gamma": r"$\gamma$"}
 CAPTION = (
-    "One setting of stage 3 varies at a time, the others are as configured (marked): {}. "
+    "One setting of stage 3 varies at a time; the others keep the configured value (marked): {}. "
     "Threshold and gamma also choose the form of the unary."
 )
 OF_LABELS = (

@@ -32,7 +32,7 @@ class Analysis:
 
     @property
     def words(self) -> list[bool]:
-        """Whether each column holds words and no figures."""
+        """Whether each column contains words, not figures."""
         cells = zip(*self.rows, strict=True) if self.rows else [() for _ in self.columns]
         return [not any(map(_is_figure, column)) for column in cells]
 
@@ -54,7 +54,7 @@ def _read(path: Path) -> Analysis:
     content = read_json(path)
     problem = _problem(content)
     if problem:
-        raise UserError(f"{path} is no analysis: {problem}; make it again, or move it away")
+        raise UserError(f"{path} is not an analysis: {problem}; make it again, or move it away")
     name = content["figure"]
     figure = None if name is None else _figure(path.parent / name, path)
     return Analysis(**{key: content[key] for key in KINDS}, figure=figure)
@@ -75,7 +75,7 @@ def _problem(content: Any) -> str | None:
         return "columns holds something other than strings"
     for k, row in enumerate(rows, 1):
         if not isinstance(row, list) or len(row) != len(columns):
-            return f"row {k} is no list of {len(columns)} values, one for each column"
+            return f"row {k} is not a list of {len(columns)} values, one for each column"
         if any(not isinstance(v, str | int | float) or isinstance(v, bool) for v in row):
             return f"row {k} holds something other than strings and numbers"
     # A name from elsewhere must not reach files outside the folder.
@@ -91,7 +91,7 @@ def _figure(path: Path, analysis: Path) -> str:
         raise UserError(f"{path} is missing; {remedy}")
     content = path.read_bytes()
     if not content.startswith(PNG):
-        raise UserError(f"{path} is no PNG; {remedy}")
+        raise UserError(f"{path} is not a PNG; {remedy}")
     if len(content) > MOST_BYTES:
         size = f"{len(content) / 1e6:.1f} MB"
         raise UserError(f"{path} has {size}, a figure at most {MOST_BYTES / 1e6:g} MB; {remedy}")
@@ -99,7 +99,7 @@ def _figure(path: Path, analysis: Path) -> str:
 
 
 def cell(value: str | int | float) -> str:
-    """A table cell: strings and integers as they are, other numbers with four digits."""
+    """A table cell: strings and integers unchanged, other numbers with four digits."""
     if not isinstance(value, float):
         return str(value)
     if not math.isfinite(value):

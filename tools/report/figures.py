@@ -91,14 +91,14 @@ def headline(scores: Mapping[str, dict], config: Config) -> dict | None:
 
 
 def kinds_of(scores: Mapping[str, dict]) -> dict[str, dict[str, tuple[str, str]]]:
-    """Evaluations by kind, each with title and meaning; unknown names are a kind of their own."""
+    """Evaluations by kind, each with title and meaning; unknown names form their own kind."""
     kinds = {
         "Label maps": LABELS,
         "Predictions": MODES,
         "Predictions of training images, as in the paper's Table 6": TRAINING_ROWS,
     }
     known = {name for rows in kinds.values() for name in rows}
-    others = {name: (name, "with a name of its own") for name in scores if name not in known}
+    others = {name: (name, "named by the user") for name in scores if name not in known}
     return kinds | {"Other evaluations": others}
 
 

@@ -109,7 +109,7 @@ def stale_parts(config: Config, record: Record) -> dict[str, list[str]]:
     try:
         split = read_split(config.data, "train")
     except UserError:
-        split = None  # the data set is not at hand
+        split = None  # the data set is not available
     for folder, identity, _ in own_stages(config, split, *STAGES) if split else ():
         found[folder.name] = stale(folder, identity, config.workers)
     return {name: lines for name, lines in found.items() if lines}

@@ -1,4 +1,4 @@
-"""What a run has written so far, and the commands that make what is missing."""
+"""What a run has written so far, and the commands that make the missing parts."""
 
 import json
 import shlex
@@ -92,7 +92,7 @@ def _read_log(path: Path) -> list[dict]:
     try:
         return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     except ValueError as error:
-        raise UserError(f"{path} is no training log ({error}); move it away") from None
+        raise UserError(f"{path} is not a training log ({error}); move it away") from None
 
 
 class Commands:
