@@ -76,7 +76,7 @@ class StepSampler:
         if batch_size % distributed.world():
             raise UserError(
                 f"a batch of {batch_size} cannot be shared by {distributed.world()} processes; "
-                "batch sizes are those of all processes together"
+                "batch sizes are totals over all processes"
             )
         self.count, self.batch_size, self.seed = count, batch_size, seed
         self.iterations, self.start = iterations, start
