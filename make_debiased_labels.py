@@ -7,9 +7,12 @@ r"""Stage 3: find the debiased centroid of each class and mark biased pixels (Eq
 
 Reads the training images and tags, any folder of pseudo labels and any features. Writes below
 <run_dir>/debias/ (or debias.output_dir):
-    clusters/<id>.npz   per image: vectors (n, D), labels (n,), sizes (n,), cells (h, w)
-    centroids.npz       debiased centroids; up to 1 GiB: all centroids, distances, the selection
-    labels/<id>.png     pseudo labels in which biased pixels are 254
+    clusters/<id>.npz       per image: vectors (n, D), labels (n,), sizes (n,), cells (h, w)
+    vectors.npy             the centroids of all images, (N, D)
+    centroids.npz           their labels, images, distances and selection; debiased centroids (C, D)
+    similarities/<id>.npy   (T, h, w) similarity to the debiased centroid of each tagged class
+    cuts.npz                for each class, the similarity above which it is kept, and why
+    labels/<id>.png         pseudo labels in which biased pixels are 254
 """
 
 import json
@@ -22,6 +25,7 @@ from torch import Tensor
 
 from core.config import Config, make_parser, parse
 from core.crf.dense import make_crf
+from core.cut import BINS, MIN_CONTRAST, count_similarities, find_cuts, logit_map
 from core.data.checks import check_inputs
 from core.data.features import FeatureSource, feature_files
 from core.data.labels import BIASED_ON_DISK, read_label, to_disk, write_label
@@ -29,21 +33,24 @@ from core.data.lists import Split, label_files, read_split
 from core.debias import (
     debiased_centroids,
     debiased_mask,
-    debiased_score,
+    fixed_logit,
     image_centroids,
     mark_biased,
+    similarities,
 )
-from core.debias_shards import NO_BACKGROUND, select, write_shard
 from core.pipeline import Run, check_upstream, debias_identity, feature_source
 from core.run import distributed
 from core.run.device import autocast, pick_device
 from core.run.errors import UserError, run_script
 from core.run.files import atomic_write, read_arrays
+from core.run.notes import warn
 from core.run.stage import Stage, check_classes
 from core.run.threads import in_threads
 
-IN_MEMORY = 2**30  # bytes of centroids up to which they are selected in memory, not from shards
-IMAGES_PER_SHARD = 4096
+NEARLY_ALL, NEARLY_NOTHING = 0.9, 0.01
+"""Stage 3 warns when it removes more or less than these shares of a class's label area."""
+CUTS = ("cut", "slope", "object_share", "remaining", "contrast", "expected_iou")
+REMEDY = "remove it to have it made again"
 
 
 def main() -> None:
@@ -70,8 +77,13 @@ def main() -> None:
     cluster_images(config, run, split, labels, features)
     stage.save()
     centroids = select_centroids(config, run, split, json.dumps(stage.made_from))
-    removed = write_debiased_labels(config, run, split, labels, features, centroids.to(device))
-    stage.finish({"removed": removed})
+    stage.save()
+    write_similarities(config, run, split, features, centroids.to(device))
+    cuts = select_cuts(config, run, split)
+    removed = write_debiased_labels(config, run, split, labels, cuts)
+    warn_of(config, removed, cuts)
+    columns = {name: [None if x != x else x for x in v.tolist()] for name, v in cuts.items()}
+    stage.finish({"removed": removed, "cuts": columns})
     shares = ", ".join(f"{c} {v:.0%}" for c, v in zip(config.data.classes, removed, strict=True))
     print(
         f"{len(split)} debiased labels in {run.debias / 'labels'}\nremoved as biased: {shares}\n"
@@ -112,71 +124,122 @@ def cluster_images(
 def select_centroids(config: Config, run: Run, split: Split, made_from: str) -> Tensor:
     """Eq. 1-3 for every class: (C, D), a zero row for a class without centroids."""
     path, settings = run.debias / "centroids.npz", config.debias
-    nearest = settings.nearest if settings.distance == "nearest" else None
-    classes = len(config.data.classes)
-    files = [run.debias / "clusters" / f"{i}.npz" for i in split.ids]
-    if distributed.rank() == 0 and sum(f.stat().st_size for f in files) > IN_MEMORY:
-        shards = pack_clusters(run.debias / "shards", files)
-        found = {"centroids": select(shards, classes, settings.alpha, nearest)}
-    elif distributed.rank() == 0:
-        found = joined(files, 0)
-        if not (found["labels"] == 0).any():
-            raise UserError(NO_BACKGROUND)
-        vectors, regions = (torch.from_numpy(found[key]) for key in ("vectors", "labels"))
-        result = debiased_centroids(vectors, regions, classes, settings.alpha, nearest)
-        names = ("centroids", "distance", "selected")
-        found |= {key: value.numpy() for key, value in zip(names, result, strict=True)}
     if distributed.rank() == 0:
+        rows = join_clusters(run, split)
+        labels = torch.from_numpy(rows["labels"])
+        if not (labels == 0).any():
+            raise UserError(
+                "no label map of the training list has background, with which Eq. 1 compares; "
+                "check the labels (wsss.labels_dir, or wsss/labels below run_dir)"
+            )
+        vectors = torch.from_numpy(np.load(run.debias / "vectors.npy", mmap_mode="c"))
+        nearest = settings.nearest if settings.distance == "nearest" else None
+        classes = len(config.data.classes)
+        result = debiased_centroids(vectors, labels, classes, settings.alpha, nearest)
+        names = ("centroids", "distance", "selected")
+        rows |= {key: value.numpy() for key, value in zip(names, result, strict=True)}
         with atomic_write(path) as tmp, tmp.open("wb") as file:
-            np.savez(file, **found, made_from=np.array(made_from))
+            np.savez(file, **rows, made_from=np.array(made_from))
     distributed.barrier()
-    return torch.from_numpy(read_arrays(path, ("centroids",), "remove it")["centroids"])
+    return torch.from_numpy(read_arrays(path, ("centroids",), REMEDY)["centroids"])
 
 
-def joined(files: list[Path], first: int) -> dict[str, np.ndarray]:
-    """The clusters of many images, and which image each is of, counted from `first`."""
-    names, remedy = ("vectors", "labels", "sizes"), "remove it to have it made again"
-    parts = [read_arrays(path, names, remedy) for path in files]
-    rows = {key: np.concatenate([part[key] for part in parts]) for key in names}
+def join_clusters(run: Run, split: Split) -> dict[str, np.ndarray]:
+    """Writes the centroids of all images into one file, which need not fit into memory.
+
+    Returns:
+        (N,) arrays: `labels`, `sizes` and `images`, the place of each one's image in the list.
+    """
+    files = [run.debias / "clusters" / f"{i}.npz" for i in split.ids]
+    parts = [read_arrays(path, ("labels", "sizes"), REMEDY) for path in files]
     counts = [len(part["labels"]) for part in parts]
-    return {**rows, "images": np.repeat(np.arange(len(files)) + first, counts).astype(np.int32)}
+    rows = {key: np.concatenate([part[key] for part in parts]) for key in ("labels", "sizes")}
+    rows["images"] = np.repeat(np.arange(len(files), dtype=np.int32), counts)
+    width = read_arrays(files[0], ("vectors",), REMEDY)["vectors"].shape[1]
+    with atomic_write(run.debias / "vectors.npy") as tmp:
+        shape = (len(rows["labels"]), width)
+        vectors = np.lib.format.open_memmap(tmp, "w+", np.float32, shape)
+        for file, end, count in zip(files, np.cumsum(counts), counts, strict=True):
+            vectors[end - count : end] = read_arrays(file, ("vectors",), REMEDY)["vectors"]
+        vectors.flush()
+    return rows
 
 
-def pack_clusters(folder: Path, files: list[Path]) -> list[Path]:
-    """Joins the clusters of every few thousand images in one file, unless that is done."""
-    shards = []
-    for first in range(0, len(files), IMAGES_PER_SHARD):
-        shards.append(folder / f"{first // IMAGES_PER_SHARD:05d}.npz")
-        if not shards[-1].exists():
-            write_shard(shards[-1], **joined(files[first : first + IMAGES_PER_SHARD], first))
-    return shards
-
-
-def write_debiased_labels(
-    config: Config,
-    run: Run,
-    split: Split,
-    labels: tuple[Path, ...],
-    features: FeatureSource,
-    centroids: Tensor,
-) -> list[float]:
-    """Second pass: Eq. 4, refinement and Eq. 5. Returns the share of each class that is marked."""
-    folder, size = run.debias / "labels", len(config.data.classes) + 1
-    todo = distributed.my_share([folder / f"{i}.png" for i in split.ids])
-    crf = make_crf(config.debias.crf) if config.debias.refine == "crf" else None
+def write_similarities(
+    config: Config, run: Run, split: Split, features: FeatureSource, centroids: Tensor
+) -> None:
+    """Second pass over the features: Eq. 4 for each class of each image not done yet."""
+    folder = run.debias / "similarities"
+    todo = distributed.my_share([folder / f"{i}.npy" for i in split.ids])
 
     def work(item: tuple[int, Tensor]) -> None:
         index, feat = item
-        image = split.read_image(index)
-        label = torch.from_numpy(read_label(labels[index], size - 1, image.shape[:2]))
-        tags = torch.from_numpy(split.tags[index])
-        if tags.any():  # else there is no centroid that it could resemble
-            score = debiased_score(feat, centroids, tags).cpu()
-            label = mark_biased(label, debiased_mask(score, image, label, config.debias, crf))
-        write_label(folder / f"{split.ids[index]}.png", to_disk(label.numpy()))
+        maps = similarities(feat, centroids, torch.from_numpy(split.tags[index])).cpu().numpy()
+        with atomic_write(folder / f"{split.ids[index]}.npy") as tmp, tmp.open("wb") as file:
+            np.save(file, maps.astype(np.float16))
 
     done = len(split) - len(todo)
-    for _ in in_threads(work, features(todo), config.workers, "debiasing", len(split), done):
+    for _ in in_threads(work, features(todo), config.workers, "similarities", len(split), done):
+        pass
+    distributed.barrier()
+
+
+def select_cuts(config: Config, run: Run, split: Split) -> dict[str, np.ndarray]:
+    """The cut of each class, see `find_cuts`; none with `debias.cut: fixed`."""
+    if config.debias.cut == "fixed":
+        return {}
+    path = run.debias / "cuts.npz"
+    if distributed.rank() == 0:
+        names = ("images", "selected")
+        images, selected = read_arrays(run.debias / "centroids.npz", names, REMEDY).values()
+        starts = np.searchsorted(images, np.arange(len(split)))
+
+        def count(index: int) -> tuple[np.ndarray, np.ndarray]:
+            name, classes = split.ids[index], split.tags[index].nonzero()[0]
+            clusters = run.debias / "clusters" / f"{name}.npz"
+            labels, cells = read_arrays(clusters, ("labels", "cells"), REMEDY).values()
+            kept = np.append(selected[starts[index] :][: len(labels)], False)[cells]
+            regions = np.append(labels, -1)[cells]  # cell -1, ignored, is the last
+            maps = np.load(run.debias / "similarities" / f"{name}.npy")
+            return classes, count_similarities(maps, regions, kept, (classes + 1).tolist())
+
+        total = np.zeros((len(config.data.classes), 3, BINS), np.int64)
+        counted = in_threads(count, range(len(split)), config.workers, "cuts", len(split))
+        for classes, counts in counted:
+            total[classes] += counts
+        with atomic_write(path) as tmp, tmp.open("wb") as file:
+            np.savez(file, counts=total, **find_cuts(total))
+    distributed.barrier()
+    return read_arrays(path, CUTS, REMEDY)
+
+
+def write_debiased_labels(
+    config: Config, run: Run, split: Split, labels: tuple[Path, ...], cuts: dict[str, np.ndarray]
+) -> list[float]:
+    """Cut, refinement and Eq. 5. Returns the share of each class's label area that is marked."""
+    folder, size = run.debias / "labels", len(config.data.classes) + 1
+    todo = distributed.my_share([folder / f"{i}.png" for i in split.ids])
+    crf = make_crf(config.debias.crf) if config.debias.refine == "crf" else None
+    uncut = np.flatnonzero(np.isnan(cuts["cut"])) + 1 if cuts else np.array([], int)
+
+    def work(index: int) -> None:
+        name = split.ids[index]
+        image = split.read_image(index)
+        label = torch.from_numpy(read_label(labels[index], size - 1, image.shape[:2]))
+        classes = split.tags[index].nonzero()[0] + 1
+        if len(np.setdiff1d(classes, uncut)):  # else nothing can be marked
+            maps = np.load(run.debias / "similarities" / f"{name}.npy").astype(np.float32)
+            if cuts:
+                logit = torch.from_numpy(logit_map(maps, cuts, classes))
+            else:
+                score = torch.from_numpy(maps.max(0)).clamp(0, 1)
+                logit = fixed_logit(score, label, config.debias)
+            mask = debiased_mask(logit, image, label, crf)
+            label = mark_biased(label, mask | torch.from_numpy(np.isin(label, uncut)))
+        write_label(folder / f"{name}.png", to_disk(label.numpy()))
+
+    done = len(split) - len(todo)
+    for _ in in_threads(work, todo, config.workers, "debiasing", len(split), done):
         pass
     distributed.barrier()
 
@@ -190,6 +253,34 @@ def write_debiased_labels(
         in_threads(count, range(len(split)), config.workers, "counting", len(split))
     )
     return (marked[1:] / np.maximum(before[1:], 1)).tolist()
+
+
+def warn_of(config: Config, removed: list[float], cuts: dict[str, np.ndarray]) -> None:
+    """Warns of classes of which nearly all, or nearly nothing, was removed."""
+    names, advice = config.data.classes, "python tools/audit/inspect_features.py shows the features"
+    shares = dict(zip(names, removed, strict=True))
+    gone = [f"{c} {share:.0%}" for c, share in shares.items() if share > NEARLY_ALL]
+    if gone:
+        warn(
+            f"stage 3 removed nearly all labels of {', '.join(gone)}; training on them would lose "
+            f"the classes. Use other features (uss.backbone){'' if cuts else ', debias.cut auto'} "
+            f"or another debias.alpha; {advice}"
+        )
+    alike = [
+        f"{names[k]} {contrast:.2f}"
+        for k, contrast in enumerate(cuts.get("contrast", []))
+        if contrast < MIN_CONTRAST
+    ]
+    if alike:
+        warn(
+            "the features do not tell these classes from their surroundings, so their labels stay "
+            f"as they are (contrast below {MIN_CONTRAST}): {', '.join(alike)}. Use other features "
+            f"(uss.backbone); {advice}"
+        )
+    spared = {c for c, share in shares.items() if share < NEARLY_NOTHING}
+    spared = sorted(spared - {entry.split()[0] for entry in alike}, key=names.index)
+    if spared:
+        warn(f"stage 3 removed less than {NEARLY_NOTHING:.0%} of {', '.join(spared)}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from core.crf.dense import CrfConfig, DenseCRF
 from core.data.labels import BACKGROUND, BIASED, BIASED_ON_DISK, IGNORE
-from core.run.settings import OpenUnitInterval, PositiveInt, Share, location
+from core.run.settings import OpenUnitInterval, PositiveFloat, PositiveInt, Share, location
 
 
 @dataclass
@@ -28,14 +28,15 @@ class DebiasConfig:
     # Mean over all background centroids (Eq. 1), or over the `nearest` ones (introduction).
     distance: Literal["mean", "nearest"] = "mean"
     nearest: PositiveInt = 10  # Background centroids of the second form; 1 is the minimum.
-    # The similarity map as it is, divided by its maximum in each image's labelled region, or
-    # stretched to [0, 1] there (default; cosines of most features are small).
-    scale: Literal["raw", "max", "minmax"] = "max"
-    # Unary of the map M: p_fg = M, p_bg = (1 - M)^gamma; or p_fg = logistic(slope (M - threshold)).
-    unary: Literal["gamma", "logistic"] = "logistic"
-    gamma: float = 1.0  # Exponent of the first form; 1 is a threshold of 0.5.
-    threshold: OpenUnitInterval = 0.2  # Centre of the second form (default; docs/results.md).
-    slope: float = 10.0  # Slope of the second form.
+    # Which similarities of Eq. 4 count as the object. auto: each class has its own cut, found
+    # without masks (core/cut.py); fixed: similarities above `threshold`.
+    cut: Literal["auto", "fixed"] = "auto"
+    # fixed: the similarity map as it is, or divided by its maximum in each image's labelled region.
+    scale: Literal["raw", "max"] = "raw"
+    threshold: OpenUnitInterval = (
+        0.5  # fixed: similarity at which object and context are as likely.
+    )
+    slope: PositiveFloat = 4.0  # fixed: change of the object's logit with similarity.
     refine: Literal["crf", "none"] = "crf"  # Refinement of the similarity map (Sec. 3.3).
     crf: CrfConfig = field(default_factory=CrfConfig)  # Settings of that refinement.
     output_dir: str | None = location()  # Folder of the results; None: <run_dir>/debias.
@@ -43,7 +44,7 @@ class DebiasConfig:
     def unused(self) -> list[str]:
         """Keys of the forms that are not chosen."""
         keys = ["nearest"] if self.distance == "mean" else []
-        keys += ["gamma"] if self.unary == "logistic" else ["threshold", "slope"]
+        keys += ["scale", "threshold", "slope"] if self.cut == "auto" else []
         return keys + (["crf"] if self.refine == "none" else [])
 
 
@@ -199,20 +200,21 @@ def mean_of_units(centroids: Tensor) -> Tensor:
 
 def debiased_centroid(
     fg: Tensor, bg: Tensor, alpha: float = 0.40, nearest: int | None = None
-) -> Tensor:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Averages the foreground centroids that are farthest from every background (Eq. 1-3).
 
     Rails found under a train also appear in the backgrounds of other images, so centroids of
     context are nearer to `bg` than centroids of the object. The far `alpha` share is kept.
 
     Args:
-        fg: (Nf, D) centroids of one class, K_fg per training image that shows it.
+        fg: (N_c, D) centroids of one class, K_fg per training image that shows it.
         bg: (Nb, D) background centroids of all training images.
         alpha: share of `fg` kept, in (0, 1]; the count is rounded up.
         nearest: see `background_distance`.
 
     Returns:
-        (D,) mean of the kept unit centroids, not of unit length itself.
+        (D,) mean of the kept unit centroids V^c, not of unit length itself; (N_c,) distances;
+        (n_c,) indices of the kept centroids, farthest first.
 
     Raises:
         ValueError: `fg` or `bg` is empty, their widths differ, or alpha is out of range.
@@ -221,8 +223,9 @@ def debiased_centroid(
         raise ValueError(f"fg, bg must be non-empty (N, D): got {(*fg.shape,)}, {(*bg.shape,)}")
     if not 0 < alpha <= 1:
         raise ValueError(f"alpha must be in (0, 1], got {alpha}; the paper uses 0.40")
-    labels = torch.cat([torch.zeros(len(bg)), torch.ones(len(fg))])
-    return debiased_centroids(torch.cat([bg, fg]), labels, 1, alpha, nearest)[0][0]
+    distance = background_distance(fg, bg, nearest)  # Eq. 1
+    kept = select_farthest(distance, alpha)  # Eq. 3
+    return mean_of_units(fg[kept]), distance, kept  # Eq. 2
 
 
 def debiased_centroids(
@@ -231,7 +234,8 @@ def debiased_centroids(
     """Eq. 1-3 for every class.
 
     Args:
-        vectors: (N, D) centroids of all regions of all training images.
+        vectors: (N, D) centroids of all regions of all training images; may be a mapped file, of
+            which the backgrounds and one class at a time are read into memory.
         labels: (N,) 0..C, the region's label; 0 is background.
         classes: C.
         alpha: share of each class's centroids that is kept, in (0, 1].
@@ -241,16 +245,32 @@ def debiased_centroids(
         (C, D) debiased centroids, a zero row for a class without any; (N,) distance of each
         foreground centroid to the backgrounds, 0 for backgrounds; (N,) bool, which are kept.
     """
-    centroids = vectors.new_zeros(classes, vectors.shape[1])
-    distance, kept = vectors.new_zeros(len(vectors)), torch.zeros_like(labels, dtype=torch.bool)
-    for c in range(1, 1 + classes):
-        rows = (labels == c).nonzero()[:, 0]
-        if len(rows):
-            distance[rows] = background_distance(vectors[rows], vectors[labels == 0], nearest)
-            chosen = rows[select_farthest(distance[rows], alpha)]
-            kept[chosen] = True
-            centroids[c - 1] = mean_of_units(vectors[chosen])
+    centroids = torch.zeros(classes, vectors.shape[1])
+    distance, kept = torch.zeros(len(vectors)), torch.zeros(len(vectors), dtype=torch.bool)
+    bg = vectors[labels == 0]
+    for c in labels.unique().tolist():
+        if c:
+            rows = (labels == c).nonzero()[:, 0]
+            centroids[c - 1], distance[rows], chosen = debiased_centroid(
+                vectors[rows], bg, alpha, nearest
+            )
+            kept[rows[chosen]] = True
     return centroids, distance, kept
+
+
+def similarities(feat: Tensor, centroids: Tensor, tags: Tensor) -> Tensor:
+    """Similarity to the debiased centroid of each class of the image.
+
+    Args:
+        feat: (D, h, w) features.
+        centroids: (C, D), one per class; a zero row (a class never seen) is similar to nothing.
+        tags: (C,) bool, the T classes of the image.
+
+    Returns:
+        (T, h, w) cosines, in the order of the classes.
+    """
+    chosen = F.normalize(centroids[tags.bool()], dim=1)
+    return torch.einsum("cd,dhw->chw", chosen, F.normalize(feat, dim=0))
 
 
 def debiased_score(feat: Tensor, centroids: Tensor, tags: Tensor) -> Tensor:
@@ -260,49 +280,51 @@ def debiased_score(feat: Tensor, centroids: Tensor, tags: Tensor) -> Tensor:
     features confuse classes of one kind: a horse that resembles the sheep centroid is an object all
     the same.
 
-    Args:
-        feat: (D, H, W) features.
-        centroids: (C, D), one per class; a zero row (a class never seen) is similar to nothing.
-        tags: (C,) bool, classes of the image.
+    Args: see `similarities`.
 
     Returns:
-        (H, W) in [0, 1]; 0 everywhere if no class is tagged.
+        (h, w) in [0, 1]; 0 everywhere if no class is tagged.
     """
-    chosen = F.normalize(centroids[tags.bool()], dim=1)
-    if not len(chosen):
+    if not tags.any():
         return feat.new_zeros(feat.shape[1:])
-    similarity = torch.einsum("cd,dhw->chw", chosen, F.normalize(feat, dim=0))
-    return similarity.amax(0).clamp(0, 1)
+    return similarities(feat, centroids, tags).amax(0).clamp(0, 1)
 
 
-def debiased_mask(
-    score: Tensor, image: np.ndarray, label: Tensor, config: DebiasConfig, crf: DenseCRF | None
-) -> Tensor:
-    """Turns the similarity map of Eq. 4 into the binary mask M (Sec. 3.3).
+def fixed_logit(score: Tensor, label: Tensor, config: DebiasConfig) -> Tensor:
+    """The logit of a similarity map by one threshold for all classes.
 
     Args:
-        score: (h, w) in [0, 1], at the features' size or the image's.
+        score: (h, w) similarity of Eq. 4.
+        label: (H, W) pseudo label; its labelled region gives the maximum of `scale: max`.
+        config: scale, threshold and slope.
+
+    Returns:
+        (H, W), above 0 where the threshold is exceeded.
+    """
+    score = F.interpolate(score[None, None], label.shape, mode="bilinear")[0, 0]
+    region = (label > 0) & (label < BIASED_ON_DISK)
+    if config.scale == "max" and region.any():
+        score = score / score[region].max().clamp(min=1e-6)
+    return config.slope * (score - config.threshold)
+
+
+def debiased_mask(logit: Tensor, image: np.ndarray, label: Tensor, crf: DenseCRF | None) -> Tensor:
+    """Refines the similarity, as a logit, into the binary mask M (Sec. 3.3).
+
+    Args:
+        logit: (h, w) or (H, W), above 0 where similarity speaks for an object.
         image: (H, W, 3) uint8 RGB.
         label: (H, W) pseudo label.
-        config: unary and scale.
-        crf: two-label refinement; None leaves the unary's own decision.
+        crf: two-label refinement; None leaves the sign of the logit.
 
     Returns:
         (H, W) bool, True where the pixel resembles a debiased centroid.
     """
-    score = F.interpolate(score[None, None], image.shape[:2], mode="bilinear")[0, 0].clamp(0, 1)
-    region = (label > 0) & (label < BIASED_ON_DISK)
-    if config.scale != "raw" and region.any():
-        low = score[region].min() if config.scale == "minmax" else 0
-        score = ((score - low) / (score[region].max() - low + 1e-6)).clamp(0, 1)
-    if config.unary == "gamma":
-        probs = torch.stack([(1 - score) ** config.gamma, score])
-    else:
-        debiased = torch.sigmoid(config.slope * (score - config.threshold))
-        probs = torch.stack([1 - debiased, debiased])
-    if crf is not None and region.any():
-        probs = torch.from_numpy(crf(image, probs.float().cpu().numpy()))
-    return probs[1] > probs[0]
+    logit = F.interpolate(logit[None, None].float(), image.shape[:2], mode="bilinear")[0, 0].cpu()
+    if crf is None or not ((label > 0) & (label < BIASED_ON_DISK)).any():
+        return logit > 0
+    probs = crf(image, torch.stack([-logit, logit]).sigmoid().numpy())
+    return torch.from_numpy(probs[1] > probs[0])
 
 
 def mark_biased(wsss_label: Tensor, debiased_mask: Tensor) -> Tensor:
