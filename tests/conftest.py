@@ -6,12 +6,13 @@ import io
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import forked
 import pytest
 import yaml
+from samples import draw_coco, draw_voc
 
 from core.run import notes
 from core.run.errors import run_script
@@ -27,6 +28,22 @@ def sample(name: str) -> Path:
     if not (SAMPLES / name).is_dir():
         pytest.skip(f"needs the sample data {SAMPLES / name}")
     return SAMPLES / name
+
+
+def drawn_or_real(name: str, draw: Callable[[Path], Path]):
+    """A fixture of a data set: the drawn one, and the real one where it lies beside the clone."""
+    kinds = ["drawn", "real"] if (SAMPLES / name).is_dir() else ["drawn"]
+
+    @pytest.fixture(scope="session", params=kinds, name=name)
+    def folder(request, tmp_path_factory) -> Path:
+        return SAMPLES / name if request.param == "real" else draw(tmp_path_factory.mktemp(name))
+
+    return folder
+
+
+voc_photos = drawn_or_real("voc_photos", draw_voc)
+voc_masks = drawn_or_real("voc_masks", lambda folder: draw_voc(folder) / "SegmentationClass")
+coco_sample = drawn_or_real("coco_sample", draw_coco)
 
 
 def run_python(*arguments, **options) -> subprocess.CompletedProcess:
