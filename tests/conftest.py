@@ -96,7 +96,8 @@ def tiny_data(tmp_path_factory) -> Path:
 
 
 def tiny_config(data: Path, run_dir: Path) -> dict:
-    """Settings with which every stage takes seconds and random weights are asked for."""
+    """Settings with which every stage takes seconds, whichever its method, and random weights are
+    asked for."""
     resnet = {
         "name": "resnet18",
         "arguments": {"channels": [8, 8, 16, 16]},
@@ -115,6 +116,11 @@ def tiny_config(data: Path, run_dir: Path) -> dict:
     }
     augment = {"scale": [0.75, 1.25], "crop": 64, "jitter": [0.2, 0.2, 0.2, 0.0]}
     crf = {"iterations": 2, "sxy_bilateral": 20, "srgb_bilateral": 8}
+    leopart = {"epochs": 1, "batch_size": 4, "prototypes": 6, "hidden": 16, "width": 8, "queue": 16}
+    leopart |= {"large": 64, "small": 32, "smalls": 1}
+    pairs = {"epochs": 1, "batch_size": 4, "augment": {"crop": 64, "jitter": [0, 0, 0, 0]}}
+    rsepm = {"width": 8, "low_width": 8, "rates": [2, 4]}
+    rsepm |= {"recur_from": 0.25, "mix_from": 0.5}  # of four steps
     return {
         "run_dir": str(run_dir),
         "device": "cpu",
@@ -131,6 +137,7 @@ def tiny_config(data: Path, run_dir: Path) -> dict:
             "samples": 5,
             "neighbours": 3,
             "centre": True,
+            "leopart": leopart,
         },
         "wsss": {
             "backbone": resnet,
@@ -140,6 +147,10 @@ def tiny_config(data: Path, run_dir: Path) -> dict:
             "augment": augment,
             "scales": [1.0, 1.5],
             "crf": crf,
+            "irn": {**pairs, "radius": 5},
+            "psa": {**pairs, "radius": 3},
+            "advcam": {"steps": 2, "scales": [0.5, 1.0]},
+            "rsepm": rsepm,
         },
         "debias": {"crf": crf},
         "segmentation": {
