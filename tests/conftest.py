@@ -6,12 +6,13 @@ import io
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import forked
 import pytest
 import yaml
+from samples import draw_coco, draw_voc
 
 from core.run import notes
 from core.run.errors import run_script
@@ -27,6 +28,22 @@ def sample(name: str) -> Path:
     if not (SAMPLES / name).is_dir():
         pytest.skip(f"needs the sample data {SAMPLES / name}")
     return SAMPLES / name
+
+
+def drawn_or_real(name: str, draw: Callable[[Path], Path]):
+    """A fixture of a data set: the drawn one, and the real one where it lies beside the clone."""
+    kinds = ["drawn", "real"] if (SAMPLES / name).is_dir() else ["drawn"]
+
+    @pytest.fixture(scope="session", params=kinds, name=name)
+    def folder(request, tmp_path_factory) -> Path:
+        return SAMPLES / name if request.param == "real" else draw(tmp_path_factory.mktemp(name))
+
+    return folder
+
+
+voc_photos = drawn_or_real("voc_photos", draw_voc)
+voc_masks = drawn_or_real("voc_masks", lambda folder: draw_voc(folder) / "SegmentationClass")
+coco_sample = drawn_or_real("coco_sample", draw_coco)
 
 
 def run_python(*arguments, **options) -> subprocess.CompletedProcess:
@@ -79,7 +96,8 @@ def tiny_data(tmp_path_factory) -> Path:
 
 
 def tiny_config(data: Path, run_dir: Path) -> dict:
-    """Settings with which every stage takes seconds and random weights are asked for."""
+    """Settings with which every stage takes seconds, whichever its method, and random weights are
+    asked for."""
     resnet = {
         "name": "resnet18",
         "arguments": {"channels": [8, 8, 16, 16]},
@@ -98,6 +116,11 @@ def tiny_config(data: Path, run_dir: Path) -> dict:
     }
     augment = {"scale": [0.75, 1.25], "crop": 64, "jitter": [0.2, 0.2, 0.2, 0.0]}
     crf = {"iterations": 2, "sxy_bilateral": 20, "srgb_bilateral": 8}
+    leopart = {"epochs": 1, "batch_size": 4, "prototypes": 6, "hidden": 16, "width": 8, "queue": 16}
+    leopart |= {"large": 64, "small": 32, "smalls": 1}
+    pairs = {"epochs": 1, "batch_size": 4, "augment": {"crop": 64, "jitter": [0, 0, 0, 0]}}
+    rsepm = {"width": 8, "low_width": 8, "rates": [2, 4]}
+    rsepm |= {"recur_from": 0.25, "mix_from": 0.5}  # of four steps
     return {
         "run_dir": str(run_dir),
         "device": "cpu",
@@ -114,6 +137,7 @@ def tiny_config(data: Path, run_dir: Path) -> dict:
             "samples": 5,
             "neighbours": 3,
             "centre": True,
+            "leopart": leopart,
         },
         "wsss": {
             "backbone": resnet,
@@ -123,6 +147,10 @@ def tiny_config(data: Path, run_dir: Path) -> dict:
             "augment": augment,
             "scales": [1.0, 1.5],
             "crf": crf,
+            "irn": {**pairs, "radius": 5},
+            "psa": {**pairs, "radius": 3},
+            "advcam": {"steps": 2, "scales": [0.5, 1.0]},
+            "rsepm": rsepm,
         },
         "debias": {"crf": crf},
         "segmentation": {

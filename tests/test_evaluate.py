@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import run_python, sample
+from conftest import run_python
 from PIL import Image
 from sklearn.metrics import confusion_matrix
 
@@ -44,9 +44,9 @@ def test_missing_prediction_is_refused_unless_allowed(folders):
     assert done.returncode == 0 and "(2/3 images)" in done.stdout
 
 
-def test_scores_of_real_masks_equal_an_independent_computation(tmp_path):
-    masks, rng, matrix = sample("voc_masks"), np.random.default_rng(0), np.zeros((21, 21), int)
-    for path in sorted(masks.glob("*.png")):
+def test_scores_of_vocs_masks_equal_an_independent_computation(voc_masks, tmp_path):
+    rng, matrix = np.random.default_rng(0), np.zeros((21, 21), int)
+    for path in sorted(voc_masks.glob("*.png")):
         truth = read_label(path)
         guess = np.roll(truth, rng.integers(-9, 10, 2), (0, 1))  # brings 255 into the prediction
         strange = rng.random(truth.shape) < 0.05
@@ -56,7 +56,7 @@ def test_scores_of_real_masks_equal_an_independent_computation(tmp_path):
         valid = truth != 255
         counted = np.where(guess > 20, 0, guess)[valid]
         matrix += confusion_matrix(truth[valid], counted, labels=range(21))
-    folders = ("--predictions", tmp_path / "predictions", "--masks", masks)
+    folders = ("--predictions", tmp_path / "predictions", "--masks", voc_masks)
     done = run_python(
         "evaluate.py", *folders, "--num_classes", 20, "--output", tmp_path / "scores.json"
     )

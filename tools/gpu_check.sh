@@ -1,12 +1,16 @@
 #!/usr/bin/env bash
-# Full-size networks with random weights on this machine's GPU: whether each of them trains and
-# predicts, how fast and in how much memory; docs/gpu.md has its output. Needs no data and no network.
+# This machine's GPU: first the tests marked gpu, in which tiny networks train, resume and label as
+# on the CPU; then full-size networks with random weights: whether each of them trains and predicts,
+# how fast and in how much memory. docs/gpu.md has the output. Needs no data and no network.
 #   bash tools/gpu_check.sh [cases and options of tools/bench/full_size.py]
-# PYTHON=python3 uses an interpreter that already has the packages instead of .venv.
+# PYTHON=python3 uses an interpreter that already has the packages (pytest, too) instead of .venv.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 if [[ -z ${PYTHON:-} ]]; then
-  bash tools/setup.sh
+  bash tools/setup.sh --dev
   PYTHON=.venv/bin/python
 fi
-exec "$PYTHON" tools/bench/full_size.py "$@"
+rc=0
+"$PYTHON" -m pytest -q -p no:cacheprovider -m gpu || rc=$?
+"$PYTHON" tools/bench/full_size.py "$@"
+exit $rc

@@ -23,6 +23,8 @@ LOADER_LOST = (
     "Set workers: 0, or give docker --shm-size 8g"
 )
 OTHER_ENDED = "another process of this run ended; its own message says why"
+# Of torch and CUDA, of torch on a CPU, and of CUDA's libraries.
+_NO_MEMORY = ("out of memory", "DefaultCPUAllocator", "_ALLOC_FAILED")
 TOO_MANY_FILES = "too many open files; raise the limit (`ulimit -n 4096`) or set workers: 0"
 
 
@@ -159,8 +161,8 @@ def _saved(text: str) -> Path:
 
 def _told(error: Exception) -> str | None:
     """What a user can do about an error of the machine; None where it is none."""
-    text, kind = str(error), type(error).__name__
-    if isinstance(error, MemoryError) or kind == "OutOfMemoryError":
+    text = str(error)
+    if isinstance(error, MemoryError) or any(part in text for part in _NO_MEMORY):
         return OUT_OF_MEMORY
     if "Too many open files" in text:
         return TOO_MANY_FILES

@@ -314,20 +314,26 @@ def test_masks_of_sbd_need_sbd(tmp_path):
     assert done.returncode == 2 and "--sbd-masks needs --sbd" in done.stderr
 
 
-def test_train_aug_derived_from_the_real_lists_is_the_known_one(tmp_path):
-    lists = {n: (sample("voc_lists") / f"{n}.txt").read_text().split() for n in prepare_voc.LISTS}
-    assert {n: len(ids) for n, ids in lists.items()} == prepare_voc.LISTS
-    train, val = lists["train"], lists["val"]
-    ids = sorted({*lists["train_aug"]} - {*train}) + train[::3] + val[::2]
+def check_train_aug(folder: Path, train: list[str], val: list[str], train_aug: list[str]) -> None:
+    """Lists like SBD's, which share images with both of VOC's, give `train_aug`."""
+    ids = sorted({*train_aug} - {*train}) + train[::3] + val[::2]
     np.random.default_rng(0).shuffle(ids)
-    (tmp_path / "train.txt").write_text("\n".join(ids[:8000]))
-    (tmp_path / "val.txt").write_text("\n".join(ids[8000:]))
-    assert prepare_voc.derive_train_aug(tmp_path, train, val) == lists["train_aug"]
+    (folder / "train.txt").write_text("\n".join(ids[: 3 * len(ids) // 4]))
+    (folder / "val.txt").write_text("\n".join(ids[3 * len(ids) // 4 :]))
+    assert prepare_voc.derive_train_aug(folder, train, val) == train_aug
 
 
-def test_known_counts_are_those_of_the_real_tags():
-    lists = sample("voc_lists")
-    table = read_table(lists / "image_tags.csv", VOC_CLASSES)
-    ids = (lists / "train_aug.txt").read_text().split()
-    counts = Counter(name for i in ids for name in table[i])
+def test_train_aug_is_sbd_and_train_without_val(tmp_path):
+    ids = [f"20{k % 5 + 7:02}_{k:06}" for k in range(1000)]
+    check_train_aug(tmp_path, ids[:100], ids[100:200], sorted(ids[:100] + ids[200:]))
+
+
+def test_known_counts_are_those_of_the_real_lists(tmp_path):
+    folder = sample("voc_lists")
+    lists = {n: (folder / f"{n}.txt").read_text().split() for n in prepare_voc.LISTS}
+    assert {n: len(ids) for n, ids in lists.items()} == prepare_voc.LISTS
+    check_train_aug(tmp_path, lists["train"], lists["val"], lists["train_aug"])
+    table = read_table(folder / "image_tags.csv", VOC_CLASSES)
+    assert len(table) == len(lists["train_aug"]) + len(lists["val"])
+    counts = Counter(name for i in lists["train_aug"] for name in table[i])
     assert tuple(counts[c] for c in VOC_CLASSES) == prepare_voc.TAGGED

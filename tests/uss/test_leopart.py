@@ -192,9 +192,7 @@ def test_only_matrices_decay():
 @pytest.fixture
 def leopart_experiment(experiment):
     settings = yaml.safe_load(experiment.read_text())
-    small = {"epochs": 1, "batch_size": 4, "prototypes": 6, "hidden": 16, "width": 8, "queue": 16}
-    small |= {"large": 64, "small": 32, "smalls": 1}
-    settings["uss"] |= {"method": "leopart", "leopart": small}
+    settings["uss"]["method"] = "leopart"
     experiment.write_text(yaml.safe_dump(settings))
     return experiment
 
