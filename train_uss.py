@@ -95,8 +95,7 @@ def build_features(settings: UssConfig) -> SemanticFeatures:
     if not settings.weights:
         return SemanticFeatures(settings)
     network = SemanticFeatures(replace(settings, backbone=settings.backbone.without_weights()))
-    weights, own = Path(settings.weights), ("mean",)
-    return checkpoint.load_published(network, weights, SemanticFeatures.RELEASED, own)
+    return checkpoint.load_published(network, Path(settings.weights), own=("mean",))
 
 
 def cache_features(config: Config, stage: Stage, split: Split, network: SemanticFeatures) -> None:

@@ -3,7 +3,7 @@
 import pickle
 import types
 import zipfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -217,28 +217,23 @@ def load_weights(network: nn.Module, path: Path, names: Mapping[str, str] | None
     network.load_state_dict(state, strict=False)
 
 
-Rules = Sequence[tuple[str, str | None]]
-"""(Prefix of a name in the file, prefix of ours), the first that fits; None: not needed."""
-
-
-def load_published(
-    network: nn.Module, path: Path, rules: Rules, own: Collection[str] = ()
-) -> nn.Module:
+def load_published(network: nn.Module, path: Path, own: Collection[str] = ()) -> nn.Module:
     """Loads a released checkpoint of the whole network; in evaluation mode.
 
     Some files hold a tensor under several names, or parts that labels do not need (IRNet's
     displacement branch, an ImageNet head), which are ignored; everything else must fit.
 
     Args:
-        network: network of the same architecture.
+        network: network of the same architecture. Its `RELEASED`, if any, holds pairs (prefix of a
+            name in the file, prefix of ours), of which the first that fits counts; None: ignored.
         path: the file.
-        rules: how its names become ours.
-        own: tensors of the network that the file has not.
+        own: tensors of the network that are missing from the file.
 
     Raises:
         UserError: a tensor of the network is not in the file, one of the file is not in the
             network, or shapes differ; all of them are listed.
     """
+    rules = getattr(network, "RELEASED", [("", "")])
     state, extra = {}, []
     for name, value in _unwrapped(load_foreign(path)).items():
         rule = next((r for r in rules if name.startswith(r[0])), None)

@@ -7,12 +7,14 @@ multi-hot.
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core.models.backbones import BackboneConfig, freeze_norms, tapped_backbone
 from core.run.settings import OpenUnitInterval
+from core.wsss.cam import normalise_cams
 
 
 @dataclass
@@ -104,6 +106,11 @@ def consistency_losses(
         gap = gap.flatten(1)
         cross = cross + gap.topk(max(1, gap.shape[1] // 5)).values.mean()
     return equivariance, cross
+
+
+def normalise_refined(maps: np.ndarray) -> np.ndarray:
+    """`normalise_cams` of (K, h, w) refined maps less their minima, which are never quite 0."""
+    return normalise_cams(maps - maps.min((1, 2), keepdims=True))
 
 
 class SeamClassifier(nn.Module):
