@@ -126,10 +126,17 @@ def train_backbone(config: Config, backbone: nn.Module, split: Split, folder: Pa
             feat = teacher.backbone(normalise_unit(F.interpolate(images, size, mode="area")))
         return {"image": batch["image"], "features": torch.stack(principal_components(feat))}
 
-    networks, schedule = {"network": student, "ema": teacher}, one_cycle(iterations)
     loop = Loop(
-        *("self-supervision", folder, config, networks, optimizer, schedule, batches, iterations),
-        *(ema, pictures),
+        "self-supervision",
+        folder,
+        config,
+        networks={"network": student, "ema": teacher},
+        optimizer=optimizer,
+        schedule=one_cycle(iterations),
+        batches=batches,
+        iterations=iterations,
+        ema=ema,
+        pictures=pictures,
     )
     for _, batch in loop:
         images = batch["image"].to(device).float() / 255
@@ -171,10 +178,15 @@ def train_leopart(config: Config, backbone: nn.Module, split: Split, folder: Pat
             feat = teacher.backbone(images)
         return {"image": denormalise(images), "features": torch.stack(principal_components(feat))}
 
-    networks = {"student": student, "teacher": teacher, "queue": queue}
     loop = Loop(
-        *("Leopart", folder, config, networks, optimizer, lambda t: 1 - progress(t), batches),
-        iterations,
+        "Leopart",
+        folder,
+        config,
+        networks={"student": student, "teacher": teacher, "queue": queue},
+        optimizer=optimizer,
+        schedule=lambda t: 1 - progress(t),
+        batches=batches,
+        iterations=iterations,
         pictures=pictures,
     )
     for t, batch in loop:
@@ -232,8 +244,14 @@ def train_stego(config: Config, network: SemanticFeatures, split: Split, folder:
         return {"image": denormalise(batch["image"]), "code": torch.stack(codes)}
 
     loop = Loop(
-        *("STEGO", folder, config, networks, torch.optim.Adam(groups), lambda t: 1.0, batches),
-        settings.iterations,
+        "STEGO",
+        folder,
+        config,
+        networks=networks,
+        optimizer=torch.optim.Adam(groups),
+        schedule=lambda t: 1.0,
+        batches=batches,
+        iterations=settings.iterations,
         pictures=pictures,
     )
     for _, batch in loop:

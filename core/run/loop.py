@@ -1,6 +1,6 @@
 """One resumable training loop, and what goes around it: optimisers, schedules, moving averages.
 
-loop = Loop("classifier", folder, runtime, networks, optimizer, schedule, batches, iterations)
+loop = Loop("classifier", folder, runtime, networks=networks, optimizer=optimizer, ...)
 for t, batch in loop:
     loss = network.loss(batch)
     loop.step(loss)
@@ -144,6 +144,7 @@ class Loop:
         name: str,
         folder: Path,
         runtime: Runtime,
+        *,
         networks: Mapping[str, nn.Module],
         optimizer: torch.optim.Optimizer,
         schedule: Schedule,
