@@ -120,7 +120,7 @@ def train_network(config: Config, stage: Stage, split: Split, labels: tuple[Path
             with amp:
                 logits = student.training_logits(images[rows])  # overlaps with the CRF threads
             # Waits for the threads, so it comes after the first part's forward pass; then cached.
-            target, certainty, figures = filled.result()  # Fig. 6 and Eq. 6
+            target, certainty, figures = filled()  # Fig. 6 and Eq. 6
             if counts is None:  # of the whole batch, not of a part
                 counts = distributed.mean(labelled_pixels(target))
             weight = certainty[rows] if settings.mode == "mars" else None
