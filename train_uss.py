@@ -218,8 +218,13 @@ def train_stego(config: Config, network: SemanticFeatures, split: Split, folder:
             "STEGO compares different images, and the training list has one; add images, or set "
             "uss.method to frozen"
         )
-    found = (squares, network.backbone, settings.neighbours, folder / "neighbours.npy")
-    neighbours = neighbours_of(*found, device, amp, config.workers)
+
+    def encode(images: Tensor) -> Tensor:
+        with torch.no_grad(), amp:
+            return network.backbone(images.to(device)).float()
+
+    path = folder / "neighbours.npy"
+    neighbours = neighbours_of(squares, encode, settings.neighbours, path, config.workers)
     networks = {"head": network.head.train()}
     groups = [{"params": list(network.head.parameters()), "lr": settings.lr}]
     if settings.probe_clusters:
@@ -235,8 +240,7 @@ def train_stego(config: Config, network: SemanticFeatures, split: Split, folder:
         return paired(*(make_loader(squares, s, config.workers) for s in samplers))
 
     def features(images: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.no_grad(), amp:
-            feat = network.backbone(images.to(device)).float()
+        feat = encode(images)
         return network.head.drop(feat), network.head(feat)
 
     def pictures(batch: dict[str, Tensor]) -> dict[str, Tensor]:
