@@ -1,4 +1,4 @@
-"""PSA's spreading (Ahn and Kwak, CVPR 2018), as SEAM uses it: alike features belong together."""
+"""PSA (Ahn and Kwak, CVPR 2018), as SEAM uses it: cells with similar features belong together."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -47,7 +47,7 @@ def with_background(maps: np.ndarray, exponent: float) -> np.ndarray:
     return np.concatenate([(1 - best) ** exponent, maps])
 
 
-def confident_label(
+def seed_by_exponents(
     image: np.ndarray, keys: np.ndarray, cam: np.ndarray, config: PsaConfig, crf: DenseCRF
 ) -> np.ndarray:
     """A class where it beats a strong background, background where it wins though weak.
@@ -122,12 +122,12 @@ class AffinityNetwork(nn.Module):
         self, features: Tensor, keys: np.ndarray, cam: Tensor, size: tuple[int, int]
     ) -> np.ndarray:
         """(D, h, w) features, (K,) labels and (K, h', w') maps -> (H, W) uint8 label."""
-        return walked_label(features, keys, cam, size, self.config)
+        return walk_to_label(features, keys, cam, size, self.config)
 
-    seed = staticmethod(confident_label)
+    seed = staticmethod(seed_by_exponents)
 
 
-def walked_label(
+def walk_to_label(
     features: Tensor, keys: np.ndarray, cam: Tensor, size: tuple[int, int], config: PsaConfig
 ) -> np.ndarray:
     """Spreads background and classes over (D, h, w) features -> (H, W) uint8 labels by argmax."""

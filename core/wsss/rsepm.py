@@ -187,7 +187,7 @@ class RecurSeed:
         with torch.autocast(images.device.type, enabled=False):  # sums over thousands of cells
             target = torch.cat(  # one by one: the matrices are as large as cells squared
                 [
-                    correlated(
+                    correct_maps(
                         self_correlation([level[k : k + 1] for level in levels], self.config),
                         seen[k : k + 1],
                         cells[k : k + 1],
@@ -277,7 +277,7 @@ def _stretched(maps: Tensor) -> Tensor:
     return (maps - low) / (high - low).clamp(min=1e-5)
 
 
-def correlated(correlation: Tensor, maps: Tensor, inside: Tensor, config: RsEpmConfig) -> Tensor:
+def correct_maps(correlation: Tensor, maps: Tensor, inside: Tensor, config: RsEpmConfig) -> Tensor:
     """What correlates with each map's bright cells, minus what correlates with its dark ones.
 
     Args:
