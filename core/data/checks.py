@@ -42,7 +42,7 @@ class Findings:
 
     def refuse(self) -> None:
         """Raises the problems, if any, as one `UserError`."""
-        raise_all(self.problems, "correct the files or the setting; see tools/check_data.py")
+        raise_all(self.problems, "correct the files or the setting; see tools/data/check_data.py")
 
 
 class Photograph(NamedTuple):

@@ -138,8 +138,8 @@ def _list_voc(data: DataConfig, which: str, problems: list[str], tagged: bool) -
     """The images of a list in PASCAL VOC's layout."""
     root = Path(data.root)
     remedy = (
-        "set data.root to a folder in VOC's layout, as tools/prepare_voc.py or "
-        "tools/make_demo_dataset.py makes it"
+        "set data.root to a folder in VOC's layout, as tools/data/prepare_voc.py or "
+        "tools/data/make_demo_dataset.py makes it"
     )
     lines = read_list(root / "ImageSets/Segmentation" / f"{list_name(data, which)}.txt", remedy)
     images = Files(root / "JPEGImages", PHOTOGRAPHS)
