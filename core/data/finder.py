@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from core.run.errors import UserError
 from core.run.files import is_utf8, readable
-from core.run.notes import note, warn
+from core.run.log import note, warn
 
 
 @dataclass(frozen=True)

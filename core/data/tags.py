@@ -13,7 +13,7 @@ from core.data.finder import PHOTOGRAPHS, Files
 from core.data.names import class_name
 from core.run.errors import UserError, raise_all
 from core.run.files import atomic_write, read_text
-from core.run.notes import note
+from core.run.log import note
 
 SEPARATORS = re.compile(r"[;,|]")
 COLUMN_SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}

@@ -15,7 +15,7 @@ from core.data.tags import (
     read_table,
     write_table,
 )
-from core.run import notes
+from core.run import log
 from core.run.errors import UserError
 
 
@@ -87,9 +87,9 @@ def test_what_spreadsheets_write_is_read(table, content):
     ],
 )
 def test_what_programs_export_is_read_and_told(table, monkeypatch, content, told):
-    monkeypatch.setattr(notes, "told", {})
+    monkeypatch.setattr(log, "printed", {})
     assert table(content) == {"a": ["dog"], "b": ["cat"]}
-    assert len(notes.told) == bool(told) and told in "".join(notes.told.values())
+    assert len(log.printed) == bool(told) and told in "".join(log.printed.values())
 
 
 @pytest.mark.parametrize(
