@@ -1,7 +1,6 @@
 """Weights in and out: whole files, no pickled objects, and nothing random by accident."""
 
 import pickle
-import types
 import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from core.run import distributed
 from core.run.errors import UserError
 from core.run.files import atomic_write
+from core.run.unpickler import tensors_only
 
 PREFIXES = ("module.", "teacher.", "backbone.", "model.", "encoder.")
 NESTS = ("teacher", "student", "state_dict", "model", "network")
@@ -92,49 +92,6 @@ def _checked(content: Any, path: Path) -> dict[str, Any]:
     return dict(content)
 
 
-class _Ignored:
-    """Stands for an object of a checkpoint that is no tensor; it does nothing."""
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        pass
-
-    def __call__(self, *args: Any, **kwargs: Any) -> "_Ignored":
-        return self
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        pass
-
-    def append(self, value: Any) -> None:
-        pass
-
-    def extend(self, values: Any) -> None:
-        pass
-
-
-class _TensorsOnly(pickle.Unpickler):
-    """Builds tensors and plain containers; every other class becomes `_Ignored`, so no code of the
-    file runs."""
-
-    KNOWN = frozenset(
-        {
-            ("collections", "OrderedDict"),
-            ("torch._utils", "_rebuild_tensor_v2"),
-            ("torch._utils", "_rebuild_parameter"),
-            ("torch", "Size"),
-        }
-    )
-
-    def find_class(self, module: str, name: str) -> Any:
-        storage = module in ("torch", "torch.storage") and name.endswith("Storage")
-        storage = storage and "." not in name  # no attribute of an attribute
-        if (module, name) in self.KNOWN or storage:
-            return super().find_class(module, name)
-        return _Ignored
-
-
 def load_foreign(path: Path) -> dict[str, Any]:
     """Loads a checkpoint from elsewhere, such as Lightning's, that may hold more than tensors.
 
@@ -148,13 +105,12 @@ def load_foreign(path: Path) -> dict[str, Any]:
     except UserError:
         if not path.is_file() or path.suffix == ".safetensors":
             raise
-    tensors_only = types.SimpleNamespace(Unpickler=_TensorsOnly, load=_refused, __name__="tensors")
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:  # TorchScript is code
                 if any(name.endswith("constants.pkl") for name in archive.namelist()):
                     raise UserError("it is a TorchScript program, not weights")
-        # weights_only refuses the whole file for one foreign object. Here `_TensorsOnly` takes the
+        # weights_only refuses the whole file for one foreign object. Here `tensors_only` takes the
         # place of pickle: it resolves tensors' own classes alone, so no code of the file can run.
         content = torch.load(
             path, map_location="cpu", weights_only=False, pickle_module=tensors_only
@@ -162,10 +118,6 @@ def load_foreign(path: Path) -> dict[str, Any]:
     except Exception as error:  # noqa: BLE001 (a broken pickle may fail in any way)
         raise UserError(f"checkpoint {path} cannot be read: {error}") from None
     return _checked(content, path)
-
-
-def _refused(*args: Any, **kwargs: Any) -> None:
-    raise UserError("it is no checkpoint, or older than torch 1.6; save its state dict again")
 
 
 def find_state_dict(content: Mapping[str, Any]) -> dict[str, Tensor]:
