@@ -156,7 +156,7 @@ def train_leopart(config: Config, backbone: nn.Module, split: Split, folder: Pat
         )
     settings, device = config.uss.leopart, pick_device(config)
     amp = autocast(config, device)
-    seed_everything(config.seed)  # the heads, whatever was drawn before
+    seed_everything(config.seed)  # for the heads, regardless of earlier draws
     student = LeopartNetwork(backbone, settings).to(device).train()
     student.normalise_prototypes()
     teacher = EMA(student, settings.ema).network

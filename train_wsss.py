@@ -6,7 +6,7 @@ Reads the images and tags of the training list, no mask. Writes below <run_dir>/
     checkpoint.pth    the classifier
     cams/<id>.npz     activation maps of the tagged classes: keys (K,), cam (K, h, w) at a quarter
                       of the image's size (rsepm: at its size)
-    seeds/<id>.png    methods but cam: confident labels, 255 where nothing is sure
+    seeds/<id>.png    methods but cam: confident labels, 255 where uncertain
     pairs/            methods but cam: the network of pairs along which the maps are spread
     labels/<id>.png   pseudo labels, 0..C
 """

@@ -198,7 +198,7 @@ def check_made_from(
         content: the loaded checkpoint.
         section: section of the configuration that describes its network.
         config: the whole configuration.
-        named: whether the network tells classes apart, so that their names and order count.
+        named: whether the network distinguishes classes, so that their names and order count.
 
     Raises:
         UserError: it was made with other settings of the section, or for other classes.

@@ -224,6 +224,6 @@ class Files:
 
 
 def _place(path: Path) -> tuple[int, int]:
-    """Device and inode, which identify a file or folder whatever path leads to it."""
+    """Device and inode, which identify a file or folder under any path."""
     status = path.stat()
     return status.st_dev, status.st_ino

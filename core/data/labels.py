@@ -67,7 +67,7 @@ def inspect_label(
     size: tuple[int, int] | None = None,
     biased: bool = True,
 ) -> tuple[np.ndarray, bool]:
-    """Reads a label map, and tells whether its numbers come from VOC's colours.
+    """Reads a label map, and whether its numbers come from VOC's colours.
 
     Args:
         path, num_classes, size: as for `read_label`.
@@ -79,8 +79,8 @@ def inspect_label(
     label, by_colour = _read_values(path, num_classes)
     if not biased and (label == BIASED_ON_DISK).any():
         raise UserError(
-            f"{path} holds {BIASED_ON_DISK}, biased pixels: it is debiased already and no ground "
-            "truth; give the labels before debiasing"
+            f"{path} holds {BIASED_ON_DISK}, biased pixels: it is debiased already, so it is "
+            "not ground truth; give the labels before debiasing"
         )
     if size is not None and label.shape != size:
         hint = ""
@@ -112,7 +112,7 @@ def _read_values(path: Path, num_classes: int | None) -> tuple[np.ndarray, bool]
             kind, image = file.format, ImageOps.exif_transpose(file)
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
-    except Exception as error:  # noqa: BLE001 (Pillow fails in any way)
+    except Exception as error:  # noqa: BLE001 (any exception type is possible)
         raise UserError(
             f"{path} cannot be read ({error or type(error).__name__}); it may be truncated. Make "
             "or fetch it again"

@@ -232,7 +232,7 @@ def read_list(path: Path, remedy: str) -> list[str]:
     """The lines of a list, without surrounding spaces and without empty lines.
 
     Raises:
-        UserError: the list is missing (`remedy` says what to do), empty or no text.
+        UserError: the list is missing (`remedy` says what to do), empty or not text.
     """
     if not path.is_file():
         raise UserError(f"the list {path} is missing; {remedy}")

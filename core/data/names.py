@@ -50,7 +50,7 @@ def warn_of_names(names: Iterable[str], counts: Mapping[str, int] | None = None)
         if _likeness(name).strip("_") in BACKGROUND_NAMES:
             warn(
                 f"{name!r} is a class with its own number, but 0 is always the background; if it "
-                "is no object, remove it from the tags and from data.classes"
+                "is not an object, remove it from the tags and from data.classes"
             )
 
 

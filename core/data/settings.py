@@ -38,7 +38,7 @@ class DataConfig:
     # Foreground class names; label c is the c-th name, 0 is background. Empty: VOC's 20, or all
     # names in the tags, sorted.
     classes: tuple[str, ...] = ()
-    # Classes known to come with a context; only scoring uses this, to show them apart.
+    # Classes known to come with a context; only scoring uses this, to list them separately.
     biased_classes: tuple[str, ...] = ()
     # What to do with images that are missing or cannot be decoded. skip: every stage decodes all
     # images first and leaves these out; manifests and scores name them.
@@ -56,7 +56,7 @@ class DataConfig:
         """The same with the class names filled in; warns of doubtful ones.
 
         Raises:
-            UserError: there are no tags to take them from, or a biased class is none of them.
+            UserError: there are no tags to take them from, or a biased class is not among them.
         """
         names, counts = self.classes or VOC_CLASSES, None
         if self.format == "folder" and not self.classes:
@@ -64,7 +64,7 @@ class DataConfig:
             table = folder_tags(Path(self.root), self.tags, self.masks, problems=problems)
             counts = Counter(name for tags in table.values() for name in tags)
             names = tuple(sorted(counts))
-            raise_all([] if names else problems, "mend the tags")
+            raise_all([] if names else problems, "fix the tags")
             check(len(names) > 0, f"no image of {self.root} has a tag; see data.tags")
         warn_of_names(names, counts)
         unknown = sorted(set(self.biased_classes) - set(names))

@@ -58,7 +58,7 @@ def read_table(
         {image as written there, in NFC: its tags, without repetitions}, in the order of the file.
 
     Raises:
-        UserError: the file is missing or is no such table.
+        UserError: the file is missing or is not such a table.
     """
     if not path.is_file():
         raise UserError(
@@ -100,7 +100,7 @@ def _heading(cell: str) -> str:
 
 
 def _grid(path: Path, form: list[str]) -> tuple[list[str], Rows]:
-    """Headings and other rows of a table, whatever separates its columns."""
+    """Headings and other rows of a table with any column separator."""
     text = read_text(path, "the tags", "save the table as CSV in UTF-8")
     text = re.sub(r"\A\s*sep=.\n", "\n", text)  # Excel's
     first = text.strip().partition("\n")[0]
@@ -122,7 +122,7 @@ def _grid(path: Path, form: list[str]) -> tuple[list[str], Rows]:
         raise UserError(f"the tags {path} cannot be read ({error})") from None
     rows = [(number, cells) for number, cells in rows if any(cells)]
     if len(rows) < 2 or not known(rows[0][1]):
-        raise UserError(f"{path} is no table of tags; its first line must be: image,tags")
+        raise UserError(f"{path} is not a table of tags; its first line must be: image,tags")
     return rows[0][1], rows[1:]
 
 
@@ -188,8 +188,8 @@ def _marked(
         if wrong is not None:
             why = f"column {headings[wrong]!r} holds {odd[wrong]!r}, not 0 or 1"
         raise UserError(
-            f"{path} is no table of tags; its first line must be: image,tags. Nor does it have a "
-            f"column of 0 and 1 for each class: {why}"
+            f"{path} is not a table of tags; its first line must be: image,tags. Nor does it have "
+            f"a column of 0 and 1 for each class: {why}"
         )
     shown = [*names.values()][:8]
     form.append(f"with a column for each class ({', '.join(shown)}{' ...' * (len(names) > 8)})")
@@ -208,8 +208,8 @@ def _written(
     for cell, items in zip(cells, lists, strict=True):
         if items is None:
             words = cell.split()
-            apart = not separated and cell not in classes and {*words} <= {*classes}
-            items = words if apart else SEPARATORS.split(cell)
+            spaced = not separated and cell not in classes and {*words} <= {*classes}
+            items = words if spaced else SEPARATORS.split(cell)
         names = [name for name in (class_name(item, place) for item in items) if name]
         kept = [n for n in names if n in classes or n.casefold() not in NO_TAG]
         nothing += [n for n in names if n not in kept]
@@ -223,7 +223,7 @@ def _written(
 
 def _items(cell: str) -> list[str] | None:
     """The items, in quotes or not, of a list as Python, NumPy, JSON or a database writes it; None
-    if the cell is no list."""
+    if the cell is not a list."""
     if cell[:1] + cell[-1:] not in ("[]", "{}", "()"):
         return None
     inner = cell[1:-1]

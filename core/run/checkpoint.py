@@ -1,4 +1,4 @@
-"""Weights in and out: whole files, no pickled objects, and nothing random by accident."""
+"""Saves and loads weights: atomic files, no pickled objects, nothing left random by accident."""
 
 import pickle
 import zipfile
@@ -44,7 +44,7 @@ def earlier(path: Path) -> Path:
 
 
 def resume(path: Path) -> dict[str, Any] | None:
-    """The newest whole checkpoint of a training, or None where there is none.
+    """The newest intact checkpoint of a training; None if there is none.
 
     Raises:
         UserError: neither the last checkpoint nor the one before it can be read.
@@ -67,7 +67,7 @@ def load(path: Path) -> dict[str, Any]:
         UserError: the file is missing, broken, or holds more than tensors and plain values.
     """
     if not path.is_file():
-        raise UserError(f"checkpoint {path} is missing; train this stage first or mend the path")
+        raise UserError(f"checkpoint {path} is missing; train this stage first or fix the path")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -75,7 +75,7 @@ def load(path: Path) -> dict[str, Any]:
         if broken:  # torch compares no checksums
             raise ValueError(f"its part {broken} is not what was written")
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 (a broken file fails in any way)
+    except Exception as error:  # noqa: BLE001 (any exception type is possible)
         if isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path):
             raise UserError(
                 f"checkpoint {path} holds more than tensors and is not loaded, because unpickling "
@@ -88,7 +88,7 @@ def load(path: Path) -> dict[str, Any]:
 
 def _checked(content: Any, path: Path) -> dict[str, Any]:
     if not isinstance(content, Mapping):
-        raise UserError(f"checkpoint {path} is no table of tensors, but a {type(content).__name__}")
+        raise UserError(f"checkpoint {path} is not a state dict but a {type(content).__name__}")
     return dict(content)
 
 
@@ -115,7 +115,7 @@ def load_foreign(path: Path) -> dict[str, Any]:
         content = torch.load(
             path, map_location="cpu", weights_only=False, pickle_module=tensors_only
         )
-    except Exception as error:  # noqa: BLE001 (a broken pickle may fail in any way)
+    except Exception as error:  # noqa: BLE001 (any exception type is possible)
         raise UserError(f"checkpoint {path} cannot be read: {error}") from None
     return _checked(content, path)
 

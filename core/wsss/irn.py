@@ -55,7 +55,7 @@ def seed_by_thresholds(
         crf: refinement of both decisions.
 
     Returns:
-        (H, W) uint8, 255 where nothing is sure.
+        (H, W) uint8, 255 where neither is certain.
     """
     labels = np.concatenate([[BACKGROUND], keys]).astype(np.uint8)
     maps = upsampled(cam, image.shape[:2])

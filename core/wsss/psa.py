@@ -60,7 +60,7 @@ def seed_by_exponents(
         crf: refines both decisions.
 
     Returns:
-        (H, W) uint8, 255 where neither is sure.
+        (H, W) uint8, 255 where neither is certain.
     """
     labels = np.concatenate([[BACKGROUND], keys]).astype(np.uint8)
     maps = upsampled(cam, image.shape[:2]).clip(0, 1)
@@ -136,7 +136,7 @@ def walk_to_label(
     cells = features.shape[-2:]
     maps = F.interpolate(cam[None], cells, mode="area")[0].clamp(0, 1)
     background = (1 - maps.amax(0, keepdim=True)) ** config.walk_exponent
-    # Pairs that leave the image are cut off by the walk, whatever their affinity.
+    # Pairs that leave the image are cut off by the walk, regardless of their affinity.
     margin = config.radius - 1
     padded = F.pad(features[None], (margin, margin, 0, margin), mode="replicate")
     affinity = feature_affinity(padded, config.radius)[0]

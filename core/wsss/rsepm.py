@@ -244,7 +244,7 @@ def map_loss(maps: Tensor, target: Tensor, tags: Tensor, inside: Tensor) -> Tens
 
 
 def self_correlation(levels: list[Tensor], config: RsEpmConfig) -> Tensor:
-    """How cells of an image correlate, at first hand and through a third cell, summed over levels.
+    """How cells of an image correlate, directly and through a third cell, summed over levels.
 
     Args:
         levels: (B, D_l, h_l, w_l) features; all are resized to the first one's cells.

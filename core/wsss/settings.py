@@ -25,7 +25,7 @@ PAIR_NETWORKS = {"irn": BoundaryNetwork, "psa": AffinityNetwork}
 
 
 class Method(NamedTuple):
-    """All that tells methods apart in train_wsss.py and core/wsss/outputs.py."""
+    """All that distinguishes methods in train_wsss.py and core/wsss/outputs.py."""
 
     # (settings, backbone, number of classes) -> a network with `activation`, `parameter_groups`
     # and, without a teacher, `loss`; `RELEASED` names its tensors in released weights.
@@ -91,7 +91,7 @@ class WsssConfig:
     # Backbone stages that are not trained, besides the stem (IRNet: 2; AdvCAM: 0, the stem alone).
     # None: everything is trained.
     frozen_stages: Literal[0, 1, 2, 3, 4] | None = None
-    # From map to class score: the mean, as IRNet; log-mean-exp learns small objects faster.
+    # From map to class score: the mean, as in IRNet; log-mean-exp learns small objects faster.
     pooling: Literal["mean", "logmeanexp"] = "mean"
     epochs: PositiveInt = 5  # Passes over the training images.
     batch_size: PositiveInt = 16  # Images per step.

@@ -104,7 +104,7 @@ def test_ground_truth_holds_no_biased_pixels(tmp_path):
     write_label(tmp_path / "x.png", np.array([[0, 3, 255]], np.uint8))
     assert read_truth(tmp_path / "x.png", 3).tolist() == [[0, 3, 255]]
     write_label(tmp_path / "x.png", np.array([[0, 3, 254]], np.uint8))
-    with pytest.raises(UserError, match="x.png holds 254, biased pixels.*no ground truth"):
+    with pytest.raises(UserError, match="x.png holds 254, biased pixels.*not ground truth"):
         read_truth(tmp_path / "x.png", 3)
 
 

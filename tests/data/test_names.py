@@ -97,8 +97,11 @@ def test_class_names_in_yaml_are_text(tmp_path, text, encoding):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("data:\n  classes: {1: no}\n", "line 2: data.classes is no list; a list is written in"),
-        ("data:\n  classes: 7\n", "line 2: data.classes is no list"),
+        (
+            "data:\n  classes: {1: no}\n",
+            "line 2: data.classes must be a list; a list is written",
+        ),
+        ("data:\n  classes: 7\n", "line 2: data.classes must be a list"),
         ("data:\n  classes: [no, '']\n", "data.classes has an empty name"),
         ("data:\n  classes:\n  - no\n  -\n", "line 4: data.classes has an empty name"),
     ],

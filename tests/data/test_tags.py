@@ -143,15 +143,15 @@ def test_image_without_tags_keeps_its_place(table):
         ("image,tags\n,dog\n", "line 2: expected one image"),
         ("image,breed\na.jpg,dog\n", "first line must be: image,tags.*'breed' holds 'dog'"),
         ("a.jpg,dog\n", "first line must be: image,tags"),
-        ("", "no table of tags"),
+        ("", "not a table of tags"),
         ("image,tags\na.jpg,Bär\n".encode("latin-1"), "in line 2.*save the table as CSV in UTF-8"),
-        (b"PK\3\4\x14\0\6\0", "is no text.*save the table as CSV"),
+        (b"PK\3\4\x14\0\6\0", "is not text.*save the table as CSV"),
         ('image,tags\na.jpg,"dog\nb.jpg,cat\n', "a quote is not closed"),
         ("file_name,path,tags\na.jpg,b,dog\n", "rename the right one to image"),
         ("image,label,class\na.jpg,1,dog\n", "rename the right one to tags"),
         ("image,dog,cat\na.jpg,1,0.7\n", "'cat' holds '0.7', not 0 or 1"),
         ("image,dog\na.jpg,0\n", "there is no 1"),
-        ('x,"image\na.jpg,dog\n', "no table of tags"),
+        ('x,"image\na.jpg,dog\n', "not a table of tags"),
     ],
 )
 def test_what_is_no_table_is_refused(table, content, message):

@@ -406,7 +406,7 @@ CASES = [
     ),
     Case(
         "label in VOC's colours and its own at once",
-        *(DEBIAS, "number and colour contradict", label(contradictory)),
+        *(DEBIAS, "numbers and colours contradict", label(contradictory)),
     ),
     Case("label is a JPEG", DEBIAS, "is a JPEG picture, whatever its name", label(jpeg)),
     Case(
@@ -509,7 +509,7 @@ CASES = [
     Case(
         "ground truth with biased pixels",
         SCORE,
-        "no ground truth",
+        "not ground truth",
         lambda b: (
             predictions(b),
             Image.new("L", (128, 128), 254).save(b.data / "SegmentationClass/val_00000.png"),

@@ -126,7 +126,7 @@ def plant(root: Path) -> dict[str, str]:
         f"masks/{stem(24)}.png": "20x24 pixels",
         f"masks/{stem(25)}.png": "holds label 4",
         f"masks/{stem(26)}.png": "Save class numbers, not colours",
-        f"masks/{stem(27)}.png": "no ground truth",
+        f"masks/{stem(27)}.png": "not ground truth",
         f"labels/{stem(12)}.png": "is missing",
         f"labels/{stem(13)}.png": "a label map has the size of its image",
         f"features/{stem(14)}.npy": "cannot be read",

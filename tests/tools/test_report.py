@@ -256,7 +256,7 @@ def test_analyses_come_by_order_then_by_name(tmp_path):
         ({"caption": None}, "caption is None, expected str"),
         ({"order": True}, "order is True, expected int"),
         ({"columns": ["a", 2]}, "columns holds"),
-        ({"rows": [["x", 1], ["y"]]}, "row 2 is no list of 2 values"),
+        ({"rows": [["x", 1], ["y"]]}, "row 2 is not a list of 2 values"),
         ({"rows": [["x", None]]}, "row 1 holds"),
         ({"figure": "../secret.png"}, "the name of a file in this folder"),
         ({"figure": "none.png"}, "none.png is missing"),

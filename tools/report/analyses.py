@@ -75,7 +75,7 @@ def _problem(content: Any) -> str | None:
         return "columns holds something other than strings"
     for k, row in enumerate(rows, 1):
         if not isinstance(row, list) or len(row) != len(columns):
-            return f"row {k} is no list of {len(columns)} values, one for each column"
+            return f"row {k} is not a list of {len(columns)} values, one for each column"
         if any(not isinstance(v, str | int | float) or isinstance(v, bool) for v in row):
             return f"row {k} holds something other than strings and numbers"
     # A name from elsewhere must not reach files outside the folder.
