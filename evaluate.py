@@ -102,7 +102,7 @@ def score_labels(config: Config, options) -> dict:
 def score_checkpoint(config: Config, options) -> dict:
     """Predicts one list with the EMA of the configured training, then scores the predictions."""
     split = read_split(config.data, options.split, tagged=False)
-    ground_truth(config.data, split)  # a missing mask is told before hours of prediction
+    ground_truth(config.data, split)  # missing masks are reported before hours of prediction
     name = Run(config).segmentation().name
     name = options.name or (name if options.split == "val" else f"{name}_train")
     stage, predictions = predict_list(config, split, name)
@@ -184,9 +184,9 @@ def predict_list(config: Config, split: Split, name: str) -> tuple[Stage, list[P
 
 
 def warn_if_stale(config: Config) -> list[str]:
-    """Says where the training data, as far as it is at hand, is not what the network was made from.
+    """Warns if available training data differ from what the network was trained on.
 
-    The scores are true of the network all the same.
+    The scores describe the network all the same.
     """
     run = Run(config)
     try:

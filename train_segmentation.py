@@ -81,7 +81,8 @@ def train_network(config: Config, stage: Stage, split: Split, labels: tuple[Path
     )
     dataset = LabelledImages(split, labels, num_classes, settings.augment)
     batches = batches_from(dataset, settings.batch_size, iterations, config)
-    complement, start = None, round(settings.warmup * iterations)
+    at_cells = student.head.at_cells
+    complement, fill_from = None, round(settings.warmup * iterations)
     if settings.mode in ("complement", "mars"):
         complement = Complement(settings, teacher, config.workers)
     if config.compile:
@@ -99,34 +100,35 @@ def train_network(config: Config, stage: Stage, split: Split, labels: tuple[Path
         f"segmentation ({stage.folder.name})",
         stage.folder,
         config,
-        {"network": student, "ema": teacher},
-        optimizer,
-        schedule,
-        batches,
-        iterations,
-        ema,
-        pictures,
-        stage.made_from,
+        networks={"network": student, "ema": teacher},
+        optimizer=optimizer,
+        schedule=schedule,
+        batches=batches,
+        iterations=iterations,
+        ema=ema,
+        pictures=pictures,
+        made_from=stage.made_from,
     )
     for t, batch in loop:
         images = batch["image"].to(device, memory_format=torch.channels_last)
         label, tags = batch["label"].to(device), batch["tags"].to(device)
-        filled = unfilled(label)
-        if complement and t >= start:
+        filled, counts = unfilled(label), None
+        if complement and t >= fill_from:
             with amp:
-                filled = complement.submit(images, label, tags)  # the teacher; CRF in threads
+                filled = complement.submit(images, label, tags)  # teacher; starts CRF threads
         for rows in loop.parts(len(images)):
             with amp:
-                logits = student.training_logits(images[rows])  # meanwhile
-            label, certainty, figures = filled.result()  # Fig. 6 and Eq. 6
+                logits = student.training_logits(images[rows])  # overlaps with the CRF threads
+            # Waits for the threads, so it comes after the first part's forward pass; then cached.
+            target, certainty, figures = filled()  # Fig. 6 and Eq. 6
+            if counts is None:  # of the whole batch, not of a part
+                counts = distributed.mean(labelled_pixels(target))
             weight = certainty[rows] if settings.mode == "mars" else None
-            counts = distributed.mean(labelled_pixels(label))
-            at_cells = student.head.at_cells
             loss = segmentation_loss(
-                logits, label[rows], weight, settings.balanced, counts, at_cells
+                logits, target[rows], weight, settings.balanced, counts, at_cells
             )  # Eq. 7
             loop.backward(loss)
-        loop.step(**figures)  # all-reduce, optimiser, moving average, log, checkpoint
+        loop.step(**figures)  # optimiser, then EMA of the teacher; log and checkpoint
 
 
 if __name__ == "__main__":

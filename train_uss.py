@@ -95,8 +95,7 @@ def build_features(settings: UssConfig) -> SemanticFeatures:
     if not settings.weights:
         return SemanticFeatures(settings)
     network = SemanticFeatures(replace(settings, backbone=settings.backbone.without_weights()))
-    weights, own = Path(settings.weights), ("mean",)
-    return checkpoint.load_published(network, weights, SemanticFeatures.RELEASED, own)
+    return checkpoint.load_published(network, Path(settings.weights), own=("mean",))
 
 
 def cache_features(config: Config, stage: Stage, split: Split, network: SemanticFeatures) -> None:
@@ -127,10 +126,17 @@ def train_backbone(config: Config, backbone: nn.Module, split: Split, folder: Pa
             feat = teacher.backbone(normalise_unit(F.interpolate(images, size, mode="area")))
         return {"image": batch["image"], "features": torch.stack(principal_components(feat))}
 
-    networks, schedule = {"network": student, "ema": teacher}, one_cycle(iterations)
     loop = Loop(
-        *("self-supervision", folder, config, networks, optimizer, schedule, batches, iterations),
-        *(ema, pictures),
+        "self-supervision",
+        folder,
+        config,
+        networks={"network": student, "ema": teacher},
+        optimizer=optimizer,
+        schedule=one_cycle(iterations),
+        batches=batches,
+        iterations=iterations,
+        ema=ema,
+        pictures=pictures,
     )
     for _, batch in loop:
         images = batch["image"].to(device).float() / 255
@@ -150,7 +156,7 @@ def train_leopart(config: Config, backbone: nn.Module, split: Split, folder: Pat
         )
     settings, device = config.uss.leopart, pick_device(config)
     amp = autocast(config, device)
-    seed_everything(config.seed)  # the heads, whatever was drawn before
+    seed_everything(config.seed)  # for the heads, regardless of earlier draws
     student = LeopartNetwork(backbone, settings).to(device).train()
     student.normalise_prototypes()
     teacher = EMA(student, settings.ema).network
@@ -172,10 +178,15 @@ def train_leopart(config: Config, backbone: nn.Module, split: Split, folder: Pat
             feat = teacher.backbone(images)
         return {"image": denormalise(images), "features": torch.stack(principal_components(feat))}
 
-    networks = {"student": student, "teacher": teacher, "queue": queue}
     loop = Loop(
-        *("Leopart", folder, config, networks, optimizer, lambda t: 1 - progress(t), batches),
-        iterations,
+        "Leopart",
+        folder,
+        config,
+        networks={"student": student, "teacher": teacher, "queue": queue},
+        optimizer=optimizer,
+        schedule=lambda t: 1 - progress(t),
+        batches=batches,
+        iterations=iterations,
         pictures=pictures,
     )
     for t, batch in loop:
@@ -207,8 +218,13 @@ def train_stego(config: Config, network: SemanticFeatures, split: Split, folder:
             "STEGO compares different images, and the training list has one; add images, or set "
             "uss.method to frozen"
         )
-    found = (squares, network.backbone, settings.neighbours, folder / "neighbours.npy")
-    neighbours = neighbours_of(*found, device, amp, config.workers)
+
+    def encode(images: Tensor) -> Tensor:
+        with torch.no_grad(), amp:
+            return network.backbone(images.to(device)).float()
+
+    path = folder / "neighbours.npy"
+    neighbours = neighbours_of(squares, encode, settings.neighbours, path, config.workers)
     networks = {"head": network.head.train()}
     groups = [{"params": list(network.head.parameters()), "lr": settings.lr}]
     if settings.probe_clusters:
@@ -224,8 +240,7 @@ def train_stego(config: Config, network: SemanticFeatures, split: Split, folder:
         return paired(*(make_loader(squares, s, config.workers) for s in samplers))
 
     def features(images: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.no_grad(), amp:
-            feat = network.backbone(images.to(device)).float()
+        feat = encode(images)
         return network.head.drop(feat), network.head(feat)
 
     def pictures(batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -233,8 +248,14 @@ def train_stego(config: Config, network: SemanticFeatures, split: Split, folder:
         return {"image": denormalise(batch["image"]), "code": torch.stack(codes)}
 
     loop = Loop(
-        *("STEGO", folder, config, networks, torch.optim.Adam(groups), lambda t: 1.0, batches),
-        settings.iterations,
+        "STEGO",
+        folder,
+        config,
+        networks=networks,
+        optimizer=torch.optim.Adam(groups),
+        schedule=lambda t: 1.0,
+        batches=batches,
+        iterations=settings.iterations,
         pictures=pictures,
     )
     for _, batch in loop:

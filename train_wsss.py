@@ -6,29 +6,23 @@ Reads the images and tags of the training list, no mask. Writes below <run_dir>/
     checkpoint.pth    the classifier
     cams/<id>.npz     activation maps of the tagged classes: keys (K,), cam (K, h, w) at a quarter
                       of the image's size (rsepm: at its size)
-    seeds/<id>.png    methods but cam: confident labels, 255 where nothing is sure
+    seeds/<id>.png    methods but cam: confident labels, 255 where uncertain
     pairs/            methods but cam: the network of pairs along which the maps are spread
     labels/<id>.png   pseudo labels, 0..C
 """
 
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from core.config import Config, make_parser, parse
-from core.crf.dense import make_crf
-from core.data.labels import IGNORE, read_label, write_label
+from core.data.labels import IGNORE, read_label
 from core.data.lists import Split, read_split
-from core.data.loader import LabelledImages, batches_by_size, batches_from
+from core.data.loader import LabelledImages, batches_from
 from core.data.transforms import denormalise
-from core.inference import multi_scale
-from core.models.backbones import BackboneConfig
 from core.pictures import heat, label_colours, principal_components
 from core.pipeline import Run, wsss_identity
 from core.run import checkpoint, distributed
@@ -36,24 +30,9 @@ from core.run.device import autocast, pick_device, seed_everything, to_device
 from core.run.errors import UserError, run_script
 from core.run.loop import EMA, Loop, make_optimizer
 from core.run.stage import Stage
-from core.run.threads import in_threads
-from core.wsss.advcam import AdversarialCam, map_over_devices
 from core.wsss.affinity import affinity_loss
-from core.wsss.cam import (
-    CamClassifier,
-    background_score,
-    cam_label,
-    load_cam,
-    normalise_cams,
-    save_cam,
-)
-from core.wsss.irn import BoundaryNetwork
-from core.wsss.psa import AffinityNetwork
-from core.wsss.rsepm import RecurSeed, RsEpmClassifier
-from core.wsss.seam import SeamClassifier
-from core.wsss.settings import WsssConfig
-
-PAIR_NETWORKS = {"irn": BoundaryNetwork, "psa": AffinityNetwork}
+from core.wsss.outputs import write_cams, write_labels, write_seeds, write_walked_labels
+from core.wsss.settings import METHODS, PAIR_NETWORKS, WsssConfig
 
 
 def main() -> None:
@@ -76,12 +55,12 @@ def main() -> None:
         return
     for name in ("cams", "labels"):
         stage.sign(run.wsss / name)
-    write_cams(config, run, split, classifier)
+    write_cams(config.wsss, config, split, run.wsss, classifier)
     results = {}
     if config.wsss.pairs:
-        write_walked_labels(config, run, split, pair_network(config, run, split))
+        write_walked_labels(config, split, run.wsss, pair_network(config, run, split))
     else:
-        results["threshold"] = write_labels(config, run, split)
+        results["threshold"] = write_labels(config.wsss, config, split, run.wsss)
     foreground = foreground_share(run, split)
     stage.finish({"foreground": foreground, **results})
     print(
@@ -91,18 +70,13 @@ def main() -> None:
 
 
 def build_classifier(settings: WsssConfig, num_classes: int) -> nn.Module:
-    """The configured method's network, which has `activation` and `parameter_groups`."""
+    """The configured method's network, with random weights or the backbone's pre-trained ones."""
     backbone = settings.backbone.without_weights() if settings.weights else settings.backbone
-    if settings.pairs == "irn":  # refuses backbones without boundaries before anything is trained
+    method = METHODS[settings.method]
+    if method.walk:  # refuses backbones that lack a stage for the walk before anything is trained
         with torch.device("meta"):
-            BoundaryNetwork(backbone.without_weights(), settings.irn)
-    if settings.method == "seam":
-        return SeamClassifier(backbone, num_classes, settings.seam)
-    if settings.method == "rsepm":
-        return RsEpmClassifier(backbone, num_classes, settings.output_stride, settings.rsepm)
-    frozen_norm = settings.norm == "frozen"
-    options = (settings.output_stride, settings.pooling, frozen_norm, settings.frozen_stages)
-    return CamClassifier(backbone, num_classes, *options)
+            PAIR_NETWORKS[method.walk](backbone.without_weights(), settings.pairs)
+    return method.network(settings, backbone, num_classes)
 
 
 def train_classifier(
@@ -113,7 +87,7 @@ def train_classifier(
     seed_everything(config.seed)
     classifier = build_classifier(settings, len(config.data.classes))
     if settings.weights:
-        checkpoint.load_published(classifier, Path(settings.weights), classifier.RELEASED)
+        checkpoint.load_published(classifier, Path(settings.weights))
         state = classifier.state_dict()
         content = {"network": state, "ema": state, "made_from": made_from}
         checkpoint.save(run.wsss / "checkpoint.pth", content)
@@ -129,13 +103,14 @@ def train_classifier(
     dataset = LabelledImages(split, None, len(config.data.classes), settings.augment)
     batches = batches_from(dataset, settings.batch_size, iterations, config)
     amp, networks, ema = autocast(config, device), {"network": classifier}, None
-    if settings.method == "rsepm":
+    method = METHODS[settings.method]
+    if method.teacher:
         if config.accumulate > 1:
-            raise UserError("rsepm pastes objects across the whole batch; set accumulate to 1 here")
-        ema = EMA(classifier, settings.rsepm.ema)
+            raise UserError(f"{settings.method} needs whole batches; set accumulate to 1 here")
+        own = getattr(settings, settings.method)
+        ema = EMA(classifier, own.ema)
         networks["ema"] = ema.network
-        epoch = len(split) / settings.batch_size
-        recur_seed = RecurSeed(settings.rsepm, classifier, ema.network, epoch)
+        losses = method.teacher(own, classifier, ema.network, len(split) / settings.batch_size)
 
     def pictures(batch: dict[str, Tensor]) -> dict[str, Tensor]:
         images, tags = batch["image"].to(device), batch["tags"].to(device)
@@ -147,8 +122,17 @@ def train_classifier(
         return {"image": denormalise(images), "map": heat(maps, images.shape[-2:])}
 
     loop = Loop(
-        *("classifier", run.wsss, config, networks, optimizer, schedule, batches, iterations),
-        *(ema, pictures, made_from),
+        "classifier",
+        run.wsss,
+        config,
+        networks=networks,
+        optimizer=optimizer,
+        schedule=schedule,
+        batches=batches,
+        iterations=iterations,
+        ema=ema,
+        pictures=pictures,
+        made_from=made_from,
     )
     for t, batch in loop:
         images = batch["image"].to(device, memory_format=torch.channels_last)
@@ -156,7 +140,7 @@ def train_classifier(
         if ema:
             inside = batch["label"].to(device) != IGNORE  # not padding
             with amp:
-                figures = recur_seed(images, tags, inside, t)
+                figures = losses(images, tags, inside, t)
             loop.backward(figures.pop("loss"))
         for rows in () if ema else loop.parts(len(tags)):
             with amp:
@@ -166,122 +150,29 @@ def train_classifier(
     return ema.network if ema else classifier.eval()
 
 
-def write_cams(config: Config, run: Run, split: Split, classifier: nn.Module) -> None:
-    """Writes the maps of the tagged classes of every image that has none yet."""
-    folder = run.wsss / "cams"
-    todo = distributed.my_share([folder / f"{i}.npz" for i in split.ids])
-    bar = tqdm(total=len(split), initial=len(split) - len(todo), desc="maps", unit="image")
-    compute = adversarial_maps if config.wsss.method == "advcam" else activations
-    for index, maps in compute(config, split, classifier, todo):
-        tagged = split.tags[index].nonzero()[0]
-        if config.wsss.method == "seam":  # its refined maps are nowhere quite 0
-            maps = maps - maps.min((1, 2), keepdims=True)
-        save_cam(folder / f"{split.ids[index]}.npz", tagged + 1, normalise_cams(maps))
-        bar.update()
-    bar.close()
-    distributed.barrier()
-
-
-def activations(
-    config: Config, split: Split, classifier: nn.Module, todo: Sequence[int]
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Activation maps of the tagged classes over several scales, in batches: (K, H/4, W/4), or
-    (K, H, W) with rsepm, whose code resizes them to the image's size by the nearest cell."""
-    settings, device, wanted = config.wsss, pick_device(config), set(todo)
-    amp, whole = autocast(config, device), settings.method == "rsepm"
-    mode = "nearest" if whole else "bilinear"
-    for indices, images in batches_by_size(split, settings.batch_size, todo):
-        with amp:
-            maps = multi_scale(
-                classifier.activation, images.to(device), settings.scales, settings.flip, mode=mode
-            )
-        if not whole:
-            quarter = [-(-n // 4) for n in images.shape[-2:]]
-            maps = F.interpolate(maps, quarter, mode="bilinear")
-        pairs = zip(indices, maps.cpu().numpy(), strict=True)
-        yield from ((k, m[split.tags[k]]) for k, m in pairs if k in wanted)
-
-
-def adversarial_maps(
-    config: Config, split: Split, classifier: CamClassifier, todo: Sequence[int]
-) -> Iterator[tuple[int, np.ndarray]]:
-    """AdvCAM's maps of the tagged classes, (K, H/4, W/4), shared out among all GPUs, or among
-    `workers` processes."""
-    device = pick_device(config)
-    if device.type == "cpu":
-        devices = [device] * max(1, config.workers)
-    else:
-        alone = config.device in ("auto", "cuda") and distributed.world() == 1
-        count = torch.cuda.device_count() if alone else 1
-        devices = [torch.device("cuda", k) for k in range(count)] if count > 1 else [device]
-    maps = AdversarialCam(classifier, split, config.wsss.advcam)
-    yield from map_over_devices(maps, todo, devices)
-
-
-def write_labels(config: Config, run: Run, split: Split) -> float:
-    """Writes the pseudo label of every image that has none; returns the background's score."""
-    settings = config.wsss
-    crf = make_crf(settings.crf) if settings.refine == "crf" else None
-    paths = [run.wsss / "labels" / f"{i}.png" for i in split.ids]
-    todo = distributed.my_share(paths)
-    maps = [run.wsss / "cams" / f"{i}.npz" for i in split.ids]
-    share = settings.object_share
-    threshold = settings.threshold if share is None else background_score(share, maps)
-
-    def write(index: int) -> None:
-        image = split.read_image(index)
-        label = cam_label(image, *load_cam(maps[index]), threshold, crf, settings.sharpness)
-        write_label(paths[index], label)
-
-    done = len(split) - len(todo)
-    for _ in in_threads(write, todo, config.workers, "pseudo labels", len(split), done):
-        pass
-    distributed.barrier()
-    return threshold
-
-
 def pair_network(config: Config, run: Run, split: Split) -> nn.Module:
     """The network of pairs along which maps are spread: trained on seeds, or released."""
-    settings = getattr(config.wsss, config.wsss.pairs)
-    kind, backbone = PAIR_NETWORKS[config.wsss.pairs], config.wsss.backbone
+    settings, backbone = config.wsss.pairs, config.wsss.backbone
+    kind = PAIR_NETWORKS[METHODS[config.wsss.method].walk]
     if settings.weights:
         network = kind(backbone.without_weights(), settings)
-        checkpoint.load_published(network, Path(settings.weights), kind.RELEASED)
+        checkpoint.load_published(network, Path(settings.weights))
         return to_device(network, pick_device(config))
-    write_seeds(config, run, split)
-    return train_pairs(config, run, split, kind, backbone)
+    write_seeds(config.wsss, config, split, run.wsss)
+    seed_everything(config.seed)
+    return train_pairs(config, run, split, kind(backbone, settings))
 
 
-def write_seeds(config: Config, run: Run, split: Split) -> None:
-    """Writes the confident label of every image that has none yet."""
-    folder, settings = run.wsss / "seeds", getattr(config.wsss, config.wsss.pairs)
-    confident_label, crf = PAIR_NETWORKS[config.wsss.pairs].seed, make_crf(settings.crf)
-    todo = distributed.my_share([folder / f"{i}.png" for i in split.ids])
-
-    def write(index: int) -> None:
-        keys, cam = load_cam(run.wsss / "cams" / f"{split.ids[index]}.npz")
-        seed = confident_label(split.read_image(index), keys, cam, settings, crf)
-        write_label(folder / f"{split.ids[index]}.png", seed)
-
-    done = len(split) - len(todo)
-    for _ in in_threads(write, todo, config.workers, "seeds", len(split), done):
-        pass
-    distributed.barrier()
-
-
-def train_pairs(
-    config: Config, run: Run, split: Split, kind: type[nn.Module], backbone: BackboneConfig
-) -> nn.Module:
+def train_pairs(config: Config, run: Run, split: Split, network: nn.Module) -> nn.Module:
     """Fits the network to pairs of confident pixels, or reads the one trained before."""
-    settings, device = getattr(config.wsss, config.wsss.pairs), pick_device(config)
-    cells, needed = settings.augment.crop // kind.stride, 2 * settings.radius - 1
+    settings, device = config.wsss.pairs, pick_device(config)
+    cells, needed = settings.augment.crop // network.stride, 2 * settings.radius - 1
     if cells < needed:
         raise UserError(
             f"a crop of {settings.augment.crop} pixels has {cells} cells, pairs of radius "
             f"{settings.radius} need {needed}; raise augment.crop or lower radius"
         )
-    seed_everything(config.seed)
-    network = to_device(kind(backbone, settings), device).train()
+    network = to_device(network, device).train()
     groups = network.parameter_groups(settings.lr)
     iterations = max(1, settings.epochs * len(split) // settings.batch_size)
     optimizer, schedule = make_optimizer("sgd", groups, settings.weight_decay, iterations)
@@ -301,9 +192,15 @@ def train_pairs(
         seed = label_colours(batch["label"])
         return {"image": denormalise(batch["image"]), "seed": seed, "prediction": drawn}
 
-    networks, folder = {"network": network}, run.wsss / "pairs"
     loop = Loop(
-        *("pairs", folder, config, networks, optimizer, schedule, batches, iterations),
+        "pairs",
+        run.wsss / "pairs",
+        config,
+        networks={"network": network},
+        optimizer=optimizer,
+        schedule=schedule,
+        batches=batches,
+        iterations=iterations,
         pictures=pictures,
     )
     for _, batch in loop:
@@ -314,30 +211,6 @@ def train_pairs(
         label = F.interpolate(label, predictions.shape[-2:], mode="nearest-exact")[:, 0].long()
         loop.step(affinity_loss(network.affinity(predictions), label, settings.radius))
     return network.eval()
-
-
-@torch.inference_mode()
-def write_walked_labels(config: Config, run: Run, split: Split, network: nn.Module) -> None:
-    """Writes the label of every image that has none yet, by a random walk of its maps."""
-    device, folder = pick_device(config), run.wsss / "labels"
-    amp, batch_size = autocast(config, device), network.config.batch_size
-    todo = distributed.my_share([folder / f"{i}.png" for i in split.ids])
-    wanted = set(todo)
-    bar = tqdm(total=len(split), initial=len(split) - len(todo), desc="walks", unit="image")
-    for indices, images in batches_by_size(split, batch_size, todo):
-        size = images.shape[-2:]
-        cells = tuple(-(-n // network.stride) for n in size)
-        with amp:
-            predictions = multi_scale(network, images.to(device), flip=network.flip, size=cells)
-        for index, prediction in zip(indices, predictions, strict=True):
-            if index in wanted:
-                keys, cam = load_cam(run.wsss / "cams" / f"{split.ids[index]}.npz")
-                maps = torch.from_numpy(cam).to(device)
-                label = network.label(prediction, keys, maps, tuple(size))
-                write_label(folder / f"{split.ids[index]}.png", label)
-                bar.update()
-    bar.close()
-    distributed.barrier()
 
 
 def foreground_share(run: Run, split: Split) -> float:

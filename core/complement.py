@@ -1,8 +1,8 @@
 """Label complementing of stage 4 (Fig. 6, Eq. 6-7): the teacher fills biased pixels.
 
-filled = complement.submit(images, label, tags)      # the teacher's pass; the CRF in threads
-logits = student(images)                             # meanwhile
-label, certainty, figures = filled.result()          # Y^co and W
+filled = complement.submit(images, label, tags)      # the teacher's pass; starts CRF threads
+logits = student(images)                             # overlaps with the CRF threads
+label, certainty, figures = filled()                 # Y^co and W
 loss = segmentation_loss(logits, label, certainty)   # Eq. 7
 """
 
@@ -21,7 +21,7 @@ from core.crf.dense import CrfConfig, make_crf
 from core.crf.pamr import PAMR
 from core.data.labels import BACKGROUND, BIASED, IGNORE
 from core.data.transforms import denormalise
-from core.run.settings import Decay, Dropout
+from core.run.settings import Decay, HalfOpenUnitInterval
 
 
 @dataclass
@@ -30,7 +30,7 @@ class ComplementConfig:
 
     ema: Decay = 0.999  # Decay of the teacher, an exponential moving average of all float state.
     # Share of the training during which biased pixels are ignored, before the teacher fills them.
-    warmup: Dropout = 0.0
+    warmup: HalfOpenUnitInterval = 0.0
     refine: Literal["none", "crf", "pamr"] = "crf"  # Refinement R of its prediction (Sec. 3.4).
     crf: CrfConfig = field(default_factory=CrfConfig)  # Settings of that refinement.
 
@@ -40,7 +40,7 @@ def complement(debiased_label: Tensor, teacher_label: Tensor) -> Tensor:
     return torch.where(debiased_label == BIASED, teacher_label, debiased_label)
 
 
-def certain_mask(debiased_label: Tensor, teacher_probs: Tensor, tags: Tensor) -> Tensor:
+def certainty(debiased_label: Tensor, teacher_probs: Tensor, tags: Tensor) -> Tensor:
     """Certainty W of each pixel's label (Eq. 6).
 
     1 where the debiased label stands; where it was biased, the teacher's best probability of a
@@ -82,9 +82,9 @@ def weighted_cross_entropy(
         logits: (B, 1 + C, H, W).
         label: (B, H, W) int64; 255 and -1 have no label.
         certainty: (B, H, W), W.
-        balanced: average over background and over class pixels apart, and add the two.
-        counts: `labelled_pixels` that the averages are over; None: of `label`. Parts of a batch are
-            given the whole batch's, so that their losses sum to the batch's.
+        balanced: averages background and foreground separately, and adds the two.
+        counts: `labelled_pixels`, the pixel counts to divide by; None: those of `label`. Parts of a
+            batch are given the whole batch's, so that their losses sum to the batch's.
 
     Returns:
         () loss; 0 if no pixel has a label.
@@ -138,15 +138,9 @@ def segmentation_loss(
     return total
 
 
-class Filled:
-    """Label, certainty and figures to log, once the threads are done.
-
-    Args:
-        finish: computes (B, H, W) int64 label Y^co, (B, H, W) float32 certainty W and figures.
-    """
-
-    def __init__(self, finish: Callable[[], tuple[Tensor, Tensor, dict[str, Tensor]]]):
-        self.result = functools.cache(finish)
+Filled = Callable[[], tuple[Tensor, Tensor, dict[str, Tensor]]]
+"""Waits for the threads and gives (B, H, W) int64 label Y^co, (B, H, W) float32 certainty W, and
+figures to log; further calls give the same tensors."""
 
 
 class Complement:
@@ -188,20 +182,22 @@ class Complement:
         allowed = F.pad(tags, (1, 0), value=1.0)  # background and the tagged classes
         refined = self._submit_refinement(images, probs * allowed[:, :, None, None])
 
+        @functools.cache
         @torch.no_grad()
         def finish() -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-            biased, certainty = whole == BIASED, torch.ones_like(whole, dtype=torch.float32)
+            biased, weight = whole == BIASED, torch.ones_like(whole, dtype=torch.float32)
             completed = whole.clone()
+            # Labels come from the refined probabilities; Eq. 6 takes the teacher's own, unrefined.
             completed[rows] = complement(whole[rows], refined().argmax(1))
-            certainty[rows] = certain_mask(whole[rows], probs, tags)
+            weight[rows] = certainty(whole[rows], probs, tags)
             figures = {
                 "biased": biased.float().mean(),
                 "filled_object": (completed[biased] != BACKGROUND).float().mean(),
-                "certainty": certainty[biased].mean(),
+                "certainty": weight[biased].mean(),
             }
-            return completed, certainty, figures
+            return completed, weight, figures
 
-        return Filled(finish)
+        return finish
 
     def _submit_refinement(self, images: Tensor, probs: Tensor) -> Callable[[], Tensor]:
         """(B, 3, H, W) and (B, 1 + C, H, W) -> a function that returns the latter refined."""
@@ -224,5 +220,5 @@ class Complement:
 
 
 def unfilled(label: Tensor) -> Filled:
-    """The (B, H, W) label as it is, of full certainty; biased pixels are ignored by the loss."""
-    return Filled(lambda: (label, torch.ones_like(label, dtype=torch.float32), {}))
+    """Leaves biased pixels unfilled, which the loss ignores; certainty is 1 everywhere."""
+    return lambda: (label, torch.ones_like(label, dtype=torch.float32), {})

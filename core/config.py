@@ -90,7 +90,7 @@ class _Parser(jsonargparse.ArgumentParser):
             content = yaml.SafeLoader("").construct_document(root) if root else {}
             text = json.dumps(content)
         except (yaml.YAMLError, TypeError, ValueError) as error:
-            self.error(f"{path} is no configuration: {error}")
+            self.error(f"{path} is not a valid configuration: {error}")
         known = {a.dest for a in self._actions}
         for key in _paths(content):
             self._refuse_unknown(key, known)
@@ -201,7 +201,7 @@ def _make_names(key: str, node: yaml.Node, path: str) -> None:
                 item.tag = text
     elif node.tag != "tag:yaml.org,2002:null":
         line = node.start_mark.line + 1
-        raise UserError(f"{path}, line {line}: {key} is no list; {A_LIST}")
+        raise UserError(f"{path}, line {line}: {key} must be a list; {A_LIST}")
 
 
 def _name_lists(node: yaml.Node | None, prefix: str = "") -> Iterator[tuple[str, yaml.Node]]:
@@ -238,7 +238,7 @@ def _refuse_empty(parsed: Any, kind: type, prefix: str = "") -> None:
         if dataclasses.is_dataclass(item.type):
             _refuse_empty(parsed, item.type, f"{key}.")
         elif parsed.get(key, ()) is None and type(None) not in get_args(item.type):
-            raise UserError(f"{key} is empty; give it a value or take its line out")
+            raise UserError(f"{key} is empty; give it a value or delete the line")
 
 
 def parse(parser: _Parser, args: list[str] | None = None, named: bool = True) -> tuple[Config, Any]:
@@ -257,7 +257,7 @@ def parse(parser: _Parser, args: list[str] | None = None, named: bool = True) ->
     _refuse_empty(parsed, Config)
     for key, value in [*parsed.items()]:
         if isinstance(value, str) and (value.startswith("~") or not is_utf8(value)):
-            parsed[key] = str(user_path(value))  # nothing but a path begins so
+            parsed[key] = str(user_path(value))  # only paths start like this
     namespace = parser.instantiate(parsed)
     names = {f.name for f in dataclasses.fields(Config)}
     config = Config(**{k: v for k, v in vars(namespace).items() if k in names})

@@ -80,16 +80,24 @@ def settings_of(config: Config, *keys: str) -> dict[str, Any]:
     return {key: value for key, value in flat.items() if not is_weight_file(key, value)}
 
 
-def _identity(config: Config, keys: Sequence[str], inputs: Mapping[str, Items], **options):
-    """The identity of a stage that uses these sections and keys, and the weight files they name."""
+def _identity(
+    config: Config,
+    keys: Sequence[str],
+    inputs: Mapping[str, Items],
+    *,
+    classes: tuple[str, ...] | None = None,
+    named: bool = True,
+    open_inputs: frozenset[str] = frozenset(),
+) -> Identity:
+    """The identity of a stage that uses these sections and keys, and the weight files they name;
+    `classes` None: the configured ones. The rest is `Identity`'s."""
     sections = [k for k in keys if dataclasses.is_dataclass(getattr(config, k))]
     weights = {k: v for s in sections for k, v in weight_files(getattr(config, s), f"{s}.").items()}
     inputs = {**inputs, **({"weights": weights} if weights else {})}
-    classes = options.pop("classes", config.data.classes)
-    run = Run(config)
+    classes = config.data.classes if classes is None else classes
+    run, settings = Run(config), settings_of(config, *keys)
     folders = (run.uss, run.wsss, run.debias, run.segmentation())
-    settings = settings_of(config, *keys)
-    return Identity(classes, settings, inputs, known_in=folders, defaults=_defaults(), **options)
+    return Identity(classes, settings, inputs, named, open_inputs, folders, _defaults())
 
 
 def _images(split: Split) -> Items:
@@ -148,7 +156,7 @@ def prediction_identity(
     """
     inputs = {"images": _images(split), "network": {"checkpoint": weights}}
     changing = frozenset(["images"] if open_list else [])
-    return _identity(config, ("evaluation",), inputs, classes=classes, open=changing)
+    return _identity(config, ("evaluation",), inputs, classes=classes, open_inputs=changing)
 
 
 def own_stages(config: Config, split: Split, *stages: str) -> Iterator[tuple[Path, Identity, str]]:
@@ -190,7 +198,7 @@ def check_made_from(
         content: the loaded checkpoint.
         section: section of the configuration that describes its network.
         config: the whole configuration.
-        named: whether the network tells classes apart, so that their names and order count.
+        named: whether the network distinguishes classes, so that their names and order count.
 
     Raises:
         UserError: it was made with other settings of the section, or for other classes.

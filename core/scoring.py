@@ -9,7 +9,7 @@ from core.data.checks import Seen, judge, look_at
 from core.data.finder import LABELS, Files
 from core.metrics import confusion_matrix, scores
 from core.run.errors import UserError, raise_all
-from core.run.notes import note
+from core.run.log import note
 from core.run.threads import in_threads
 
 PART = 32  # images that a thread scores at a time

@@ -32,7 +32,7 @@ class SegmentationConfig(ComplementConfig, DeepLabConfig):
     name: str | None = location()  # Folder name below <run_dir>/segmentation; None: the mode.
     # Use <id>.png labels from this folder instead of stage 2's or 3's.
     labels_dir: str | None = location()
-    # Average the loss over background and over class pixels apart, and add the two (AdvCAM).
+    # Average the loss over background and foreground pixels separately, and add the two (AdvCAM).
     balanced: bool = False
     epochs: PositiveInt = 100  # Passes over the training images (the author's later code).
     batch_size: PositiveInt = 16  # Images per step.

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from samples import draw_coco, draw_voc
 
-from core.run import notes
+from core.run import log
 from core.run.errors import run_script
 
 os.environ["MARS_TRACEBACK"] = "1"  # a test that looks for a traceback finds unforeseen errors
@@ -61,7 +61,7 @@ def run_inside(script: str, *arguments) -> subprocess.CompletedProcess:
     out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
     argv, folder, code = sys.argv, Path.cwd(), 0
     sys.argv = [script, *map(str, arguments)]
-    notes.told.clear()  # what an earlier call said
+    log.printed.clear()  # what an earlier call said
     os.chdir(ROOT)
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):

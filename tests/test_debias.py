@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from core.complement import certain_mask, complement, weighted_cross_entropy
+from core.complement import certainty, complement, weighted_cross_entropy
 from core.debias import (
     background_distance,
     cell_labels,
@@ -151,15 +151,15 @@ def test_teacher_fills_biased_pixels_alone():
 def test_certainty_is_the_best_tagged_class_where_biased_and_one_elsewhere():
     label = torch.tensor([[[-1, -1, 1]]])
     probs = torch.tensor([[[[0.9, 0.1, 0.5]], [[0.06, 0.3, 0.2]], [[0.04, 0.6, 0.3]]]])
-    only_first = certain_mask(label, probs, torch.tensor([[1.0, 0.0]]))
+    only_first = certainty(label, probs, torch.tensor([[1.0, 0.0]]))
     assert torch.allclose(only_first, torch.tensor([[[0.06, 0.3, 1.0]]]))
-    both = certain_mask(label, probs, torch.tensor([[1.0, 1.0]]))
+    both = certainty(label, probs, torch.tensor([[1.0, 1.0]]))
     assert torch.allclose(both, torch.tensor([[[0.06, 0.6, 1.0]]]))
 
 
 def test_biased_pixel_that_the_teacher_calls_background_weighs_nothing():
     probs = torch.tensor([1.0, 0.0]).view(1, 2, 1, 1)
-    weight = certain_mask(torch.tensor([[[-1]]]), probs, torch.ones(1, 1))
+    weight = certainty(torch.tensor([[[-1]]]), probs, torch.ones(1, 1))
     assert weight.item() == 0
 
 

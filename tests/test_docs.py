@@ -96,6 +96,17 @@ def unknown_options(text: str) -> list[str]:
     return sorted(unknown | ({*re.findall(option, text)} - every))
 
 
+def test_tools_that_code_and_messages_name_exist():
+    invented = {"tools/none.py", "tools/some.py"}  # of tests
+    folders = ("", ".github/**/", "configs/", "core/**/", "docs/", "tests/**/", "tools/**/")
+    paths = [p for folder in folders for p in ROOT.glob(f"{folder}*.*")]
+    paths = [p for p in paths if p.suffix in (".py", ".sh", ".md", ".yaml", ".yml", ".toml")]
+    assert len(paths) > 200
+    for path in paths:
+        tools = {n for n in missing_files(path.read_text()) if n.startswith("tools/")}
+        assert not tools - invented, path
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_page_names_what_exists(page):
     text = page.read_text()

@@ -71,7 +71,7 @@ def test_teacher_fills_biased_pixels_and_no_others(label, seed):
     assert torch.equal(filled[~biased], debiased[~biased])
     probs = floats(1, 1 + CLASSES, *label.shape, seed=seed).softmax(1)
     tags = torch.tensor([[1.0, 0.0, 1.0]])
-    certainty = complement.certain_mask(debiased, probs, tags)
+    certainty = complement.certainty(debiased, probs, tags)
     assert (certainty[~biased] == 1).all() and (certainty >= 0).all() and (certainty <= 1).all()
     best = torch.maximum(probs[:, 1], probs[:, 3])
     assert torch.equal(certainty[biased], best[biased])

@@ -146,7 +146,7 @@ CASES = {
 
 def load_released(network, path):
     own = ("mean",) if isinstance(network, SemanticFeatures) else ()
-    return load_published(network, Path(path), network.RELEASED, own)
+    return load_published(network, Path(path), own)
 
 
 def write(path, names: dict) -> str:
@@ -179,6 +179,11 @@ def test_every_missing_extra_or_misshapen_tensor_is_listed(tmp_path):
     assert "backbone.net.layer1.0.conv1.weight" in lines[1]
     assert "head.weight" in lines[2] and "backbone.net.layer9.weight" in lines[2]
     assert lines[3] == "  of another shape: classifier.weight (80, 9), expected (20, 2048, 1, 1)"
+
+
+def test_network_without_other_names_loads_its_own(tmp_path):
+    path = write(tmp_path / "own.pth", {"weight": (2, 3), "bias": (2,)})
+    assert (load_released(torch.nn.Linear(3, 2), path).weight == 0.5).all()
 
 
 def test_parallel_and_nested_checkpoints_load(tmp_path):

@@ -108,7 +108,7 @@ def test_irnet_walk_and_label_behind_it():  # propagate_to_edge, step/make_sem_s
     walked = irn.walk(boundary, maps, IrnConfig(exponent=1, beta=10, doublings=8))
     expected = [0.0764965, 0.0764965, 4.56477e-10, 5.78197e-16, 0.101036]
     assert close(walked, expected)
-    label = irn.walked_label(walked, np.array([3, 7]), (45, 62), 0.35)
+    label = irn.label_of_walked_maps(walked, np.array([3, 7]), (45, 62), 0.35)
     assert [int((label == k).sum()) for k in (0, 3, 7)] == [1441, 682, 667]
     assert int(label[-1].sum()) == 87 and int((label * np.arange(62)).sum()) == 202665
 
@@ -118,7 +118,7 @@ def test_irnet_confident_label():  # step/cam_to_ir_label.py, misc/imutils.crf_i
     image = (image + 4 * given(60, 48, 64, 3)).clamp(0, 255).byte().numpy()
     maps = F.interpolate(given(8, 1, 2, 3, 4).sigmoid(), (48, 64), mode="bilinear")[0] * 0.5
     crf = make_crf(IrnConfig().crf)
-    label = irn.confident_label(
+    label = irn.seed_by_thresholds(
         image, np.array([3, 7]), maps.numpy(), IrnConfig(foreground=0.30, background=0.22), crf
     )
     found = [int((label == k).sum()) for k in (0, 3, 7, 255)]
@@ -152,7 +152,7 @@ def test_psa_walk_differs_in_pairs_of_the_frame_and_in_cells():  # infer_aff.py
     walked = affinity.random_walk(scores, theirs, config.radius, config.beta, config.doublings)
     assert close(walked, [0.288726, 0.288726, 0.00545399, 0.394456, 0.395619])
     # Here all pairs inside the image are walked along: 0, 7413, 5556 there.
-    label = psa.walked_label(features[0], np.array([1, 2]), maps, size, config)
+    label = psa.walk_to_label(features[0], np.array([1, 2]), maps, size, config)
     counts = [int((label == k).sum()) for k in range(3)]
     assert counts == pytest.approx([0, 7413, 5556], abs=0.08 * label.size)
     assert counts != [0, 7413, 5556]
@@ -179,7 +179,7 @@ def test_seam_losses():  # train_SEAM.py, tool/visualization.py max_norm
 
 
 def test_seam_pixel_correlation():  # network/resnet38_SEAM.py PCM, behind its f9
-    found = seam.correlated(given(17, 2, 5, 7, 9).relu(), given(18, 2, 12, 7, 9))
+    found = seam.pixel_correlation(given(17, 2, 5, 7, 9).relu(), given(18, 2, 12, 7, 9))
     assert close(found, [0.360271, 0.360271, 0.605526, 0.288051, 0.434392])
 
 

@@ -1,5 +1,6 @@
 """Stage 2 with the methods that spread activation maps."""
 
+import dataclasses
 import subprocess
 import sys
 import time
@@ -11,6 +12,16 @@ from conftest import ROOT, run_python, tiny_config
 
 from core.data.labels import read_label
 from core.run.checkpoint import load
+from core.wsss.settings import METHODS, PAIR_NETWORKS, WsssConfig
+from tools.common import titles
+
+
+def test_every_method_has_its_sections_and_a_title():
+    fields = {item.name for item in dataclasses.fields(WsssConfig)}
+    assert {*titles.METHODS} == {*METHODS}
+    assert {*PAIR_NETWORKS}.union(*(method.unused for method in METHODS.values())) <= fields
+    assert {method.walk for method in METHODS.values()} == {None, *PAIR_NETWORKS}
+    assert {name for name, method in METHODS.items() if method.teacher} <= fields
 
 
 @pytest.fixture(params=["irn", "advcam", "seam", "rsepm"])

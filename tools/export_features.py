@@ -26,6 +26,7 @@ from core.run.device import autocast, pick_device, to_device
 from core.run.errors import run_script
 from core.run.stage import Identity, Stage
 from core.uss.features import network_features
+from core.wsss.settings import METHODS
 from train_wsss import build_classifier
 
 
@@ -63,10 +64,10 @@ def features_identity(config: Config, split: Split, source: str) -> Identity:
 
 
 def load_classifier(config: Config, run: Run) -> nn.Module:
-    """Stage 2's classifier; for RS+EPM, its EMA teacher."""
+    """Stage 2's classifier, or its EMA teacher where the method has one."""
     blank = replace(config.wsss, backbone=config.wsss.backbone.without_weights())
     classifier = build_classifier(blank, len(config.data.classes))
-    key = "ema" if config.wsss.method == "rsepm" else "network"
+    key = "ema" if METHODS[config.wsss.method].teacher else "network"
     path = run.wsss / "checkpoint.pth"
     content = checkpoint.load(path)
     check_made_from(path, content, "wsss", config, named=True)

@@ -78,47 +78,24 @@ class DenseCRF:
         ValueError: no such backend, or a setting is out of range.
     """
 
-    def __init__(
-        self,
-        backend: str = "auto",
-        *,
-        iterations: int = 10,
-        sxy_gaussian: float = 1,
-        weight_gaussian: float = 3,
-        sxy_bilateral: float = 67,
-        srgb_bilateral: float = 3,
-        weight_bilateral: float = 4,
-        relaxation: float = 1,
-        vertices: int = 6,
-    ):
-        if iterations != int(iterations) or iterations < 0:
-            raise ValueError(f"iterations must be a whole number >= 0, got {iterations}")
-        widths = {"sxy_gaussian": sxy_gaussian, "sxy_bilateral": sxy_bilateral}
-        for name, width in {**widths, "srgb_bilateral": srgb_bilateral}.items():
-            if not 0 < width < np.inf:
-                raise ValueError(f"{name} must be positive, got {width}")
-        weights = {"weight_gaussian": weight_gaussian, "weight_bilateral": weight_bilateral}
-        for name, weight in weights.items():
-            if not 0 <= weight < np.inf:
-                raise ValueError(f"{name} must be at least 0, got {weight}")
-        if not 0 < relaxation < 2:
-            raise ValueError(f"relaxation must lie between 0 and 2, got {relaxation}")
-        if vertices not in range(1, 7):
-            raise ValueError(f"vertices must be a whole number from 1 to 6, got {vertices}")
+    def __init__(self, backend: str = "auto", **settings: float):
+        config = CrfConfig(backend, **settings)
+        for item in dataclasses.fields(config)[1:]:
+            value = getattr(config, item.name)
+            try:
+                item.type(value)  # the types have the ranges, but let infinity pass
+                if np.isinf(value):
+                    raise ValueError(f"{value} is not finite")
+            except ValueError as error:
+                raise ValueError(f"{item.name}: {error}") from None
+            setattr(self, item.name, value)
+        self.iterations, self.vertices = int(self.iterations), int(self.vertices)  # 10.0 is whole
         self.backend = _choose(backend)
-        if self.backend == "pydensecrf" and (relaxation, vertices) != (1, 6):
+        if self.backend == "pydensecrf" and (config.relaxation, config.vertices) != (1, 6):
             raise UserError(
                 "dense CRF: pydensecrf has no relaxation and no vertices to choose; "
                 f"{REMEDIES['numba']}, or set crf.relaxation 1 and crf.vertices 6"
             )
-        self.iterations = int(iterations)
-        self.sxy_gaussian = sxy_gaussian
-        self.weight_gaussian = weight_gaussian
-        self.sxy_bilateral = sxy_bilateral
-        self.srgb_bilateral = srgb_bilateral
-        self.weight_bilateral = weight_bilateral
-        self.relaxation = relaxation
-        self.vertices = int(vertices)
 
     def __call__(self, image: np.ndarray, probs: np.ndarray) -> np.ndarray:
         """Refines the probabilities of one image.

@@ -198,7 +198,7 @@ def _embed(features, corners, weights, keys, table):
             table = _grown(table)
         _place(features[:, start : start + size], remainder, rank, excess, origin)
         _list_corners(remainder[:, :size], rank, origin, kept, points, shares)
-        for b in range(size):  # apart from what follows, so that memory is asked for all
+        for b in range(size):  # a loop of its own, so that the cache misses overlap
             for k in range(kept):
                 touched ^= table[_home(points[b, k] * SCATTER, table)]
         for b in range(size):
@@ -304,7 +304,7 @@ def _find_neighbours(keys, table, neighbours):
         step = _ALL_PLACES - CORNERS * _PLACES[axis]
         for start in range(0, count, BLOCK):
             size = min(BLOCK, count - start)
-            for b in range(size):  # apart from what follows, so that memory is asked for all
+            for b in range(size):  # a loop of its own, so that the cache misses overlap
                 entries[b] = table[_home((keys[start + b] + step) * SCATTER, table)]
             for b in range(size):
                 entry, key = entries[b], keys[start + b] + step

@@ -234,8 +234,8 @@ def _against_tags(
         f"{odd.sum()} of {len(rows)} label maps in {folder_of(paths)} hold a class that their "
         f"photograph is not tagged with, first: {paths[rows[first]].name} ({names}; tags: {tagged})"
     )
-    apart = ~(holds & tags).any(1)
-    if 2 * apart.sum() < len(rows) and not explained:
+    disjoint = ~(holds & tags).any(1)
+    if 2 * disjoint.sum() < len(rows) and not explained:
         return Findings(warnings=[text])
     reason = (
         f"the numbers follow another order than data.classes (1 is {classes[0]}), the maps belong "
@@ -291,7 +291,7 @@ def check_features(
             f"photographs, first: {paths[first]}, {shapes[first]}, read as {d} channels on a grid "
             f"of {h} x {w}, for {height} x {width} pixels (height x width); {reason}"
         )
-        # Square photographs do not tell whether height and width are swapped.
+        # Square photographs do not show whether height and width are swapped.
         telling = [k for k, size in sizes.items() if k in wrong or not alike(size[::-1], size)]
         systematic = reason != ODD and 2 * count >= len(telling)
         if systematic or NOT_UPRIGHT in wrong.values():

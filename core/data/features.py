@@ -65,7 +65,7 @@ def feature_shape(path: Path) -> tuple[int, ...]:
 def _load(path: Path, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
     try:
         array = np.load(path, mmap_mode, allow_pickle=False)
-    except Exception as error:  # noqa: BLE001 (a broken file fails in any way)
+    except Exception as error:  # noqa: BLE001 (any exception type is possible)
         raise UserError(f"features {path} cannot be read ({error}); {FORM}") from None
     if not isinstance(array, np.ndarray):
         array.close()
@@ -108,7 +108,7 @@ def file_features(paths: Sequence[Path]) -> FeatureSource:
 
 
 def misread(shape: tuple[int, ...], size: tuple[int, int], orientation: int) -> str | None:
-    """The reason why a shape (a, b, c) is no (D, h, w) of its photograph; None if it may be.
+    """Why a shape (a, b, c) cannot be the (D, h, w) of its photograph; None if it can.
 
     Args:
         shape: shape of the features.
@@ -116,7 +116,7 @@ def misread(shape: tuple[int, ...], size: tuple[int, int], orientation: int) -> 
         orientation: EXIF orientation of the photograph.
     """
     a, b, c = shape
-    if b == c or alike((b, c), size):  # many networks take squares, whatever the photograph
+    if b == c or alike((b, c), size):  # many networks resize every photograph to a square
         return None
     if 1 in shape:
         return TOKENS

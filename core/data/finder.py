@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from core.run.errors import UserError
 from core.run.files import is_utf8, readable
-from core.run.notes import note, warn
+from core.run.log import note, warn
 
 
 @dataclass(frozen=True)
@@ -224,6 +224,6 @@ class Files:
 
 
 def _place(path: Path) -> tuple[int, int]:
-    """Device and inode, which identify a file or folder whatever path leads to it."""
+    """Device and inode, which identify a file or folder under any path."""
     status = path.stat()
     return status.st_dev, status.st_ino

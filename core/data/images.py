@@ -18,7 +18,7 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # UserError s
 
 
 def read_image(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8 RGB, whatever the colour mode of the file, upright by its EXIF orientation.
+    """(H, W, 3) uint8 RGB from any colour mode, turned upright by the EXIF orientation.
 
     Raises:
         UserError: the file is missing, broken, truncated or larger than `LARGEST`.
@@ -36,7 +36,7 @@ def read_image(path: Path) -> np.ndarray:
         with contextlib.suppress(cv2.error):  # such as sides beyond its limits
             image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB)
     if image is None and path.suffix.lower() in PHOTOGRAPHS.mistaken:
-        raise UserError(f"image {path} is of a kind that is not read; save it as JPEG or PNG")
+        raise UserError(f"image {path} has an unsupported format; save it as JPEG or PNG")
     if image is None:
         raise UserError(f"image {path} cannot be decoded; it may be truncated; {remedy}")
     return image
@@ -46,8 +46,8 @@ def read_header(path: Path) -> tuple[tuple[int, int] | None, int]:
     """Size and orientation of a photograph, without decoding it.
 
     Returns:
-        (H, W) as `read_image` gives it, None where Pillow cannot tell; and the EXIF orientation by
-        which `read_image` turns the stored pixels: 1 is none, 3 half a turn, 6 and 8 a quarter.
+        (H, W) as `read_image` gives it, None where Pillow cannot read it; and the EXIF orientation
+        by which `read_image` turns the stored pixels: 1 is none, 3 half a turn, 6 and 8 a quarter.
     """
     try:
         with Image.open(path) as image:

@@ -112,7 +112,7 @@ def _read_values(path: Path, num_classes: int | None) -> tuple[np.ndarray, bool]
             kind, image = file.format, ImageOps.exif_transpose(file)
     except FileNotFoundError:
         raise UserError(f"{path} is missing") from None
-    except Exception as error:  # noqa: BLE001 (Pillow fails in any way)
+    except Exception as error:  # noqa: BLE001 (any exception type is possible)
         raise UserError(
             f"{path} cannot be read ({error or type(error).__name__}); it may be truncated. Make "
             "or fetch it again"

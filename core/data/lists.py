@@ -22,7 +22,7 @@ from core.data.settings import DataConfig
 from core.data.tags import folder_tags, read_annotation, read_table
 from core.run.errors import UserError, raise_all
 from core.run.files import read_text
-from core.run.notes import note
+from core.run.log import note
 from core.run.threads import try_in_threads
 
 SECOND_COLUMN = re.compile(r"(\S+)\s+(-?\d+|\S*[/.]\S*)")  # an id, and a number or a path

@@ -5,7 +5,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
-from core.run.notes import note, warn
+from core.run.log import note, warn
 
 # The two joiners (200c, 200d) belong to words of other scripts, but not to ASCII nor to an end.
 INVISIBLE = re.compile(

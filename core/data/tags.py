@@ -13,7 +13,7 @@ from core.data.finder import PHOTOGRAPHS, Files
 from core.data.names import class_name
 from core.run.errors import UserError, raise_all
 from core.run.files import atomic_write, read_text
-from core.run.notes import note
+from core.run.log import note
 
 SEPARATORS = re.compile(r"[;,|]")
 COLUMN_SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
@@ -100,7 +100,7 @@ def _heading(cell: str) -> str:
 
 
 def _grid(path: Path, form: list[str]) -> tuple[list[str], Rows]:
-    """Headings and other rows of a table, whatever separates its columns."""
+    """Headings and other rows of a table with any column separator."""
     text = read_text(path, "the tags", "save the table as CSV in UTF-8")
     text = re.sub(r"\A\s*sep=.\n", "\n", text)  # Excel's
     first = text.strip().partition("\n")[0]
@@ -208,8 +208,8 @@ def _written(
     for cell, items in zip(cells, lists, strict=True):
         if items is None:
             words = cell.split()
-            apart = not separated and cell not in classes and {*words} <= {*classes}
-            items = words if apart else SEPARATORS.split(cell)
+            spaced = not separated and cell not in classes and {*words} <= {*classes}
+            items = words if spaced else SEPARATORS.split(cell)
         names = [name for name in (class_name(item, place) for item in items) if name]
         kept = [n for n in names if n in classes or n.casefold() not in NO_TAG]
         nothing += [n for n in names if n not in kept]

@@ -234,8 +234,8 @@ def _set_dilation(net: nn.Module, config: BackboneConfig) -> None:
         return
     if not is_resnet(config):
         raise UserError(
-            f"backbone {config.name!r}: dilation {config.dilation} is for ResNets; take its line "
-            "out, or set it to torchvision"
+            f"backbone {config.name!r}: dilation {config.dilation} is for ResNets; delete the "
+            "line, or set it to torchvision"
         )
     for layer in (net[name] for name in ("layer3", "layer4") if name in net):
         first = layer[0]  # its strided convolution has the first dilation

@@ -1,9 +1,8 @@
-"""Weights in and out: whole files, no pickled objects, and nothing random by accident."""
+"""Saves and loads weights: atomic files, no pickled objects, nothing left random by accident."""
 
 import pickle
-import types
 import zipfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from core.run import distributed
 from core.run.errors import UserError
 from core.run.files import atomic_write
+from core.run.unpickler import tensors_only
 
 PREFIXES = ("module.", "teacher.", "backbone.", "model.", "encoder.")
 NESTS = ("teacher", "student", "state_dict", "model", "network")
@@ -44,7 +44,7 @@ def earlier(path: Path) -> Path:
 
 
 def resume(path: Path) -> dict[str, Any] | None:
-    """The newest whole checkpoint of a training, or None where there is none.
+    """The newest intact checkpoint of a training; None if there is none.
 
     Raises:
         UserError: neither the last checkpoint nor the one before it can be read.
@@ -67,7 +67,7 @@ def load(path: Path) -> dict[str, Any]:
         UserError: the file is missing, broken, or holds more than tensors and plain values.
     """
     if not path.is_file():
-        raise UserError(f"checkpoint {path} is missing; train this stage first or mend the path")
+        raise UserError(f"checkpoint {path} is missing; train this stage first or fix the path")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -75,7 +75,7 @@ def load(path: Path) -> dict[str, Any]:
         if broken:  # torch compares no checksums
             raise ValueError(f"its part {broken} is not what was written")
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 (a broken file fails in any way)
+    except Exception as error:  # noqa: BLE001 (any exception type is possible)
         if isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path):
             raise UserError(
                 f"checkpoint {path} holds more than tensors and is not loaded, because unpickling "
@@ -88,51 +88,8 @@ def load(path: Path) -> dict[str, Any]:
 
 def _checked(content: Any, path: Path) -> dict[str, Any]:
     if not isinstance(content, Mapping):
-        raise UserError(f"checkpoint {path} is no table of tensors, but a {type(content).__name__}")
+        raise UserError(f"checkpoint {path} is not a state dict but a {type(content).__name__}")
     return dict(content)
-
-
-class _Ignored:
-    """Stands for an object of a checkpoint that is no tensor; it does nothing."""
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        pass
-
-    def __call__(self, *args: Any, **kwargs: Any) -> "_Ignored":
-        return self
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        pass
-
-    def append(self, value: Any) -> None:
-        pass
-
-    def extend(self, values: Any) -> None:
-        pass
-
-
-class _TensorsOnly(pickle.Unpickler):
-    """Builds tensors and plain containers; every other class becomes `_Ignored`, so no code of the
-    file runs."""
-
-    KNOWN = frozenset(
-        {
-            ("collections", "OrderedDict"),
-            ("torch._utils", "_rebuild_tensor_v2"),
-            ("torch._utils", "_rebuild_parameter"),
-            ("torch", "Size"),
-        }
-    )
-
-    def find_class(self, module: str, name: str) -> Any:
-        storage = module in ("torch", "torch.storage") and name.endswith("Storage")
-        storage = storage and "." not in name  # no attribute of an attribute
-        if (module, name) in self.KNOWN or storage:
-            return super().find_class(module, name)
-        return _Ignored
 
 
 def load_foreign(path: Path) -> dict[str, Any]:
@@ -148,24 +105,19 @@ def load_foreign(path: Path) -> dict[str, Any]:
     except UserError:
         if not path.is_file() or path.suffix == ".safetensors":
             raise
-    tensors_only = types.SimpleNamespace(Unpickler=_TensorsOnly, load=_refused, __name__="tensors")
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:  # TorchScript is code
                 if any(name.endswith("constants.pkl") for name in archive.namelist()):
                     raise UserError("it is a TorchScript program, not weights")
-        # weights_only refuses the whole file for one foreign object. Here `_TensorsOnly` takes the
+        # weights_only refuses the whole file for one foreign object. Here `tensors_only` takes the
         # place of pickle: it resolves tensors' own classes alone, so no code of the file can run.
         content = torch.load(
             path, map_location="cpu", weights_only=False, pickle_module=tensors_only
         )
-    except Exception as error:  # noqa: BLE001 (a broken pickle may fail in any way)
+    except Exception as error:  # noqa: BLE001 (any exception type is possible)
         raise UserError(f"checkpoint {path} cannot be read: {error}") from None
     return _checked(content, path)
-
-
-def _refused(*args: Any, **kwargs: Any) -> None:
-    raise UserError("it is no checkpoint, or older than torch 1.6; save its state dict again")
 
 
 def find_state_dict(content: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -217,28 +169,23 @@ def load_weights(network: nn.Module, path: Path, names: Mapping[str, str] | None
     network.load_state_dict(state, strict=False)
 
 
-Rules = Sequence[tuple[str, str | None]]
-"""(Prefix of a name in the file, prefix of ours), the first that fits; None: not needed."""
-
-
-def load_published(
-    network: nn.Module, path: Path, rules: Rules, own: Collection[str] = ()
-) -> nn.Module:
+def load_published(network: nn.Module, path: Path, own: Collection[str] = ()) -> nn.Module:
     """Loads a released checkpoint of the whole network; in evaluation mode.
 
     Some files hold a tensor under several names, or parts that labels do not need (IRNet's
     displacement branch, an ImageNet head), which are ignored; everything else must fit.
 
     Args:
-        network: network of the same architecture.
+        network: network of the same architecture. Its `RELEASED`, if any, holds pairs (prefix of a
+            name in the file, prefix of ours), of which the first that fits counts; None: ignored.
         path: the file.
-        rules: how its names become ours.
-        own: tensors of the network that the file has not.
+        own: tensors of the network that are missing from the file.
 
     Raises:
         UserError: a tensor of the network is not in the file, one of the file is not in the
             network, or shapes differ; all of them are listed.
     """
+    rules = getattr(network, "RELEASED", [("", "")])
     state, extra = {}, []
     for name, value in _unwrapped(load_foreign(path)).items():
         rule = next((r for r in rules if name.startswith(r[0])), None)

@@ -34,7 +34,8 @@ def start() -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         backend = "cpu:gloo,cuda:nccl"  # `device: cpu` is possible on such a machine, too
-    dist.init_process_group(backend, timeout=timedelta(days=7))  # one may refine labels for long
+    # One process may refine labels for hours while the others wait.
+    dist.init_process_group(backend, timeout=timedelta(days=7))
 
 
 def stop() -> None:

@@ -19,8 +19,8 @@ OUT_OF_MEMORY = (
     "crop or the scales, see images through windows (evaluation.window), or make smaller copies"
 )
 LOADER_LOST = (
-    "a process that loads images ended suddenly; memory or shared memory (/dev/shm) may be short. "
-    "Set workers: 0, or give docker --shm-size 8g"
+    "a process that loads images ended suddenly; memory or shared memory (/dev/shm) may have run "
+    "out. Set workers: 0, or give docker --shm-size 8g"
 )
 OTHER_ENDED = "another process of this run ended; its own message says why"
 # Of torch and CUDA, of torch on a CPU, and of CUDA's libraries.
@@ -70,10 +70,10 @@ def run_script(main: Callable[[], None]) -> None:
     except UserError as error:
         sys.exit(f"error: {error}")
     except (OSError, MemoryError, RuntimeError) as error:
-        told = _told(error)
-        if told is None:
+        advice = _advice(error)
+        if advice is None:
             _report(error)
-        sys.exit(f"error: {told}\nNothing finished was lost; {AGAIN}")
+        sys.exit(f"error: {advice}\nNothing finished was lost; {AGAIN}")
     except KeyboardInterrupt:
         sys.exit(f"\nstopped; {AGAIN}")
     except Exception as error:  # noqa: BLE001 (the last resort: reported, its traceback is kept)
@@ -140,8 +140,8 @@ def _report(error: Exception) -> NoReturn:
     command = f"command: {shlex.join(sys.argv)}\nPython {sys.version}\n"
     path = _saved(f"{command}{working.strip()}\n{text}")
     sys.exit(
-        f"error: unforeseen {what}{working}\nThis is a fault of the program, or a kind of input "
-        f"that it does not know. Please report it, with {path}: the traceback is there "
+        f"error: unforeseen {what}{working}\nThis is a bug, or an unsupported input. Please "
+        f"report it, with {path}: the traceback is there "
         "(MARS_TRACEBACK=1 prints it)"
     )
 
@@ -159,8 +159,8 @@ def _saved(text: str) -> Path:
     return Path("the output above")
 
 
-def _told(error: Exception) -> str | None:
-    """What a user can do about an error of the machine; None where it is none."""
+def _advice(error: Exception) -> str | None:
+    """What to do about an error of the machine; None if it is of another kind."""
     text = str(error)
     if isinstance(error, MemoryError) or any(part in text for part in _NO_MEMORY):
         return OUT_OF_MEMORY
@@ -176,4 +176,4 @@ def _told(error: Exception) -> str | None:
     if error.errno is None:  # of a loading process
         return text.strip().splitlines()[-1]
     place = f" ({error.filename})" if error.filename else ""
-    return f"{error.strerror}{place}; mend this first"
+    return f"{error.strerror}{place}; fix this, then rerun"

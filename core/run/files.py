@@ -54,7 +54,7 @@ def read_text(path: Path, what: str, remedy: str = "save it as UTF-8") -> str:
         remedy: advice for a file in another encoding.
 
     Raises:
-        UserError: the file cannot be read, is in another encoding, or is no text.
+        UserError: the file cannot be read, is in another encoding, or is not text.
     """
     try:
         content = path.read_bytes()
@@ -68,7 +68,7 @@ def read_text(path: Path, what: str, remedy: str = "save it as UTF-8") -> str:
             f"{what} {path} is neither UTF-8 nor UTF-16, in line {line}: {error.reason}; {remedy}"
         ) from None
     if "\0" in text:
-        raise UserError(f"{what} {path} is no text, it holds zero bytes; {remedy}")
+        raise UserError(f"{what} {path} is not text: it holds zero bytes; {remedy}")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -107,7 +107,7 @@ def read_arrays(path: Path, names: Sequence[str], remedy: str) -> dict[str, np.n
             arrays = {name: np.asarray(file[name]) for name in names}
         if any(array.dtype.kind not in "biuf" for array in arrays.values()):
             raise ValueError("an array holds no numbers")
-    except Exception as error:  # noqa: BLE001 (a broken archive fails in any way)
+    except Exception as error:  # noqa: BLE001 (any exception type is possible)
         raise UserError(
             f"{path} cannot be read ({error or type(error).__name__}); {remedy}"
         ) from None

@@ -137,7 +137,7 @@ def input_differences(
     open_lists: frozenset[str] = frozenset(),
     common: bool = False,
 ) -> Iterator[str]:
-    """One line for each input that is not the same, naming the first item.
+    """One line for each input that differs, naming the first item.
 
     Args:
         old: stamps of the result.

@@ -1,6 +1,6 @@
 """One resumable training loop, and what goes around it: optimisers, schedules, moving averages.
 
-loop = Loop("classifier", folder, runtime, networks, optimizer, schedule, batches, iterations)
+loop = Loop("classifier", folder, runtime, networks=networks, optimizer=optimizer, ...)
 for t, batch in loop:
     loss = network.loss(batch)
     loop.step(loss)
@@ -86,34 +86,6 @@ class EMA:
             ours[k].copy_(theirs[k])
 
 
-class PendingLosses:
-    """Losses not yet checked: a check waits for the GPU, so not every step has one."""
-
-    def __init__(self, name: str, path: Path):
-        self._name, self._path = name, path
-        self._recent: list[tuple[int, Tensor, Sequence[str]]] = []
-
-    def append(self, t: int, loss: Tensor, ids: Sequence[str]) -> None:
-        """Remembers the loss of step t on the images `ids`."""
-        self._recent.append((t, loss, ids))
-
-    def check(self) -> None:
-        """Forgets all losses so far; called before anything is saved.
-
-        Raises:
-            UserError: one is not finite.
-        """
-        recent, self._recent = self._recent, []
-        losses = torch.stack([loss for _, loss, _ in recent]) if recent else torch.zeros(0)
-        for k in (~losses.isfinite()).nonzero().flatten().tolist()[:1]:
-            t, _, ids = recent[k]
-            shown = f" (images {', '.join(ids)})" if ids else ""
-            raise UserError(
-                f"{self._name}: the loss is not finite at iteration {t + 1}{shown}; {self._path} "
-                f"keeps an earlier state. {NAN_ADVICE}"
-            )
-
-
 class Loop:
     """A training that a killed run resumes and ends with the weights of an uninterrupted one.
 
@@ -144,6 +116,7 @@ class Loop:
         name: str,
         folder: Path,
         runtime: Runtime,
+        *,
         networks: Mapping[str, nn.Module],
         optimizer: torch.optim.Optimizer,
         schedule: Schedule,
@@ -159,7 +132,8 @@ class Loop:
         self.made_from = made_from
         self.path = folder / "checkpoint.pth"
         self.start, self._log, self._sums = 0, [], {}
-        self._pending = PendingLosses(name, self.path)
+        # (step, loss, ids) to be checked: that waits for the GPU, so it is not done at each step.
+        self._unchecked: list[tuple[int, Tensor, Sequence[str]]] = []
         state = checkpoint.resume(self.path)
         if state is not None:
             self.start, self._log = state["iteration"], json.loads(state["log"])
@@ -232,7 +206,7 @@ class Loop:
         distributed.average_statistics(self.networks.values())
         if self.ema is not None:
             self.ema.update(self.networks["network"], t)
-        self._pending.append(t, self._loss, self._batch.get("id", ()))
+        self._unchecked.append((t, self._loss, self._batch.get("id", ())))
         for key, value in {"loss": self._loss, **figures}.items():  # not every step has every one
             counted = torch.stack([value.detach(), torch.ones_like(value)])
             earlier = self._sums.get(key)  # a checkpoint's is on the CPU
@@ -250,7 +224,7 @@ class Loop:
 
     def _record(self, t: int) -> None:
         """Logs the means since the last record."""
-        self._pending.check()
+        self._check_losses()
         entry = {key: float(total / count) for key, (total, count) in self._sums.items()}
         self._log.append({"iteration": t + 1, **{k: round(v, 6) for k, v in entry.items()}})
         self._write_log(self._log[-1:])
@@ -271,12 +245,24 @@ class Loop:
             with path.open("a") as file:
                 file.write("".join(json.dumps(entry) + "\n" for entry in entries))
 
+    def _check_losses(self) -> None:
+        """Refuses losses that are not finite; called before anything is saved."""
+        recent, self._unchecked = self._unchecked, []
+        losses = torch.stack([loss for _, loss, _ in recent]) if recent else torch.zeros(0)
+        for k in (~losses.isfinite()).nonzero().flatten().tolist()[:1]:
+            t, _, ids = recent[k]
+            shown = f" (images {', '.join(ids)})" if ids else ""
+            raise UserError(
+                f"{self.name}: the loss is not finite at iteration {t + 1}{shown}; {self.path} "
+                f"keeps an earlier state. {NAN_ADVICE}"
+            )
+
     def _save(self, t: int) -> None:
         """Saves a checkpoint of finite weights.
 
         A gradient may fail where the loss does not, and in another process's part of the batch.
         """
-        self._pending.check()
+        self._check_losses()
         weights = [p.detach() for network in self.networks.values() for p in network.parameters()]
         if not torch.stack([w.isfinite().all() for w in weights]).all():
             raise UserError(

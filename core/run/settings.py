@@ -24,7 +24,8 @@ OpenUnitInterval, ClosedUnitInterval = ranges.OpenUnitInterval, ranges.ClosedUni
 restricted_number_type = ranges.restricted_number_type
 Decay = OpenUnitInterval
 Share = restricted_number_type("Share", float, [(">", 0), ("<=", 1)])
-Dropout = restricted_number_type("Dropout", float, [(">=", 0), ("<", 1)])
+HalfOpenUnitInterval = restricted_number_type("HalfOpenUnitInterval", float, [(">=", 0), ("<", 1)])
+Dropout = HalfOpenUnitInterval
 Radius = restricted_number_type("Radius", int, (">=", 2))
 
 

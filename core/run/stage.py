@@ -133,7 +133,7 @@ class Stage:
 
     @property
     def made_from(self) -> dict[str, Any]:
-        """The identity as it is written into results that may leave the folder."""
+        """The identity as written into results that may be moved elsewhere."""
         keys = ("stage", "classes", "settings", "inputs")
         return json.loads(json.dumps({key: self.manifest[key] for key in keys}))
 
@@ -246,7 +246,7 @@ def _differences(
 ) -> list[str]:
     """A line for each difference between a manifest and an identity."""
     if "classes" not in earlier:
-        return ["an earlier version of this code made it, and did not note from what"]
+        return ["an earlier version of this code made it and did not record its inputs"]
     classes = class_difference(earlier["classes"], identity.classes) if identity.named else None
     lines = [classes] if classes else []
     lines += setting_differences(earlier["settings"], identity.settings, identity.defaults)

@@ -4,9 +4,10 @@ The student sees composites: a jittered crop of one image with a random outline 
 in, parts of it hidden. Two losses work on the same pass.
 
 - Dense self-distillation: for each cell the student predicts which prototype the EMA teacher
-  assigns to that place of the image it comes from, whatever is pasted next to it. Sinkhorn
-  iterations spread the assignments over the prototypes (SwAV, Caron et al., NeurIPS 2020); hiding
-  parts makes the student infer a cell from its surroundings (iBOT, Zhou et al., ICLR 2022).
+  assigns to that place of the image it comes from, regardless of what is pasted next to it.
+  Sinkhorn iterations spread the assignments over the prototypes (SwAV, Caron et al., NeurIPS
+  2020); hiding parts makes the student infer a cell from its surroundings (iBOT, Zhou et al., ICLR
+  2022).
 - Figure-ground contrast: cells of the pasted figure are pulled together and away from the ground of
   every composite, and the other way round (in the spirit of CP2, Wang et al., ECCV 2022). It gives
   things a direction in feature space that their surroundings do not share.
@@ -197,7 +198,7 @@ def self_supervised_losses(
 
     outline = random_outlines(count, config.student_size).to(images)
     ground = jitter(part)
-    # Half of the figures share the light of their ground, so that light does not tell them apart.
+    # Half of the figures share their ground's light, so that light alone does not give them away.
     own_light = torch.rand(count, 1, 1, 1, device=images.device) < 0.5
     figure = torch.where(own_light, jitter(part.roll(1, 0)), ground.roll(1, 0))
     composite = normalise_unit(ground * (1 - outline) + figure * outline)

@@ -1,6 +1,6 @@
 """STEGO's feature correspondence distillation (Hamilton et al., ICLR 2022)."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,15 +19,17 @@ from core.run import distributed, vision
 from core.run.files import atomic_write
 from core.run.settings import Dropout, NonNegativeInt, PositiveInt, location
 
+VITS8 = {"weight_negative": 0.63, "weight_inter": 0.25, "weight_intra": 0.67}
 PRESETS = {
-    "cocostuff27_vitb8": (0.1538, 1.0, 0.10, 1.0, 0.20, 0.12),
-    "cocostuff27_vits8": (0.63, 0.25, 0.67, 0.66, 0.02, 0.08),
-    "cityscapes_vitb8": (0.906, 0.577, 1.0, 0.314, 0.175, 0.458),
-    "potsdam_vits8": (0.63, 0.25, 0.67, 0.46, 0.02, 0.08),
-    "code_default": (0.63, 0.25, 0.67, 0.46, 0.12, 0.18),
+    "cocostuff27_vitb8": {"weight_negative": 0.1538, "weight_inter": 1.0, "weight_intra": 0.10}
+    | {"shift_negative": 1.0, "shift_inter": 0.20, "shift_intra": 0.12},
+    "cocostuff27_vits8": VITS8 | {"shift_negative": 0.66, "shift_inter": 0.02, "shift_intra": 0.08},
+    "cityscapes_vitb8": {"weight_negative": 0.906, "weight_inter": 0.577, "weight_intra": 1.0}
+    | {"shift_negative": 0.314, "shift_inter": 0.175, "shift_intra": 0.458},
+    "potsdam_vits8": VITS8 | {"shift_negative": 0.46, "shift_inter": 0.02, "shift_intra": 0.08},
+    "code_default": VITS8 | {"shift_negative": 0.46, "shift_inter": 0.12, "shift_intra": 0.18},
 }
-"""Published weights of negative, neighbour and own pairs, then their shifts b in the same order."""
-PAIRS = [f"{v}_{pairs}" for v in ("weight", "shift") for pairs in ("negative", "inter", "intra")]
+"""STEGO's published values of these keys of `StegoConfig`."""
 
 
 @dataclass
@@ -61,7 +63,7 @@ class StegoConfig:
     weights: str | None = None
 
     def __post_init__(self):
-        for name, value in zip(PAIRS, PRESETS[self.preset], strict=True):
+        for name, value in PRESETS[self.preset].items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
 
@@ -134,8 +136,8 @@ def derangement(count: int, generator: torch.Generator | None = None) -> Tensor:
 
 
 def health(negative: Tensor, positive: Tensor) -> dict[str, Tensor]:
-    """What to choose settings by where there are no labels: in a good training most pairs of
-    unrelated images are near 0 while the similarities of neighbours spread upwards.
+    """Label-free diagnostics for choosing settings: in a good training most pairs of unrelated
+    images are near 0 while the similarities of neighbours spread upwards.
 
     Args:
         negative, positive: similarities of codes of random pairs and of neighbours, any shape.
@@ -186,7 +188,7 @@ def stego_losses(
     def term(other: tuple[Tensor, Tensor], shift: float) -> tuple[Tensor, Tensor]:
         return correspondence_loss((own[0], other[0]), (own[1], other[1]), shift)
 
-    orders = [derangement(len(feat)).to(feat.device) for _ in range(5)]
+    orders = [derangement(len(feat)).to(feat.device) for _ in range(5)]  # STEGO's neg_samples
     others = [sampled((feat[order], code[order]), there) for order in orders]
     negatives, unlike = zip(*(term(o, settings.shift_negative) for o in others), strict=True)
     inter, alike = term(near, settings.shift_inter)
@@ -243,11 +245,9 @@ def nearest_neighbours(means: Tensor, count: int) -> Tensor:
 @torch.inference_mode()
 def neighbours_of(
     squares: SquareImages,
-    backbone: nn.Module,
+    encode: Callable[[Tensor], Tensor],
     count: int,
     path: Path,
-    device: torch.device,
-    amp: torch.autocast,
     workers: int,
 ) -> np.ndarray:
     """(N, count) int64: for each square, those whose mean patch feature is most similar.
@@ -259,9 +259,8 @@ def neighbours_of(
         order = [[(k, 0) for k in range(s, min(s + 32, total))] for s in starts]
         means = []
         for batch in tqdm(make_loader(squares, order, workers), desc="nearest neighbours"):
-            with amp:
-                feat = backbone(batch["image"].to(device))
-            means.append(F.normalize(feat.float().mean((2, 3)), dim=1).cpu())
+            feat = encode(batch["image"])  # (B, D, h, w) float32
+            means.append(F.normalize(feat.mean((2, 3)), dim=1).cpu())
         with atomic_write(path) as tmp, tmp.open("wb") as file:
             np.save(file, nearest_neighbours(torch.cat(means), count).numpy())
     distributed.barrier()

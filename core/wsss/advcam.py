@@ -148,7 +148,7 @@ def map_over_devices(
             yield from zip(todo, pool.map(_work, todo), strict=True)
     except BrokenProcessPool:
         raise UserError(
-            "a process that climbs images died, perhaps for want of memory; lower workers, or free "
+            "a process that climbs images died, perhaps for lack of memory; lower workers, or free "
             "the GPUs. Finished maps stay; run the same command again"
         ) from None
 

@@ -38,7 +38,7 @@ class IrnConfig(PairConfig):
         )
 
 
-def confident_label(
+def seed_by_thresholds(
     image: np.ndarray,
     keys: np.ndarray,
     cam: np.ndarray,
@@ -55,7 +55,7 @@ def confident_label(
         crf: refinement of both decisions.
 
     Returns:
-        (H, W) uint8, 255 where nothing is sure.
+        (H, W) uint8, 255 where neither is certain.
     """
     labels = np.concatenate([[BACKGROUND], keys]).astype(np.uint8)
     maps = upsampled(cam, image.shape[:2])
@@ -135,9 +135,9 @@ class BoundaryNetwork(nn.Module):
     ) -> np.ndarray:
         """(1, h, w) logits, (K,) labels and (K, h', w') maps -> (H, W) uint8 label."""
         walked = walk(logits[0].sigmoid(), cam, self.config)
-        return walked_label(walked, keys, size, self.config.threshold)
+        return label_of_walked_maps(walked, keys, size, self.config.threshold)
 
-    seed = staticmethod(confident_label)
+    seed = staticmethod(seed_by_thresholds)
 
 
 def walk(boundary: Tensor, cam: Tensor, config: IrnConfig) -> Tensor:
@@ -152,7 +152,7 @@ def walk(boundary: Tensor, cam: Tensor, config: IrnConfig) -> Tensor:
     return random_walk(maps, affinity, config.walk_radius, config.beta, config.doublings)
 
 
-def walked_label(
+def label_of_walked_maps(
     walked: Tensor, keys: np.ndarray, size: tuple[int, int], threshold: float
 ) -> np.ndarray:
     """(K, h, w) maps after the walk -> (H, W) uint8 labels, by argmax over a background score.

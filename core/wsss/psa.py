@@ -1,4 +1,4 @@
-"""PSA's spreading (Ahn and Kwak, CVPR 2018), as SEAM uses it: alike features belong together."""
+"""PSA (Ahn and Kwak, CVPR 2018), as SEAM uses it: cells with similar features belong together."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -47,7 +47,7 @@ def with_background(maps: np.ndarray, exponent: float) -> np.ndarray:
     return np.concatenate([(1 - best) ** exponent, maps])
 
 
-def confident_label(
+def seed_by_exponents(
     image: np.ndarray, keys: np.ndarray, cam: np.ndarray, config: PsaConfig, crf: DenseCRF
 ) -> np.ndarray:
     """A class where it beats a strong background, background where it wins though weak.
@@ -60,7 +60,7 @@ def confident_label(
         crf: refines both decisions.
 
     Returns:
-        (H, W) uint8, 255 where neither is sure.
+        (H, W) uint8, 255 where neither is certain.
     """
     labels = np.concatenate([[BACKGROUND], keys]).astype(np.uint8)
     maps = upsampled(cam, image.shape[:2]).clip(0, 1)
@@ -122,12 +122,12 @@ class AffinityNetwork(nn.Module):
         self, features: Tensor, keys: np.ndarray, cam: Tensor, size: tuple[int, int]
     ) -> np.ndarray:
         """(D, h, w) features, (K,) labels and (K, h', w') maps -> (H, W) uint8 label."""
-        return walked_label(features, keys, cam, size, self.config)
+        return walk_to_label(features, keys, cam, size, self.config)
 
-    seed = staticmethod(confident_label)
+    seed = staticmethod(seed_by_exponents)
 
 
-def walked_label(
+def walk_to_label(
     features: Tensor, keys: np.ndarray, cam: Tensor, size: tuple[int, int], config: PsaConfig
 ) -> np.ndarray:
     """Spreads background and classes over (D, h, w) features -> (H, W) uint8 labels by argmax."""
@@ -136,7 +136,7 @@ def walked_label(
     cells = features.shape[-2:]
     maps = F.interpolate(cam[None], cells, mode="area")[0].clamp(0, 1)
     background = (1 - maps.amax(0, keepdim=True)) ** config.walk_exponent
-    # Pairs that leave the image are cut off by the walk, whatever their affinity.
+    # Pairs that leave the image are cut off by the walk, regardless of their affinity.
     margin = config.radius - 1
     padded = F.pad(features[None], (margin, margin, 0, margin), mode="replicate")
     affinity = feature_affinity(padded, config.radius)[0]

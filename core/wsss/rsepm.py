@@ -187,7 +187,7 @@ class RecurSeed:
         with torch.autocast(images.device.type, enabled=False):  # sums over thousands of cells
             target = torch.cat(  # one by one: the matrices are as large as cells squared
                 [
-                    correlated(
+                    correct_maps(
                         self_correlation([level[k : k + 1] for level in levels], self.config),
                         seen[k : k + 1],
                         cells[k : k + 1],
@@ -244,7 +244,7 @@ def map_loss(maps: Tensor, target: Tensor, tags: Tensor, inside: Tensor) -> Tens
 
 
 def self_correlation(levels: list[Tensor], config: RsEpmConfig) -> Tensor:
-    """How cells of an image correlate, at first hand and through a third cell, summed over levels.
+    """How cells of an image correlate, directly and through a third cell, summed over levels.
 
     Args:
         levels: (B, D_l, h_l, w_l) features; all are resized to the first one's cells.
@@ -277,7 +277,7 @@ def _stretched(maps: Tensor) -> Tensor:
     return (maps - low) / (high - low).clamp(min=1e-5)
 
 
-def correlated(correlation: Tensor, maps: Tensor, inside: Tensor, config: RsEpmConfig) -> Tensor:
+def correct_maps(correlation: Tensor, maps: Tensor, inside: Tensor, config: RsEpmConfig) -> Tensor:
     """What correlates with each map's bright cells, minus what correlates with its dark ones.
 
     Args:

@@ -1,18 +1,20 @@
-"""SEAM's losses (Wang et al., CVPR 2020): activation maps that are the same at another scale.
+"""SEAM: classifier, pixel correlation module and losses (Wang et al., CVPR 2020).
 
-Pure functions on tensors. A map of scores has C + 1 channels, background first; `tags` are (B, C)
-multi-hot.
+Activation maps should be the same at another scale. Scores have 1 + C channels, background first;
+`tags` are (B, C) multi-hot. Names in SEAM's code are given where they differ.
 """
 
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core.models.backbones import BackboneConfig, freeze_norms, tapped_backbone
 from core.run.settings import OpenUnitInterval
+from core.wsss.cam import normalise_cams
 
 
 @dataclass
@@ -23,13 +25,14 @@ class SeamConfig:
 
 
 def normalised(maps: Tensor, tags: Tensor) -> Tensor:
-    """(B, 1 + C, H, W) scores -> each map stretched to [0, 1], classes not tagged set to 0."""
+    """(B, 1 + C, H, W) scores -> each map stretched to [0, 1], classes not tagged set to 0 (SEAM's
+    max_norm)."""
     maps = maps.relu()
     low, high = maps.amin((2, 3), keepdim=True), maps.amax((2, 3), keepdim=True)
-    return (maps - low - 1e-5).relu() / (high - low + 1e-5) * with_background(tags)
+    return (maps - low - 1e-5).relu() / (high - low + 1e-5) * channel_mask(tags)
 
 
-def with_background(tags: Tensor) -> Tensor:
+def channel_mask(tags: Tensor) -> Tensor:
     """(B, C) -> (B, 1 + C, 1, 1), the background always present."""
     return F.pad(tags, (1, 0), value=1)[:, :, None, None]
 
@@ -40,14 +43,14 @@ def background_from_classes(maps: Tensor) -> Tensor:
 
 
 def only_the_best_class(maps: Tensor) -> Tensor:
-    """Sets every class of (B, 1 + C, H, W) maps to 0 where another one is higher."""
+    """Sets every class of (B, 1 + C, H, W) maps to 0 where another is higher (max_onehot)."""
     classes = maps[:, 1:]
     best = classes == classes.amax(1, keepdim=True)
     return torch.cat([maps[:, :1], classes * best], 1)
 
 
-def correlated(maps: Tensor, features: Tensor) -> Tensor:
-    """Pixel correlation module: each cell takes the mean of the maps at cells with like features.
+def pixel_correlation(maps: Tensor, features: Tensor) -> Tensor:
+    """PCM: each cell takes the mean of the maps, weighted by the similarity of its features.
 
     Args:
         maps: (B, C, h, w).
@@ -65,14 +68,15 @@ def correlated(maps: Tensor, features: Tensor) -> Tensor:
 
 
 def classification_loss(maps: Tensor, refined: Tensor, tags: Tensor) -> Tensor:
-    """Multi-label loss of the maps' averages, and a push of the refined maps' low ends to 0.
+    """Multi-label loss of the maps' averages, and a push of the refined maps' low ends to 0
+    (adaptive_min_pooling_loss).
 
     Args:
         maps, refined: (B, 1 + C, H, W) scores before and after the pixel correlation module.
         tags: (B, C) multi-hot.
     """
     loss = F.multilabel_soft_margin_loss(maps.mean((2, 3))[:, 1:], tags)
-    present = (refined * with_background(tags))[:, 1:].amax(1).flatten(1)
+    present = (refined * channel_mask(tags))[:, 1:].amax(1).flatten(1)
     lowest = present.topk(max(1, present.shape[1] // 4), largest=False).values
     return loss + lowest.relu().mean()
 
@@ -90,10 +94,9 @@ def consistency_losses(
     Returns:
         Two () losses.
     """
-    size, present = second[0].shape[-2:], with_background(tags)
+    size = second[0].shape[-2:]
     plain_1, refined_1 = (
-        F.interpolate(normalised(m, tags), size, mode="bilinear", align_corners=True) * present
-        for m in first
+        F.interpolate(normalised(m, tags), size, mode="bilinear", align_corners=True) for m in first
     )
     plain_2, refined_2 = (normalised(m, tags) for m in second)
     equivariance = (plain_1[:, 1:] - plain_2[:, 1:]).abs().mean()
@@ -104,6 +107,11 @@ def consistency_losses(
         gap = gap.flatten(1)
         cross = cross + gap.topk(max(1, gap.shape[1] // 5)).values.mean()
     return equivariance, cross
+
+
+def normalise_refined(maps: np.ndarray) -> np.ndarray:
+    """`normalise_cams` of (K, h, w) refined maps less their minima, which are never quite 0."""
+    return normalise_cams(maps - maps.min((1, 2), keepdims=True))
 
 
 class SeamClassifier(nn.Module):
@@ -140,7 +148,7 @@ class SeamClassifier(nn.Module):
         small = F.interpolate(images, maps.shape[-2:], mode="bilinear", align_corners=True)
         sides = [self.f8_3(middle.detach()).relu(), self.f8_4(late.detach()).relu()]
         features = self.f9(torch.cat([small, *sides], 1)).float()
-        refined = correlated(self._scaled(maps.detach()), features)
+        refined = pixel_correlation(self._scaled(maps.detach()), features)
         size = images.shape[-2:]
         return tuple(
             F.interpolate(m, size, mode="bilinear", align_corners=True) for m in (maps, refined)

@@ -1,17 +1,67 @@
-"""Settings of stage 2, composed of the methods' own."""
+"""Stage 2's methods, and its settings, composed of the methods' own."""
 
+import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
+
+import numpy as np
+from torch import nn
 
 from core.crf.dense import CrfConfig
 from core.data.settings import AugmentConfig
 from core.models.backbones import BackboneConfig
 from core.run.settings import OpenUnitInterval, PositiveFloat, PositiveInt, check, location
 from core.wsss.advcam import AdvCamConfig
-from core.wsss.irn import IrnConfig
-from core.wsss.psa import PsaConfig
-from core.wsss.rsepm import RsEpmConfig
-from core.wsss.seam import SeamConfig
+from core.wsss.affinity import PairConfig
+from core.wsss.cam import CamClassifier, normalise_cams
+from core.wsss.irn import BoundaryNetwork, IrnConfig
+from core.wsss.psa import AffinityNetwork, PsaConfig
+from core.wsss.rsepm import RecurSeed, RsEpmClassifier, RsEpmConfig
+from core.wsss.seam import SeamClassifier, SeamConfig, normalise_refined
+
+PAIR_NETWORKS = {"irn": BoundaryNetwork, "psa": AffinityNetwork}
+"""Networks whose pairs a random walk follows, by their section of `WsssConfig`."""
+
+
+class Method(NamedTuple):
+    """All that distinguishes methods in train_wsss.py and core/wsss/outputs.py."""
+
+    # (settings, backbone, number of classes) -> a network with `activation`, `parameter_groups`
+    # and, without a teacher, `loss`; `RELEASED` names its tensors in released weights.
+    network: Callable[["WsssConfig", BackboneConfig, int], nn.Module]
+    walk: str | None = None  # key of `PAIR_NETWORKS`; None: labels straight from the maps
+    # Losses of whole batches, made from the section of the method's own name (which has the decay
+    # `ema`), student, EMA teacher and steps in an epoch. The maps are then the teacher's.
+    teacher: Callable[..., Callable[..., dict]] | None = None
+    climbs: bool = False  # maps by adversarial climbing instead of `activation`
+    full_size: bool = False  # maps at the image's size, resized to it by the nearest cell
+    normalise: Callable[[np.ndarray], np.ndarray] = normalise_cams  # (K, h, w) maps to [0, 1]
+    unused: tuple[str, ...] = ()  # keys without effect, besides other methods' sections
+
+
+def _cam(config: "WsssConfig", backbone: BackboneConfig, num_classes: int) -> CamClassifier:
+    frozen_norm = config.norm == "frozen"
+    options = (config.output_stride, config.pooling, frozen_norm, config.frozen_stages)
+    return CamClassifier(backbone, num_classes, *options)
+
+
+def _seam(config: "WsssConfig", backbone: BackboneConfig, num_classes: int) -> SeamClassifier:
+    return SeamClassifier(backbone, num_classes, config.seam)
+
+
+def _rsepm(config: "WsssConfig", backbone: BackboneConfig, num_classes: int) -> RsEpmClassifier:
+    return RsEpmClassifier(backbone, num_classes, config.output_stride, config.rsepm)
+
+
+OF_CAM = ("pooling", "norm", "frozen_stages")  # of `CamClassifier` alone
+METHODS = {
+    "cam": Method(_cam),
+    "irn": Method(_cam, "irn"),
+    "advcam": Method(_cam, "irn", climbs=True, unused=("scales", "flip")),
+    "seam": Method(_seam, "psa", normalise=normalise_refined, unused=(*OF_CAM, "output_stride")),
+    "rsepm": Method(_rsepm, "irn", teacher=RecurSeed, full_size=True, unused=OF_CAM),
+}
 
 
 @dataclass
@@ -21,7 +71,7 @@ class WsssConfig:
     # cam: activation maps, refined by `refine`; irn: spread by IRNet's random walk instead; advcam:
     # AdvCAM's maps, spread in the same way; seam: SEAM's maps, spread by PSA's walk; rsepm: a
     # decoder's maps by our reconstruction of RS+EPM, spread by IRNet's walk.
-    method: Literal["cam", "irn", "advcam", "seam", "rsepm"] = "cam"
+    method: Literal[tuple(METHODS)] = "cam"
     # A network with maps at strides 4 to 32 (irn, advcam and rsepm also need stride 2).
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     irn: IrnConfig = field(default_factory=IrnConfig)  # IRNet's second half.
@@ -41,7 +91,7 @@ class WsssConfig:
     # Backbone stages that are not trained, besides the stem (IRNet: 2; AdvCAM: 0, the stem alone).
     # None: everything is trained.
     frozen_stages: Literal[0, 1, 2, 3, 4] | None = None
-    # From map to class score: the mean, as IRNet; log-mean-exp learns small objects faster.
+    # From map to class score: the mean, as in IRNet; log-mean-exp learns small objects faster.
     pooling: Literal["mean", "logmeanexp"] = "mean"
     epochs: PositiveInt = 5  # Passes over the training images.
     batch_size: PositiveInt = 16  # Images per step.
@@ -52,7 +102,7 @@ class WsssConfig:
     head_lr: float = 1e-3  # Learning rate of the new layers, at its peak.
     weight_decay: float = 0.02  # Weight decay.
     augment: AugmentConfig = field(default_factory=AugmentConfig)  # Views for training.
-    # Scales whose activation maps are summed.
+    # Scales of the image whose activation maps are averaged.
     scales: tuple[PositiveFloat, ...] = (1.0, 0.5, 1.5, 2.0)
     flip: bool = True  # Add the mirrored image at each scale.
     threshold: OpenUnitInterval = 0.30  # Background score against the class maps in [0, 1].
@@ -74,22 +124,16 @@ class WsssConfig:
             check(self.batch_size > 1, "rsepm needs a wsss.batch_size above 1: it mixes images")
 
     @property
-    def pairs(self) -> str | None:
-        """The section of the spreading that the method uses; None: it uses none."""
-        sections = {"irn": "irn", "advcam": "irn", "seam": "psa", "rsepm": "irn"}
-        return sections.get(self.method)
+    def pairs(self) -> PairConfig | None:
+        """Settings of the random walk; None: the method has none."""
+        walk = METHODS[self.method].walk
+        return getattr(self, walk) if walk else None
 
     def unused(self) -> list[str]:
         """Keys of the methods that are not chosen, and of training where weights are given."""
-        sections = ("advcam", "seam", "rsepm", "irn", "psa")
-        keys = [s for s in sections if s not in (self.method, self.pairs)]
-        keys += ["irn"] if self.pairs != "irn" else []
-        if self.method in ("seam", "rsepm"):
-            keys += ["pooling", "norm", "frozen_stages"]
-        if self.method == "seam":
-            keys += ["output_stride"]
-        if self.method == "advcam":
-            keys += ["scales", "flip"]
+        method, sections = METHODS[self.method], {*METHODS, *PAIR_NETWORKS}
+        sections &= {item.name for item in dataclasses.fields(self)}
+        keys = [*(sections - {self.method, method.walk}), *method.unused]
         if self.pairs:
             keys += ["threshold", "object_share", "sharpness", "refine", "crf"]
         if self.object_share is not None:
@@ -99,6 +143,6 @@ class WsssConfig:
         if self.weights:
             keys += ["epochs", "batch_size", "optimizer", "lr", "head_lr", "weight_decay"]
             keys += ["augment", "pooling", "norm", "frozen_stages"]
-            if not self.pairs or getattr(self, self.pairs).weights:
+            if not self.pairs or self.pairs.weights:
                 keys += ["backbone.weights"]
         return keys

@@ -12,7 +12,7 @@ from core.data.finder import FEATURES, LABELS, PHOTOGRAPHS, Files, image_id
 from core.data.lists import listed_id, read_split
 from core.data.settings import DataConfig
 from core.data.tags import find_images
-from core.run import notes
+from core.run import log
 from core.run.errors import UserError
 from core.run.files import readable, user_path
 from core.scoring import pair_folders, score_files
@@ -22,7 +22,7 @@ COMPOSED, DECOMPOSED = (normalize(form, "Möwe") for form in ("NFC", "NFD"))
 
 @pytest.fixture(autouse=True)
 def nothing_told(monkeypatch):
-    monkeypatch.setattr(notes, "told", {})
+    monkeypatch.setattr(log, "printed", {})
 
 
 def touch(root, *names):
@@ -37,7 +37,7 @@ def save(path, value: int = 1, suffix: str = "PNG"):
 
 
 def told() -> str:
-    return "\n".join(notes.told.values())
+    return "\n".join(log.printed.values())
 
 
 @pytest.mark.parametrize("suffix", ["png", "PNG", "Png"])
@@ -53,7 +53,7 @@ def test_what_is_left_out_is_told_in_one_line(tmp_path):
     touch(tmp_path, "d.HEIC", "e.gif", "f.avif", "g.CR2")
     os.mkfifo(tmp_path / "pipe.jpg")  # reading it would wait for ever
     assert [*Files(tmp_path, PHOTOGRAPHS).ids] == ["a"]
-    assert len(notes.told) == 1
+    assert len(log.printed) == 1
     for part in (
         *("hidden files: 2", "hidden folders: 1", "system folders: 2 (@eaDir, ...)"),
         "kinds that are not read: 4 (.avif, .cr2, .gif, .heic)",
@@ -77,7 +77,7 @@ def test_photograph_with_two_names_is_warned_of(tmp_path):
     touch(tmp_path, "dog/a.jpg", "cat/b.jpg")
     (tmp_path / "cat/a.jpg").symlink_to("../dog/a.jpg")
     assert len(find_images(tmp_path)) == 3
-    assert "such as cat/a.jpg and dog/a.jpg" in told() and notes.warnings() == 1
+    assert "such as cat/a.jpg and dog/a.jpg" in told() and log.warnings() == 1
 
 
 def test_name_that_is_not_utf_8_is_refused_readably(tmp_path):

@@ -6,13 +6,13 @@ from core.config import Config, make_parser, parse
 from core.data.names import class_name, look_alikes, nearest, warn_of_names
 from core.data.settings import DataConfig
 from core.data.tags import find_images
-from core.run import notes
+from core.run import log
 from core.run.errors import UserError
 
 
 @pytest.fixture(autouse=True)
 def nothing_told(monkeypatch):
-    monkeypatch.setattr(notes, "told", {})
+    monkeypatch.setattr(log, "printed", {})
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ def nothing_told(monkeypatch):
 )
 def test_invisible_characters_are_taken_out(text):
     assert class_name(text) == "square"
-    assert bool(notes.told) == (text != " square ")
+    assert bool(log.printed) == (text != " square ")
 
 
 def test_spaces_and_accents_have_one_form():
@@ -45,14 +45,14 @@ def test_shipped_classes_do_not_look_alike(pytestconfig):
     for path in (pytestconfig.rootpath / "configs").glob("*.yaml"):
         if path.stem != "folder":
             parse(make_parser("test", "test"), [f"--config={path}"])
-    assert not notes.warnings()
+    assert not log.warnings()
 
 
 def test_warning_names_the_classes_and_counts(capsys):
     warn_of_names(["Disc", "background", "disc"], {"Disc": 1, "background": 2, "disc": 12})
     said = capsys.readouterr().err
     assert "warning: the classes 'Disc' (1 in all) and 'disc' (12 in all) look alike" in said
-    assert "'background' is a class" in said and notes.warnings() == 2
+    assert "'background' is a class" in said and log.warnings() == 2
 
 
 def test_classes_from_tags_are_warned_of_once(tmp_path, capsys):
@@ -97,8 +97,11 @@ def test_class_names_in_yaml_are_text(tmp_path, text, encoding):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("data:\n  classes: {1: no}\n", "line 2: data.classes is no list; a list is written in"),
-        ("data:\n  classes: 7\n", "line 2: data.classes is no list"),
+        (
+            "data:\n  classes: {1: no}\n",
+            "line 2: data.classes must be a list; a list is written",
+        ),
+        ("data:\n  classes: 7\n", "line 2: data.classes must be a list"),
         ("data:\n  classes: [no, '']\n", "data.classes has an empty name"),
         ("data:\n  classes:\n  - no\n  -\n", "line 4: data.classes has an empty name"),
     ],

@@ -14,7 +14,7 @@ from core.data.tags import (
     read_table,
     write_table,
 )
-from core.run import notes
+from core.run import log
 from core.run.errors import UserError
 
 
@@ -86,9 +86,9 @@ def test_what_spreadsheets_write_is_read(table, content):
     ],
 )
 def test_what_programs_export_is_read_and_told(table, monkeypatch, content, told):
-    monkeypatch.setattr(notes, "told", {})
+    monkeypatch.setattr(log, "printed", {})
     assert table(content) == {"a": ["dog"], "b": ["cat"]}
-    assert len(notes.told) == bool(told) and told in "".join(notes.told.values())
+    assert len(log.printed) == bool(told) and told in "".join(log.printed.values())
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_image_without_tags_keeps_its_place(table):
         ("a.jpg,dog\n", "first line must be: image,tags"),
         ("", "not a table of tags"),
         ("image,tags\na.jpg,Bär\n".encode("latin-1"), "in line 2.*save the table as CSV in UTF-8"),
-        (b"PK\3\4\x14\0\6\0", "is no text.*save the table as CSV"),
+        (b"PK\3\4\x14\0\6\0", "is not text.*save the table as CSV"),
         ('image,tags\na.jpg,"dog\nb.jpg,cat\n', "a quote is not closed"),
         ("file_name,path,tags\na.jpg,b,dog\n", "rename the right one to image"),
         ("image,label,class\na.jpg,1,dog\n", "rename the right one to tags"),

@@ -511,7 +511,7 @@ CASES = [
     Case(
         "ground truth with biased pixels",
         SCORE,
-        "no ground truth",
+        "not ground truth",
         lambda b: (
             predictions(b),
             Image.new("L", (128, 128), 254).save(b.data / "SegmentationClass/val_00000.png"),

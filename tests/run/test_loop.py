@@ -31,12 +31,12 @@ def fit(folder, stop_at=None, iterations=10, sick_at=None, weak_at=None):
         "test",
         folder,
         Runtime(checkpoint_every=3),
-        {"network": network, "ema": ema.network},
-        optimizer,
-        one_cycle(iterations),
-        batches,
-        iterations,
-        ema,
+        networks={"network": network, "ema": ema.network},
+        optimizer=optimizer,
+        schedule=one_cycle(iterations),
+        batches=batches,
+        iterations=iterations,
+        ema=ema,
     )
     for t, batch in loop:
         odd = {"odd": torch.tensor(float(t))} if t % 2 else {}
@@ -102,11 +102,11 @@ def test_gradient_of_a_batch_in_parts_is_that_of_the_batch(tmp_path, accumulate)
         "test",
         tmp_path,
         Runtime(accumulate=accumulate),
-        {"network": network},
-        optimizer,
-        poly(1),
-        lambda start: [{"x": images}],
-        1,
+        networks={"network": network},
+        optimizer=optimizer,
+        schedule=poly(1),
+        batches=lambda start: [{"x": images}],
+        iterations=1,
     )
     for _, batch in loop:
         for rows in loop.parts(5):

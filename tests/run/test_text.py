@@ -35,7 +35,7 @@ def test_utf_16_without_a_mark_is_seen_by_its_zero_bytes(tmp_path, encoding):
         ("a\nKüste\n".encode("cp1252"), "neither UTF-8 nor UTF-16, in line 2.*save it as UTF-8"),
         (b"\xff\xfea", "neither UTF-8 nor UTF-16"),
         (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "neither UTF-8"),
-        (b"PK\3\4\0\0\0\0abc\0", "is no text"),
+        (b"PK\3\4\0\0\0\0abc\0", "is not text"),
     ],
 )
 def test_other_files_are_refused_by_name(tmp_path, content, message):

@@ -5,7 +5,7 @@ import torch
 
 from core.crf.dense import DenseCRF
 from core.models.backbones import BackboneConfig
-from core.wsss.irn import BoundaryNetwork, IrnConfig, confident_label, walk, walked_label
+from core.wsss.irn import BoundaryNetwork, IrnConfig, label_of_walked_maps, seed_by_thresholds, walk
 
 RESNET = BackboneConfig("resnet18", {"channels": [8, 8, 16, 16]}, "none")
 
@@ -14,19 +14,19 @@ def test_only_clear_pixels_are_confident():
     image = np.full((1, 4, 3), 128, np.uint8)
     cam = np.array([[[0.9, 0.2, 0.02, 0.5]], [[0.1, 0.1, 0.01, 0.6]]], np.float32)
     crf = DenseCRF(iterations=0)  # leaves each decision as it is
-    label = confident_label(image, np.array([3, 7]), cam, IrnConfig(), crf)
+    label = seed_by_thresholds(image, np.array([3, 7]), cam, IrnConfig(), crf)
     assert label.tolist() == [[3, 255, 0, 7]]
 
 
 def test_image_without_tags_is_background():
     image, cam = np.zeros((8, 12, 3), np.uint8), np.zeros((0, 2, 3), np.float32)
-    assert not confident_label(image, np.zeros(0), cam, IrnConfig(), DenseCRF()).any()
-    assert not walked_label(torch.zeros(0, 2, 3), np.zeros(0), (8, 12), 0.25).any()
+    assert not seed_by_thresholds(image, np.zeros(0), cam, IrnConfig(), DenseCRF()).any()
+    assert not label_of_walked_maps(torch.zeros(0, 2, 3), np.zeros(0), (8, 12), 0.25).any()
 
 
 def test_label_after_the_walk_compares_all_classes_with_the_background():
     walked = torch.tensor([[[8.0, 1.0, 1.0]], [[2.0, 4.0, 1.0]]])
-    label = walked_label(walked, np.array([2, 5]), (4, 12), 0.25)
+    label = label_of_walked_maps(walked, np.array([2, 5]), (4, 12), 0.25)
     assert label[:, 1::4].tolist() == [[2, 5, 0]] * 4  # within its cell, to the left of the centre
 
 
@@ -42,7 +42,7 @@ def test_cells_after_the_walk_are_4_pixels_wide_though_the_last_ones_reach_beyon
     walked = torch.zeros(1, 8, 8)
     walked[0, :, :4] = 1  # up to pixel 16, half of it from pixel 13.5 to 17.5
     narrow, wide = (
-        walked_label(walked, np.array([3]), (29, width), 0.5)[:, :29] for width in (29, 32)
+        label_of_walked_maps(walked, np.array([3]), (29, width), 0.5)[:, :29] for width in (29, 32)
     )
     assert (narrow == wide).all() and (narrow[:, :16] == 3).all() and not narrow[:, 16:].any()
 

@@ -13,7 +13,7 @@ from core.wsss.rsepm import (
     RsEpmClassifier,
     RsEpmConfig,
     certain_label,
-    correlated,
+    correct_maps,
     edge_strength,
     map_loss,
     mixed,
@@ -72,7 +72,7 @@ def test_map_spreads_over_cells_that_correlate_and_leaves_those_of_the_backgroun
     levels[0][0, 1, 0, 3:] = 1
     maps = torch.tensor([[[[1.0, 0.2, 0.2, 0.2, 0.0, 0.0]]]])
     config = RsEpmConfig()
-    found = correlated(self_correlation(levels, config), maps, torch.ones(1, 1, 1, 6), config)
+    found = correct_maps(self_correlation(levels, config), maps, torch.ones(1, 1, 1, 6), config)
     # Within the object: first order 1/3 everywhere; second order 1/2 with itself, 1/4 with others.
     assert torch.allclose(found, torch.tensor([[[[1.0, 2 / 3, 2 / 3, 0, 0, 0]]]]), atol=1e-4)
 

@@ -8,9 +8,9 @@ from core.wsss.seam import (
     background_from_classes,
     classification_loss,
     consistency_losses,
-    correlated,
     normalised,
     only_the_best_class,
+    pixel_correlation,
 )
 
 RESNET = BackboneConfig("resnet18", {"channels": [8, 8, 16, 16]}, "none")
@@ -36,7 +36,7 @@ def test_background_is_what_the_best_class_leaves():
 def test_cells_with_like_features_share_their_maps():
     features = torch.tensor([[[[1.0, 1, 0]], [[0, 0, 1.0]]]])  # the first two cells are alike
     maps = torch.tensor([[[[0.0, 1.0, 0.3]]]])
-    found = correlated(maps, features)
+    found = pixel_correlation(maps, features)
     assert torch.allclose(found, torch.tensor([[[[0.5, 0.5, 0.3]]]]), atol=1e-4)
 
 
@@ -50,7 +50,7 @@ def test_correlation_equals_its_double_loop():
         for c in range(2):
             values = maps[0, c].flatten()
             expected[c, j] = sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights)
-    assert torch.allclose(correlated(maps, features)[0].flatten(1), expected, atol=1e-4)
+    assert torch.allclose(pixel_correlation(maps, features)[0].flatten(1), expected, atol=1e-4)
 
 
 def test_views_that_agree_have_no_consistency_loss():

@@ -38,8 +38,9 @@ from core.uss.leopart import LeopartConfig, LeopartNetwork, Queue, crops_loss
 from core.wsss.advcam import adversarial_cam
 from core.wsss.affinity import affinity_loss
 from core.wsss.rsepm import RecurSeed
+from core.wsss.settings import METHODS, PAIR_NETWORKS
 from tools.common import ROOT, tool_parser
-from train_wsss import PAIR_NETWORKS, build_classifier
+from train_wsss import build_classifier
 
 PHOTOGRAPH = (375, 500)  # VOC's usual size
 
@@ -113,8 +114,7 @@ def climb_case(name: str) -> Case:
 
 def pairs_case(name: str) -> Case:
     config = configuration(name)
-    settings = getattr(config.wsss, config.wsss.pairs)
-    kind = PAIR_NETWORKS[config.wsss.pairs]
+    settings, kind = config.wsss.pairs, PAIR_NETWORKS[METHODS[config.wsss.method].walk]
     network = kind(config.wsss.backbone.without_weights(), settings)
 
     def loss(images: Tensor) -> Tensor:

@@ -67,13 +67,13 @@ class Steps:
         self.parts: dict[str, list[float]] = {"teacher": [], "waiting for the CRF": [], "EMA": []}
 
     def plain(self) -> None:
-        self.learn(unfilled(self.label).result)
+        self.learn(unfilled(self.label))
 
     def mars(self) -> None:
         arguments = self.images, self.label, self.tags
         with self.cast:
             filled: Filled = timed(self.parts["teacher"], self.fill.submit, *arguments)
-        self.learn(functools.partial(timed, self.parts["waiting for the CRF"], filled.result))
+        self.learn(functools.partial(timed, self.parts["waiting for the CRF"], filled))
         timed(self.parts["EMA"], self.ema.update, self.network, 50)
 
     def learn(self, finish: Callable[[], tuple]) -> None:

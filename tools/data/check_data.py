@@ -19,7 +19,7 @@ from core.data.features import read_features
 from core.data.finder import FEATURES, LABELS, Files
 from core.data.images import read_image
 from core.data.lists import Split, gather, masks_folder
-from core.run import notes
+from core.run import log
 from core.run.errors import UserError, run_script
 from core.run.threads import in_threads
 
@@ -37,7 +37,7 @@ def main() -> None:
     classes = config.data.classes
     print(f"{len(classes)} classes: {', '.join(classes[:30])}{' ...' if len(classes) > 30 else ''}")
     count = len(dict.fromkeys(problems))
-    print(f"{count} problems, {len(dict.fromkeys(warnings)) + notes.warnings()} warnings")
+    print(f"{count} problems, {len(dict.fromkeys(warnings)) + log.warnings()} warnings")
     if problems:
         sys.exit(1)
 
