@@ -25,7 +25,7 @@ from torch import Tensor
 
 from core.config import Config, make_parser, parse
 from core.crf.dense import make_crf
-from core.cut import BINS, MIN_CONTRAST, count_similarities, find_cuts, logit_map
+from core.cut import BINS, COLUMNS, MIN_CONTRAST, count_similarities, find_cuts, logit_map
 from core.data.checks import check_inputs
 from core.data.features import FeatureSource, feature_files
 from core.data.labels import BIASED_ON_DISK, read_label, to_disk, write_label
@@ -42,14 +42,13 @@ from core.pipeline import Run, check_upstream, debias_identity, feature_source
 from core.run import distributed
 from core.run.device import autocast, pick_device
 from core.run.errors import UserError, run_script
-from core.run.files import atomic_write, read_arrays
-from core.run.notes import warn
+from core.run.files import atomic_write, read_array, read_arrays
+from core.run.log import warn
 from core.run.stage import Stage, check_classes
 from core.run.threads import in_threads
 
 NEARLY_ALL, NEARLY_NOTHING = 0.9, 0.01
 """Stage 3 warns when it removes more or less than these shares of a class's label area."""
-CUTS = ("cut", "slope", "object_share", "remaining", "contrast", "expected_iou")
 REMEDY = "remove it to have it made again"
 
 
@@ -132,7 +131,7 @@ def select_centroids(config: Config, run: Run, split: Split, made_from: str) -> 
                 "no label map of the training list has background, with which Eq. 1 compares; "
                 "check the labels (wsss.labels_dir, or wsss/labels below run_dir)"
             )
-        vectors = torch.from_numpy(np.load(run.debias / "vectors.npy", mmap_mode="c"))
+        vectors = torch.from_numpy(read_array(run.debias / "vectors.npy", REMEDY, "c"))
         nearest = settings.nearest if settings.distance == "nearest" else None
         classes = len(config.data.classes)
         result = debiased_centroids(vectors, labels, classes, settings.alpha, nearest)
@@ -200,7 +199,7 @@ def select_cuts(config: Config, run: Run, split: Split) -> dict[str, np.ndarray]
             labels, cells = read_arrays(clusters, ("labels", "cells"), REMEDY).values()
             kept = np.append(selected[starts[index] :][: len(labels)], False)[cells]
             regions = np.append(labels, -1)[cells]  # cell -1, ignored, is the last
-            maps = np.load(run.debias / "similarities" / f"{name}.npy")
+            maps = read_array(run.debias / "similarities" / f"{name}.npy", REMEDY)
             return classes, count_similarities(maps, regions, kept, (classes + 1).tolist())
 
         total = np.zeros((len(config.data.classes), 3, BINS), np.int64)
@@ -210,7 +209,7 @@ def select_cuts(config: Config, run: Run, split: Split) -> dict[str, np.ndarray]
         with atomic_write(path) as tmp, tmp.open("wb") as file:
             np.savez(file, counts=total, **find_cuts(total))
     distributed.barrier()
-    return read_arrays(path, CUTS, REMEDY)
+    return read_arrays(path, COLUMNS, REMEDY)
 
 
 def write_debiased_labels(
@@ -228,7 +227,8 @@ def write_debiased_labels(
         label = torch.from_numpy(read_label(labels[index], size - 1, image.shape[:2]))
         classes = split.tags[index].nonzero()[0] + 1
         if len(np.setdiff1d(classes, uncut)):  # else nothing can be marked
-            maps = np.load(run.debias / "similarities" / f"{name}.npy").astype(np.float32)
+            maps = read_array(run.debias / "similarities" / f"{name}.npy", REMEDY)
+            maps = maps.astype(np.float32)
             if cuts:
                 logit = torch.from_numpy(logit_map(maps, cuts, classes))
             else:

@@ -29,6 +29,7 @@ RING = 2
 MIN_CONTRAST = 0.8
 """Classes whose kept cells exceed the ring's less often than this are left as they are."""
 GROUPS = ("region", "ring", "kept")
+COLUMNS = ("cut", "slope", "object_share", "remaining", "contrast", "expected_iou")
 
 
 def count_similarities(maps: np.ndarray, regions: np.ndarray, kept: np.ndarray, classes: list[int]):
@@ -65,9 +66,8 @@ def find_cuts(counts: np.ndarray) -> dict[str, np.ndarray]:
         `object_share`, pi; `remaining`, R(t); `contrast`, how often a kept cell exceeds a cell of
         the ring, 0.5 if they are alike; `expected_iou`.
     """
-    names = ("cut", "slope", "object_share", "remaining", "contrast", "expected_iou")
-    rows = [_cut(*groups) for groups in counts]
-    return {name: np.array(values) for name, values in zip(names, zip(*rows, strict=True))}
+    rows = np.array([_cut(*groups) for groups in counts])
+    return dict(zip(COLUMNS, rows.T, strict=True))
 
 
 def _cut(region: np.ndarray, ring: np.ndarray, kept: np.ndarray) -> tuple[float, ...]:

@@ -31,11 +31,9 @@ class DebiasConfig:
     # Which similarities of Eq. 4 count as the object. auto: each class has its own cut, found
     # without masks (core/cut.py); fixed: similarities above `threshold`.
     cut: Literal["auto", "fixed"] = "auto"
-    # fixed: the similarity map as it is, or divided by its maximum in each image's labelled region.
+    # fixed: the similarity map as it is, or divided by its maximum in an image's labelled region.
     scale: Literal["raw", "max"] = "raw"
-    threshold: OpenUnitInterval = (
-        0.5  # fixed: similarity at which object and context are as likely.
-    )
+    threshold: OpenUnitInterval = 0.5  # fixed: similarity above which pixels are kept.
     slope: PositiveFloat = 4.0  # fixed: change of the object's logit with similarity.
     refine: Literal["crf", "none"] = "crf"  # Refinement of the similarity map (Sec. 3.3).
     crf: CrfConfig = field(default_factory=CrfConfig)  # Settings of that refinement.

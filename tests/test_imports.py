@@ -12,7 +12,7 @@ FLOORS = (
     ("core.models",),
     ("core.crf",),
     ("core.inference", "core.metrics", "core.pictures", "core.scoring"),
-    ("core.debias", "core.debias_shards", "core.complement"),
+    ("core.debias", "core.cut", "core.complement"),
     ("core.segmenter", "core.uss", "core.wsss"),
     ("core.config",),
     ("core.pipeline",),

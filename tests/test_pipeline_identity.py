@@ -13,7 +13,6 @@ import pytest
 import yaml
 from conftest import tiny_config
 
-import make_debiased_labels
 from core.data.labels import read_label, write_label
 from core.data.tags import read_table, write_table
 from core.run import checkpoint
@@ -370,25 +369,3 @@ def test_manifests_hold_the_keys_of_the_chosen_methods_alone(finished):
         assert found & keys == keys - unused[name]
     settings = json.loads((finished.run / "uss/manifest.json").read_text())["settings"]
     assert {key.split(".")[1] for key in settings if "." in key} == chosen["uss"]
-
-
-def test_selection_from_shards_gives_the_same_labels(finished, tmp_path, monkeypatch):
-    """Above a size, centroids are selected from shards on disk; here from the first byte on."""
-    world = finished.copy(tmp_path)
-    shutil.rmtree(world.run / "debias")
-    monkeypatch.setattr(make_debiased_labels, "IN_MEMORY", 0)
-    monkeypatch.setattr(make_debiased_labels, "IMAGES_PER_SHARD", 3)
-    world.call("make_debiased_labels")
-    assert len([*(world.run / "debias/shards").glob("0000?.npz")]) == 3
-    with (
-        np.load(finished.run / "debias/centroids.npz") as whole,
-        np.load(world.run / "debias/centroids.npz") as ours,
-    ):
-        details = {"vectors", "labels", "sizes", "images", "distance", "selected"}
-        assert {*ours} == {"centroids", "made_from"} == {*whole} - details
-        assert details < {*whole} and whole["selected"].any()
-        assert np.allclose(ours["centroids"], whole["centroids"], rtol=0, atol=1e-6)
-    labels = sorted((finished.run / "debias/labels").glob("*.png"))
-    assert len(labels) == 8
-    for path in labels:
-        assert (world.run / "debias/labels" / path.name).read_bytes() == path.read_bytes()

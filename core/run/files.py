@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -94,6 +94,18 @@ def atomic_write(path: Path) -> Iterator[Path]:
         tmp.replace(path)
     finally:
         tmp.unlink(missing_ok=True)
+
+
+def read_array(path: Path, remedy: str, mmap_mode: Literal["r", "c"] | None = None) -> np.ndarray:
+    """The array of an .npy file, in memory or mapped.
+
+    Raises:
+        UserError: the file is missing or broken.
+    """
+    try:
+        return np.load(path, mmap_mode, allow_pickle=False)
+    except Exception as error:  # noqa: BLE001 (any exception type is possible)
+        raise UserError(f"{path} cannot be read ({error}); {remedy}") from None
 
 
 def read_arrays(path: Path, names: Sequence[str], remedy: str) -> dict[str, np.ndarray]:

@@ -64,10 +64,10 @@ def test_other_settings_or_inputs_are_refused_and_nothing_is_lost(tmp_path, chan
 def test_setting_newer_than_the_folder_counts_as_its_default(tmp_path):
     stage(tmp_path).finish({})
     manifest = read_json(tmp_path / "manifest.json")
-    del manifest["settings"]["debias.scale"]
+    del manifest["settings"]["debias.cut"]
     write_json(tmp_path / "manifest.json", manifest)
-    with pytest.raises(UserError, match="debias.scale: 'max' there, 'raw' now"):
-        stage(tmp_path, config=Config(debias=DebiasConfig(scale="raw")))
+    with pytest.raises(UserError, match="debias.cut: 'auto' there, 'fixed' now"):
+        stage(tmp_path, config=Config(debias=DebiasConfig(cut="fixed")))
     assert stage(tmp_path).finished
 
 

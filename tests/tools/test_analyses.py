@@ -88,9 +88,8 @@ def write_stage3(config: Config) -> None:
         images += [index] * 3
     vectors = np.random.default_rng(1).normal(size=(len(labels), 8)).astype(np.float32)
     selected = np.arange(len(labels)) % 3 == 1
-    np.savez(
-        folder / "centroids.npz", vectors=vectors, labels=labels, images=images, selected=selected
-    )
+    np.save(folder / "vectors.npy", vectors)
+    np.savez(folder / "centroids.npz", labels=labels, images=images, selected=selected)
 
 
 def test_figure8_tells_objects_from_context(config):
@@ -162,18 +161,17 @@ def test_figure9_without_a_baseline_names_what_to_run(config):
 
 
 @pytest.mark.parametrize(
-    "settings", [DebiasConfig(), DebiasConfig(unary="logistic", threshold=0.55, nearest=7)]
+    "settings", [DebiasConfig(), DebiasConfig(cut="fixed", scale="max", threshold=0.55)]
 )
 def test_each_point_differs_from_the_configured_settings_in_its_own_factor(settings):
     found = sensitivity.factors(settings)
     assert [p.value for p in found["K_bg"]] == list("12345")
     assert [p.value for p in found["alpha"]][::9] == ["0.1", "1"] and len(found["alpha"]) == 10
-    for factor in ("K_bg", "alpha", "distance", "scale"):
+    for factor in ("K_bg", "alpha", "distance"):
         assert sum(point.configured(settings) for point in found[factor]) == 1, factor
-    form = "threshold" if settings.unary == "logistic" else "gamma"
-    for factor in ("threshold", "gamma"):
+    for factor, cut in (("cut", "auto"), ("threshold", "fixed")):
         marked = [point.configured(settings) for point in found[factor]]
-        assert sum(marked) == (factor == form)
+        assert sum(marked) == (settings.cut == cut)
     folders = [point.folder for group in found.values() for point in group]
     assert len({*folders}) == len(folders)
 

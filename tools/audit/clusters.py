@@ -15,7 +15,7 @@ from core.data.labels import BACKGROUND, BIASED_ON_DISK, read_label
 from core.data.lists import Split, label_files
 from core.pipeline import Run
 from core.run.errors import UserError
-from core.run.files import read_arrays
+from core.run.files import read_array, read_arrays
 
 SIDE = 160  # pixels, longest side of a picture
 REMEDY = "run make_debiased_labels.py with the same --config first"
@@ -70,7 +70,8 @@ def read_debiased(config: Config, run: Run, split: Split) -> Clusters:
     missing = [p for p in (path, *cells) if not p.is_file()]
     if missing:
         raise UserError(f"{missing[0]} is missing; {REMEDY}")
-    vectors, values, images = read_arrays(path, ("vectors", "labels", "images"), REMEDY).values()
+    values, images = read_arrays(path, ("labels", "images"), REMEDY).values()
+    vectors = read_array(run.debias / "vectors.npy", REMEDY)
     size = len(config.data.classes) + 1
     if images.max(initial=0) >= len(split) or values.max(initial=0) >= size:
         raise UserError(f"{path} belongs to another list of images or classes; {REMEDY}")

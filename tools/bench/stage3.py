@@ -22,6 +22,7 @@ from core.debias import (
     debiased_centroids,
     debiased_mask,
     debiased_score,
+    fixed_logit,
     image_centroids,
 )
 from core.run.files import read_json
@@ -36,7 +37,7 @@ def benchmark_debias(samples: Path | None) -> None:
     """
     pictures = photographs(samples) if samples else [drawing(k) for k in range(8)]
     items = [debias_item(image, label) for image, label in pictures]
-    config, ways = DebiasConfig(scale="minmax"), ("naive", "cells")
+    config, ways = DebiasConfig(cut="fixed", scale="max"), ("naive", "cells")
     crfs = {"naive": DenseCRF("pydensecrf"), "cells": DenseCRF()}
     steps = ("K-means", "similarity", "unary and CRF")
     times = {w: {step: [] for step in steps} for w in ways}
@@ -61,8 +62,9 @@ def benchmark_debias(samples: Path | None) -> None:
     for image, label, feat in items:
         for w in ways:
             found = timed(times[w]["similarity"], score, w, feat, label)
-            arguments = (found, image, torch.from_numpy(label), config, crfs[w])
-            mask = timed(times[w]["unary and CRF"], debiased_mask, *arguments)
+            label_map = torch.from_numpy(label)
+            logit = fixed_logit(found, label_map, config)
+            mask = timed(times[w]["unary and CRF"], debiased_mask, logit, image, label_map, crfs[w])
             masks[w].append(mask.numpy()[label > 0])
     print("medians in ms; naive: features at full size, K-means over all pixels, pydensecrf")
     print(f"{'':8}" + "".join(f"{s:>15}" for s in (*steps, "image", "speed-up")))

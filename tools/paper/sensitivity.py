@@ -25,10 +25,13 @@ from tools.paper.results import BLUE, GREY, ORANGE, Analysis, percent, styled
 
 CLUSTERING = ("k_fg", "k_bg")  # settings that change K-means
 CONFIGURED, BEFORE = "configured", "pseudo labels"
-SYMBOLS = {"K_bg": "$K_{bg}$", "alpha": r"$\alpha$", "gamma": r"$\gamma$"}
+SYMBOLS = {
+    "K_bg": "$K_{bg}$",
+    "alpha": r"$\alpha$",
+}
 CAPTION = (
     "One setting of stage 3 varies at a time; the others keep the configured value (marked): {}. "
-    "Threshold and gamma also choose the form of the unary."
+    "Thresholds are shares of the similarity's maximum in each image (debias.cut: fixed)."
 )
 OF_LABELS = (
     "mIoU of the debiased labels on the training list, biased pixels as background, per cent. The "
@@ -66,16 +69,12 @@ def factors(settings: DebiasConfig, quick: bool = False) -> dict[str, list[Point
     """
     tenths = [k / 10 for k in range(1, 11)]
     published = {"K_bg": ("k_bg", [1, 2, 3, 4, 5], {}), "alpha": ("alpha", tenths, {})}
-    forms = {
-        "threshold": ("threshold", tenths[2:7], {"unary": "logistic"}),
-        "gamma": ("gamma", [0.5, 1.0, 2.0, 4.0], {"unary": "gamma"}),
-    }
-    scales = ("raw", "max", "minmax")
+    fixed = {"threshold": ("threshold", tenths[:5], {"cut": "fixed", "scale": "max"})}
     found = {
         **_numbers(settings, published),
         "distance": _distances(settings),
-        **_numbers(settings, forms),
-        "scale": [Point("scale", name, (("scale", name),)) for name in scales],
+        "cut": [Point("cut", "auto", (("cut", "auto"),))],
+        **_numbers(settings, fixed),
     }
     if quick:
         found = {
@@ -198,7 +197,7 @@ def take_clusters_over(source: Path, target: Path, point: Point) -> None:
     """Links the configured stage 3's clusters into the folder of a point that has the same ones."""
     if any(key in CLUSTERING for key, _ in point.changes) or (target / "manifest.json").exists():
         return
-    for path in [*(source / "clusters").glob("*.npz"), *(source / "shards").glob("?????.npz")]:
+    for path in (source / "clusters").glob("*.npz"):
         ours = target / path.relative_to(source)
         if ours.exists():
             continue
