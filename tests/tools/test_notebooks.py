@@ -30,7 +30,10 @@ def test_notebook_debiases_a_folder_of_labels(tiny_data, tmp_path):
         label = np.zeros((128, 128), np.uint8)
         label[32:96, 32:96] = 1 + k % 2
         write_label(labels / f"{picture.stem}.png", label)
-        feat = rng.standard_normal((8, 16, 16)).astype(np.float16)
+        feat = 0.3 * rng.standard_normal((8, 16, 16)).astype(np.float16)
+        feat[2] += 1  # context, also in the right half of the label
+        feat[2, 4:12, 4:8] -= 1
+        feat[k % 2, 4:12, 4:8] += 1  # the object
         np.save(features / f"{picture.stem}.npy", feat)
     first, *rest = cells("debias.ipynb")
     assert first["metadata"]["tags"] == ["parameters"]
