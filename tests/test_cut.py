@@ -3,7 +3,11 @@
 import numpy as np
 import pytest
 
+from core.config import Config
 from core.cut import BINS, COLUMNS, count_similarities, find_cuts, logit_map
+from core.data.settings import DataConfig
+from core.run import log
+from make_debiased_labels import warn_of
 
 
 def counts(*groups) -> np.ndarray:
@@ -109,3 +113,18 @@ def test_classes_without_a_cut_take_no_part_in_the_logit():
     maps = np.array([[[0.7, 0.1]], [[0.9, 0.9]], [[0.1, 0.2]]])
     assert np.allclose(logit_map(maps, cuts, [1, 2, 3]), [[0.4, 1.0]])
     assert np.allclose(logit_map(maps[:2], cuts, [1, 2]), [[0.4, -0.8]])
+
+
+def test_stage_warns_of_classes_that_lose_all_or_nothing_and_of_those_without_a_cut(
+    monkeypatch, capsys
+):
+    monkeypatch.setattr(log, "printed", {})
+    config = Config(data=DataConfig(classes=("boat", "train", "sofa", "cat")))
+    cuts = {"contrast": np.array([0.9, 0.95, 0.61, 0.9])}
+    warn_of(config, [0.97, 0.3, 0.0, 0.001], cuts)
+    nearly_all, alike, nothing = capsys.readouterr().err.splitlines()
+    assert "nearly all labels of boat 97%" in nearly_all and "train 30%" not in nearly_all
+    assert "sofa 0.61" in alike and "boat" not in alike
+    assert nothing.endswith("less than 1% of cat")
+    warn_of(config, [0.2] * 4, {"contrast": np.full(4, 0.9)})
+    assert not capsys.readouterr().err

@@ -65,6 +65,14 @@ def test_debiasing_only_ever_marks_labelled_pixels(finished):
     assert marked > 0
 
 
+def test_cut_that_does_not_fit_the_features_is_warned_of(finished, tmp_path):
+    """Cosines of centred features are small: a threshold of 0.5 removes all that is labelled."""
+    options = ("--debias.cut=fixed", "--debias.refine=none", f"--debias.output_dir={tmp_path}")
+    done = run_stage(WEAK[2], finished.parent / "tiny.yaml", *options)
+    assert done.returncode == 0 and "removed nearly all labels of" in done.stderr
+    assert "debias.cut auto" in done.stderr
+
+
 def test_second_call_does_nothing(finished):
     before = files(finished, "debias/**/*")
     for script in WEAK:

@@ -360,9 +360,13 @@ def test_manifests_hold_the_keys_of_the_chosen_methods_alone(finished):
     chosen = {
         "uss": {"method", "backbone", "backbone_stage", "tokens", "scales", "flip", "centre"},
         "wsss": {"object_share", "crf", "epochs", "backbone", "irn", "threshold"},
-        "debias": {"alpha", "scale", "crf", "nearest"},
+        "debias": {"alpha", "cut", "scale", "crf", "nearest"},
     }
-    unused = {"uss": set(), "wsss": {"crf", "irn", "threshold"}, "debias": {"crf", "nearest"}}
+    unused = {
+        "uss": set(),
+        "wsss": {"crf", "irn", "threshold"},
+        "debias": {"crf", "nearest", "scale"},
+    }
     for name, keys in chosen.items():
         settings = json.loads((finished.run / name / "manifest.json").read_text())["settings"]
         found = {key.split(".")[1] for key in settings if key.startswith(f"{name}.")}
