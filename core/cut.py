@@ -86,9 +86,9 @@ def _cut(region: np.ndarray, ring: np.ndarray, kept: np.ndarray) -> tuple[float,
     above_region, above_ring = (1 - np.append(0, np.cumsum(g)[:-1]) for g in (region, ring))
     context = (1 - share) * above_ring
     iou = (above_region - context) / (share + context)
-    best = iou.argmax()
+    best = iou.argmax()  # above 1 where the groups do not quite fit the mixture
     cut, slope = 2 / BINS * best - 1, (mean[2] - mean[1]) / variance
-    return cut, slope, share, above_region[best], contrast, iou[best]
+    return cut, slope, share, above_region[best], contrast, min(iou[best], 1)
 
 
 def logit_map(maps: np.ndarray, cuts: dict[str, np.ndarray], classes: Iterable[int]) -> np.ndarray:
