@@ -1,10 +1,11 @@
 """Class names that are one name, or only look so."""
 
 import pytest
+import yaml
 
 from core.config import Config, make_parser, parse
 from core.data.names import class_name, look_alikes, nearest, warn_of_names
-from core.data.settings import DataConfig
+from core.data.settings import VOC_CLASSES, DataConfig
 from core.data.tags import find_images
 from core.run import log
 from core.run.errors import UserError
@@ -43,8 +44,8 @@ def test_names_that_look_alike_are_grouped(group):
 
 def test_shipped_classes_do_not_look_alike(pytestconfig):
     for path in (pytestconfig.rootpath / "configs").glob("*.yaml"):
-        if path.stem != "folder":
-            parse(make_parser("test", "test"), [f"--config={path}"])
+        data = yaml.safe_load(path.read_text()).get("data", {})
+        warn_of_names(data.get("classes") or VOC_CLASSES, None)
     assert not log.warnings()
 
 
