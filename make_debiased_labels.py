@@ -259,6 +259,7 @@ def warn_of(config: Config, removed: list[float], cuts: dict[str, np.ndarray]) -
     """Warns of classes of which nearly all, or nearly nothing, was removed."""
     names, advice = config.data.classes, "python tools/audit/inspect_features.py shows the features"
     shares = dict(zip(names, removed, strict=True))
+    contrasts = dict(zip(names, cuts.get("contrast", np.ones(len(names))), strict=True))
     gone = [f"{c} {share:.0%}" for c, share in shares.items() if share > NEARLY_ALL]
     if gone:
         warn(
@@ -266,19 +267,16 @@ def warn_of(config: Config, removed: list[float], cuts: dict[str, np.ndarray]) -
             f"the classes. Use other features (uss.backbone){'' if cuts else ', debias.cut auto'} "
             f"or another debias.alpha; {advice}"
         )
-    alike = [
-        f"{names[k]} {contrast:.2f}"
-        for k, contrast in enumerate(cuts.get("contrast", []))
-        if contrast < MIN_CONTRAST
-    ]
+    alike = [f"{c} {contrast:.2f}" for c, contrast in contrasts.items() if contrast < MIN_CONTRAST]
     if alike:
         warn(
             "the features do not tell these classes from their surroundings, so their labels stay "
             f"as they are (contrast below {MIN_CONTRAST}): {', '.join(alike)}. Use other features "
             f"(uss.backbone); {advice}"
         )
-    spared = {c for c, share in shares.items() if share < NEARLY_NOTHING}
-    spared = sorted(spared - {entry.split()[0] for entry in alike}, key=names.index)
+    # A class without a contrast, NaN, has no labels to remove.
+    cut = [c for c, contrast in contrasts.items() if contrast >= MIN_CONTRAST]
+    spared = [c for c in cut if shares[c] < NEARLY_NOTHING]
     if spared:
         warn(f"stage 3 removed less than {NEARLY_NOTHING:.0%} of {', '.join(spared)}")
 

@@ -17,7 +17,7 @@ those above t contain R - (1 - pi) B objects, and their union with all objects i
 The cut maximises the ratio, the expected IoU. Scaling or shifting all similarities changes nothing.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import cv2
 import numpy as np
@@ -32,7 +32,9 @@ GROUPS = ("region", "ring", "kept")
 COLUMNS = ("cut", "slope", "object_share", "remaining", "contrast", "expected_iou")
 
 
-def count_similarities(maps: np.ndarray, regions: np.ndarray, kept: np.ndarray, classes: list[int]):
+def count_similarities(
+    maps: np.ndarray, regions: np.ndarray, kept: np.ndarray, classes: Sequence[int]
+) -> np.ndarray:
     """Histograms of one image's similarities.
 
     Args:
