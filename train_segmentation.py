@@ -80,7 +80,7 @@ def train_network(config: Config, stage: Stage, split: Split, labels: tuple[Path
         settings.optimizer, groups, settings.weight_decay, iterations, momentum=0.9
     )
     dataset = LabelledImages(split, labels, num_classes, settings.augment)
-    batches = batches_from(dataset, settings.batch_size, iterations, config)
+    batches = batches_from(dataset, settings.batch_size, iterations, config, settings.class_balance)
     at_cells = student.head.at_cells
     complement, fill_from = None, round(settings.warmup * iterations)
     if settings.mode in ("complement", "mars"):

@@ -31,7 +31,7 @@ from core.run.device import autocast, pick_device, seed_everything, to_device
 from core.run.errors import UserError, run_script
 from core.run.loop import EMA, Loop, one_cycle
 from core.run.stage import Stage
-from core.uss.features import SemanticFeatures, UssConfig, mean_feature, network_features
+from core.uss.features import SemanticFeatures, UssConfig, network_features, statistics
 from core.uss.leopart import (
     LeopartNetwork,
     MultiCrops,
@@ -76,9 +76,13 @@ def main() -> None:
     network.backbone.requires_grad_(False).eval()  # frozen: its statistics, too
     if config.uss.method == "stego" and not config.uss.weights:
         train_stego(config, network, split, run.uss / "stego")
-    source = network_features(network.eval(), split, device, autocast(config, device))
-    if config.uss.centre:
-        network.mean.copy_(mean_feature(source, len(split)))
+    network.eval()
+    if config.uss.centre or config.uss.whiten:
+        source = network_features(network.raw, split, device, autocast(config, device))
+        network.mean, network.projection = (
+            None if x is None else x.to(device)
+            for x in statistics(source, len(split), config.uss.whiten)
+        )
     if config.uss.cache:
         cache_features(config, stage, split, network)
     state = {"network": network.state_dict(), "made_from": stage.made_from}
@@ -95,7 +99,7 @@ def build_features(settings: UssConfig) -> SemanticFeatures:
     if not settings.weights:
         return SemanticFeatures(settings)
     network = SemanticFeatures(replace(settings, backbone=settings.backbone.without_weights()))
-    return checkpoint.load_published(network, Path(settings.weights), own=("mean",))
+    return checkpoint.load_published(network, Path(settings.weights), own=("mean", "projection"))
 
 
 def cache_features(config: Config, stage: Stage, split: Split, network: SemanticFeatures) -> None:

@@ -101,7 +101,7 @@ def train_classifier(
         settings.optimizer, groups, settings.weight_decay, iterations
     )
     dataset = LabelledImages(split, None, len(config.data.classes), settings.augment)
-    batches = batches_from(dataset, settings.batch_size, iterations, config)
+    batches = batches_from(dataset, settings.batch_size, iterations, config, settings.class_balance)
     amp, networks, ema = autocast(config, device), {"network": classifier}, None
     method = METHODS[settings.method]
     if method.teacher:

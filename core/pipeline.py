@@ -28,7 +28,7 @@ from core.run.inputs import Items
 from core.run.settings import flatten, is_weight_file, keys_in_use, overlaid, weight_files
 from core.run.stage import Identity, class_difference, listed, refuse_stale, setting_differences
 from core.segmenter import SegmentationConfig
-from core.uss.features import SemanticFeatures, centred, mean_feature, network_features
+from core.uss.features import SemanticFeatures, network_features, standardised_source
 
 
 class Run:
@@ -131,13 +131,17 @@ def debias_identity(config: Config, split: Split) -> Identity:
     if folder:
         paths = paths_of(Path(folder), FEATURES, split)
         inputs["features"] = dict(zip(split.ids, paths, strict=True))
-    return _identity(config, ("seed", "debias"), inputs)
+    identity = _identity(config, ("seed", "debias"), inputs)
+    if not folder:
+        return identity  # stage 1's checkpoint tells what becomes of its features
+    of_files = {f"uss.{key}": getattr(config.uss, key) for key in ("centre", "whiten")}
+    return dataclasses.replace(identity, settings={**identity.settings, **of_files})
 
 
 def segmentation_identity(config: Config, split: Split, labels: Sequence[Path]) -> Identity:
     """Stage 4 sees images and label maps; the teacher also sees tags."""
     inputs = {"images": _images(split), "labels": dict(zip(split.ids, labels, strict=True))}
-    if config.segmentation.mode in ("complement", "mars"):
+    if config.segmentation.mode in ("complement", "mars") or config.segmentation.class_balance:
         inputs["tags"] = _tags(config, split)
     return _identity(config, ("seed", "accumulate", "sync_norm", "segmentation"), inputs)
 
@@ -235,7 +239,9 @@ def feature_source(
     """The configured features: files from elsewhere, stage 1's files, or its network."""
     if config.uss.features_dir:
         source = file_features(feature_files(Path(config.uss.features_dir), split))
-        return centred(source, mean_feature(source, len(split))) if config.uss.centre else source
+        if config.uss.centre or config.uss.whiten:
+            return standardised_source(source, len(split), config.uss.whiten)
+        return source
     if config.uss.cache:
         return file_features(feature_files(Run(config).uss / "features", split, "run train_uss.py"))
     return network_features(load_semantic_features(config).to(device), split, device, amp)

@@ -18,7 +18,15 @@ from core.inference import multi_scale, windowed
 from core.models.deeplab import DeepLab, DeepLabConfig
 from core.run import distributed
 from core.run.device import autocast, pick_device, to_device
-from core.run.settings import NonNegativeInt, PositiveFloat, PositiveInt, Runtime, check, location
+from core.run.settings import (
+    ClosedUnitInterval,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Runtime,
+    check,
+    location,
+)
 from core.run.threads import in_threads
 
 
@@ -35,6 +43,9 @@ class SegmentationConfig(ComplementConfig, DeepLabConfig):
     # Average the loss over background and foreground pixels separately, and add the two (AdvCAM).
     balanced: bool = False
     epochs: PositiveInt = 100  # Passes over the training images (the author's later code).
+    # Draw images of rare classes more often: 0, every image once an epoch; 0.5, a class of n images
+    # as often as sqrt(n); 1, all classes about equally often. For skewed collections.
+    class_balance: ClosedUnitInterval = 0
     batch_size: PositiveInt = 16  # Images per step.
     # sgd has momentum 0.9 and a polynomial schedule; adamw a one-cycle one.
     optimizer: Literal["sgd", "adamw"] = "sgd"

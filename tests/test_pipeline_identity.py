@@ -358,7 +358,16 @@ def test_results_name_their_classes(finished):
 
 def test_manifests_hold_the_keys_of_the_chosen_methods_alone(finished):
     chosen = {
-        "uss": {"method", "backbone", "backbone_stage", "tokens", "scales", "flip", "centre"},
+        "uss": {
+            "method",
+            "backbone",
+            "backbone_stage",
+            "tokens",
+            "scales",
+            "flip",
+            "centre",
+            "whiten",
+        },
         "wsss": {"object_share", "crf", "epochs", "backbone", "irn", "threshold"},
         "debias": {"alpha", "cut", "scale", "crf", "nearest"},
     }

@@ -1,9 +1,11 @@
-"""Networks below unsupervised features: a ViT's patch tokens, or one stage of a CNN."""
+"""Networks below unsupervised features: a ViT's patch tokens, or stages of a CNN."""
 
 import contextlib
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from core.models.backbones import (
     FIXES,
@@ -62,42 +64,53 @@ class ViT(nn.Module):
 
 
 class StageFeatures(Backbone):
-    """One stage of a network as a feature map: a ResNet's at stride 8 (the first one's is 4), for
-    which it is dilated, and other networks' at the stage's own stride, 4 to 32."""
+    """Stages of a network as a feature map: a ResNet's at stride 8 (the first one's is 4), for
+    which it is dilated, and other networks' at the stages' own strides, 4 to 32.
 
-    def __init__(self, config: BackboneConfig, stage: int):
+    Several stages are joined, each with unit vectors, on the grid of the first one named.
+    """
+
+    def __init__(self, config: BackboneConfig, stages: Sequence[int]):
         wide = config.name == "wide_resnet38"
         dilated = wide or is_resnet(config)
-        super().__init__(config, (stage,), 8 if dilated else 32)
-        (self.dim,) = self.dims
+        ascending = sorted({*stages})
+        super().__init__(config, ascending, 8 if dilated else 32)
+        self._first = ascending.index(stages[0])
+        self.dim = sum(self.dims)
         self.patch = 8 if dilated else max(*self.strides, self._multiple)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W), sides multiples of `patch` -> (B, D, H/stride, W/stride)."""
-        return super().forward(images)[0]
+        maps = super().forward(images)
+        if len(maps) == 1:
+            return maps[0]
+        size = maps[self._first].shape[-2:]
+        maps = [F.normalize(m.float(), dim=1) for m in maps]
+        return torch.cat([F.interpolate(m, size, mode="bilinear") for m in maps], 1)
 
 
 def feature_network(
-    backbone: BackboneConfig, stage: int = 4, tokens: str = "last"
+    backbone: BackboneConfig, stages: int | Sequence[int] = 4, tokens: str = "last"
 ) -> ViT | StageFeatures:
     """The network below unsupervised features.
 
     Args:
         backbone: architecture and weights.
-        stage: stage of a network with feature maps, 1 to 4.
+        stages: stage of a network with feature maps, 1 to 4, or several, see `StageFeatures`.
         tokens: tokens of a ViT, see `ViT`.
 
     Raises:
         UserError: it has neither maps of several strides nor patch tokens at any image size.
     """
+    stages = [stages] if isinstance(stages, int) else stages
     if backbone.name == "wide_resnet38":
-        return StageFeatures(backbone, stage)
+        return StageFeatures(backbone, stages)
     blank_network(backbone)  # refuses unknown names and wrong arguments
     strides = []
     with contextlib.suppress(UserError):  # some networks give no maps
         strides = map_strides(backbone)
     if len({*strides}) > 1:
-        return StageFeatures(backbone, stage)
+        return StageFeatures(backbone, stages)
     _refuse_unless_vit(backbone, tokens)
     return ViT(backbone, tokens)
 

@@ -1,7 +1,7 @@
 """Unsupervised semantic features F of images, computed by a frozen or trained network."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -14,7 +14,7 @@ from core.data.lists import Split
 from core.data.loader import batches_by_size
 from core.models.backbones import BackboneConfig
 from core.models.feature_networks import feature_network
-from core.run.settings import PositiveFloat, check, location
+from core.run.settings import PositiveFloat, PositiveInt, check, location
 from core.uss.leopart import LeopartConfig
 from core.uss.self_supervision import SelfSupervisedConfig
 from core.uss.stego import StegoConfig, StegoHead
@@ -29,8 +29,9 @@ class UssConfig(StegoConfig):
         default_factory=lambda: BackboneConfig(name="vit_base_patch8_224.dino")
     )
     # Stage that gives the features, 1 to 4. A ResNet is dilated to stride 8 (stage 1: 4); stages of
-    # other networks have their own strides 4, 8, 16 and 32. A ViT gives its last tokens.
-    backbone_stage: Literal[1, 2, 3, 4] = 4
+    # other networks have their own strides 4, 8, 16 and 32. Several, such as [3, 4], are joined on
+    # the grid of the first one named. A ViT gives its last tokens.
+    backbone_stage: Literal[1, 2, 3, 4] | tuple[Literal[1, 2, 3, 4], ...] = 4
     # Use <id>.npy feature files, (D, h, w), from this folder instead of stage 1.
     features_dir: str | None = location()
     # Training of the network itself, when no weights suit the images.
@@ -47,6 +48,9 @@ class UssConfig(StegoConfig):
     flip: bool = True  # Average features with the mirrored image's.
     # Subtract the data set's mean feature, for features whose cosines are all high.
     centre: bool = False
+    # Whiten: keep this many principal components of the centred features over the data set, scaled
+    # to unit variance. Recommended for CNNs, whose features share a few dominant directions.
+    whiten: PositiveInt | None = None
     # Keep the training images' features on disk (float16) instead of computing them twice in stage
     # 3. VOC with DINO ViT-B/8 and STEGO: 0.4 MB an image, 4 GB.
     cache: bool = location(False)
@@ -69,7 +73,7 @@ class UssConfig(StegoConfig):
 
 
 class SemanticFeatures(nn.Module):
-    """A frozen network, STEGO's head if trained, and the mean feature that is subtracted."""
+    """A frozen network, STEGO's head if trained, and the data set's mean and whitening."""
 
     RELEASED: ClassVar = [  # STEGO's, by Lightning
         ("net.model.head.", None),
@@ -89,6 +93,8 @@ class SemanticFeatures(nn.Module):
             self.head = StegoHead(self.backbone.dim, config.code_dim, config.dropout)
         width = config.code_dim if self.head else self.backbone.dim
         self.register_buffer("mean", torch.zeros(width))
+        shape = (config.whiten, width) if config.whiten else None
+        self.register_buffer("projection", torch.zeros(shape) if shape else None)
 
     def encode(self, images: Tensor) -> Tensor:
         """(B, 3, H, W), sides multiples of the patch -> (B, D, H/patch, W/patch)."""
@@ -96,14 +102,18 @@ class SemanticFeatures(nn.Module):
         return self.head(feat) if self.head else feat
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) normalised images of any size -> (B, D, h, w) features.
+        """(B, 3, H, W) normalised images of any size -> (B, D, h, w) features; see `raw`."""
+        return standardised(self.raw(images), self.mean, self.projection)
+
+    def raw(self, images: Tensor) -> Tensor:
+        """The features before the data set's mean and whitening.
 
         The image is resized by each of `scales`, then up to the next multiple of the patch; (h, w)
         is the grid of the first.
         """
         first, *further = (self._at(images, scale) for scale in self.config.scales)
         maps = [first, *(F.interpolate(m, first.shape[-2:], mode="bilinear") for m in further)]
-        return sum(maps) / len(maps) - self.mean[:, None, None]
+        return sum(maps) / len(maps)
 
     def _at(self, images: Tensor, scale: float) -> Tensor:
         patch = self.backbone.patch
@@ -117,7 +127,10 @@ class SemanticFeatures(nn.Module):
 
 
 def network_features(
-    network: nn.Module, split: Split, device: torch.device, autocast: torch.autocast
+    network: Callable[[Tensor], Tensor],
+    split: Split,
+    device: torch.device,
+    autocast: torch.autocast,
 ) -> FeatureSource:
     """Features computed on the fly, in batches of consecutive images of one size."""
 
@@ -132,17 +145,55 @@ def network_features(
     return source
 
 
-def mean_feature(source: FeatureSource, count: int) -> Tensor:
-    """(D,) the mean over all images of each image's mean feature."""
-    total = sum(feat.double().mean((1, 2)) for _, feat in source(range(count)))
-    return (total / count).float()
+def statistics(
+    source: FeatureSource, count: int, whiten: int | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """The mean feature and the whitening of a data set, in which each image counts alike.
+
+    Args:
+        source: features of `count` images.
+        count: number of images.
+        whiten: number W of principal components; None: the mean alone.
+
+    Returns:
+        (D,) mean; (W, D) projection, rows of unit variance, largest component first; or None.
+
+    Raises:
+        UserError: the features have fewer than W channels.
+    """
+    total, products = 0, 0
+    for _, feat in source(range(count)):
+        points = feat.double().flatten(1)
+        total = total + points.mean(1)
+        if whiten:
+            check(
+                whiten <= len(feat),
+                f"uss.whiten: {whiten} components of features with {len(feat)} channels; lower it",
+            )
+            products = products + points @ points.T / points.shape[1]
+    mean = total / count
+    if not whiten:
+        return mean.float(), None
+    variances, axes = torch.linalg.eigh(products / count - torch.outer(mean, mean))
+    variances = variances.clamp(min=1e-6 * variances[-1])  # fewer cells than channels
+    projection = (axes / variances.sqrt()).T.flip(0)[:whiten]
+    return mean.float(), projection.float().contiguous()
 
 
-def centred(source: FeatureSource, mean: Tensor) -> FeatureSource:
-    """The same features with the (D,) mean taken out."""
+def standardised(feat: Tensor, mean: Tensor, projection: Tensor | None) -> Tensor:
+    """(..., D, h, w) features without the (D,) mean -> (..., W, h, w) by a (W, D) projection."""
+    feat = feat - mean[:, None, None]
+    if projection is None:
+        return feat
+    return torch.einsum("kd,...dhw->...khw", projection, feat)
 
-    def shifted(indices: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
+
+def standardised_source(source: FeatureSource, count: int, whiten: int | None) -> FeatureSource:
+    """The same features after `statistics` and `standardised`."""
+    mean, projection = statistics(source, count, whiten)
+
+    def transformed(indices: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
         for index, feat in source(indices):
-            yield index, feat - mean[:, None, None]
+            yield index, standardised(feat, mean, projection)
 
-    return shifted
+    return transformed

@@ -11,7 +11,14 @@ from torch import nn
 from core.crf.dense import CrfConfig
 from core.data.settings import AugmentConfig
 from core.models.backbones import BackboneConfig
-from core.run.settings import OpenUnitInterval, PositiveFloat, PositiveInt, check, location
+from core.run.settings import (
+    ClosedUnitInterval,
+    OpenUnitInterval,
+    PositiveFloat,
+    PositiveInt,
+    check,
+    location,
+)
 from core.wsss.advcam import AdvCamConfig
 from core.wsss.affinity import PairConfig
 from core.wsss.cam import CamClassifier, normalise_cams
@@ -94,6 +101,9 @@ class WsssConfig:
     # From map to class score: the mean, as in IRNet; log-mean-exp learns small objects faster.
     pooling: Literal["mean", "logmeanexp"] = "mean"
     epochs: PositiveInt = 5  # Passes over the training images.
+    # Draw images of rare classes more often: 0, every image once an epoch; 0.5, a class of n images
+    # as often as sqrt(n); 1, all classes about equally often. For skewed collections.
+    class_balance: ClosedUnitInterval = 0
     batch_size: PositiveInt = 16  # Images per step.
     # adamw has a one-cycle schedule; sgd a polynomial one without momentum, which is what the
     # released code of IRNet, SEAM and AdvCAM amounts to.
@@ -141,7 +151,15 @@ class WsssConfig:
         if self.refine == "none":
             keys += ["sharpness", "crf"]
         if self.weights:
-            keys += ["epochs", "batch_size", "optimizer", "lr", "head_lr", "weight_decay"]
+            keys += [
+                "epochs",
+                "class_balance",
+                "batch_size",
+                "optimizer",
+                "lr",
+                "head_lr",
+                "weight_decay",
+            ]
             keys += ["augment", "pooling", "norm", "frozen_stages"]
             if not self.pairs or self.pairs.weights:
                 keys += ["backbone.weights"]

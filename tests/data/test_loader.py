@@ -6,7 +6,7 @@ from conftest import CLASSES, run_python
 
 from core.data.labels import read_label
 from core.data.lists import Split, ground_truth, label_files, read_split
-from core.data.loader import LabelledImages, StepSampler, batches_by_size
+from core.data.loader import LabelledImages, StepSampler, balanced_weights, batches_by_size
 from core.data.settings import AugmentConfig, DataConfig
 from core.data.transforms import MEAN, TrainingView, denormalise, normalise
 from core.run.errors import UserError
@@ -152,6 +152,25 @@ def test_draws_are_shuffled_epochs_and_a_function_of_the_step():
     assert sorted(indices[:5]) == sorted(indices[5:10]) == list(range(5))
     assert list(StepSampler(5, 3, 5, seed=1, start=2)) == draws[2:]
     assert list(StepSampler(5, 3, 5, seed=2)) != draws
+
+
+def test_balanced_epochs_draw_rare_classes_more_often():
+    tags = np.zeros((100, 3), bool)
+    tags[:90, 0], tags[90:99, 1], tags[98, 0] = True, True, True  # the last has none
+    weights = balanced_weights(tags, 1)
+    assert np.allclose(weights[[0, 90, 98]] / weights[0], [1, 91 / 9, 91 / 9])
+    assert np.isclose(weights[99], weights[:99].mean()) and np.isclose(weights.mean(), 1)
+    draws = [i for batch in StepSampler(100, 10, 10, 0, 0, weights) for i, _ in batch]
+    counts = np.bincount(draws, minlength=100)
+    assert (counts >= np.floor(weights)).all() and (counts <= np.ceil(weights)).all()
+    assert abs(counts[:90].sum() - counts[90:99].sum()) <= 3
+    assert [*StepSampler(100, 10, 15, 0, 12, weights)] == [
+        *StepSampler(100, 10, 15, 0, 0, weights)
+    ][12:]
+    half = balanced_weights(tags, 0.5)
+    assert np.isclose(half[90] / half[0], (91 / 9) ** 0.5)
+    assert np.allclose(balanced_weights(tags, 0), 1)
+    assert np.allclose(balanced_weights(np.zeros((4, 2), bool), 1), 1)
 
 
 def test_empty_training_list_is_refused():

@@ -8,11 +8,17 @@ from core.data.features import feature_files, feature_shape, file_features, read
 from core.data.lists import read_split
 from core.data.settings import DataConfig
 from core.models.backbones import BackboneConfig
-from core.models.feature_networks import ViT
+from core.models.feature_networks import ViT, feature_network
 from core.pipeline import feature_source
 from core.run.errors import UserError
 from core.run.vision import timm
-from core.uss.features import SemanticFeatures, UssConfig, centred, mean_feature, network_features
+from core.uss.features import (
+    SemanticFeatures,
+    UssConfig,
+    network_features,
+    standardised_source,
+    statistics,
+)
 
 RESNET = BackboneConfig("resnet18", {"channels": [8, 8, 16, 24]}, "none")
 
@@ -89,8 +95,46 @@ def test_centred_features_have_mean_zero(split, tmp_path):
     for image_id in split.ids:
         np.save(tmp_path / f"{image_id}.npy", rng.normal(3, 1, (4, 2, 2)).astype(np.float32))
     source = file_features(feature_files(tmp_path, split))
-    moved = centred(source, mean_feature(source, len(split)))
-    assert mean_feature(moved, len(split)).abs().max() < 1e-6
+    moved = standardised_source(source, len(split), None)
+    assert statistics(moved, len(split))[0].abs().max() < 1e-6
+
+
+def test_whitened_features_are_uncorrelated_principal_components(split, tmp_path):
+    rng = np.random.default_rng(0)
+    mix = rng.normal(size=(6, 6))
+    for image_id in split.ids:
+        feat = np.einsum("kd,dhw->khw", mix, rng.normal(3, 1, (6, 5, 4)))
+        np.save(tmp_path / f"{image_id}.npy", feat.astype(np.float32))
+    source = file_features(feature_files(tmp_path, split))
+    points = np.concatenate([f.flatten(1).numpy() for _, f in source(range(len(split)))], 1)
+    variances = np.linalg.eigvalsh(np.cov(points))[::-1]  # images of one size count alike
+    whitened = standardised_source(source, len(split), 4)
+    white = np.concatenate([f.flatten(1).numpy() for _, f in whitened(range(len(split)))], 1)
+    assert np.allclose(np.cov(white), np.eye(4), atol=0.01)
+    rebuilt = np.linalg.lstsq(white.T, points.T - points.mean(1), rcond=None)
+    assert np.isclose(rebuilt[1].sum() / points.shape[1], variances[4:].sum(), rtol=0.02)
+    with pytest.raises(UserError, match="7 components of features with 6 channels"):
+        standardised_source(source, len(split), 7)
+
+
+def test_whitening_of_fewer_cells_than_channels_is_finite(tmp_path):
+    feat = torch.rand(8, 1, 2)
+    source = lambda indices: ((k, feat) for k in indices)  # noqa: E731
+    ((_, white),) = standardised_source(source, 1, 8)([0])
+    assert white.isfinite().all() and white[0].std() > 0.5
+
+
+def test_stages_are_joined_on_the_grid_of_the_first_one_named():
+    images, maps = torch.rand(1, 3, 64, 96), {}
+    for stages in (2, 3, [3, 2], [2, 3]):
+        torch.manual_seed(0)
+        network = feature_network(BackboneConfig(name="efficientnet_lite0", weights="none"), stages)
+        with torch.no_grad():
+            maps[str(stages)] = network.eval()(images)
+    assert maps["2"].shape == (1, 40, 8, 12) and maps["3"].shape == (1, 112, 4, 6)
+    assert maps["[3, 2]"].shape == (1, 152, 4, 6) and maps["[2, 3]"].shape == (1, 152, 8, 12)
+    unit = torch.nn.functional.normalize(maps["3"], dim=1)
+    assert torch.allclose(maps["[3, 2]"][:, 40:], unit, atol=1e-5)
 
 
 def test_batched_features_equal_those_of_single_images(split):
