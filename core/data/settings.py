@@ -77,6 +77,9 @@ class AugmentConfig:
     """Random views of a training image and its label map."""
 
     scale: tuple[PositiveFloat, PositiveFloat] = (0.5, 1.5)  # Range of the random resize factor.
+    # Range of the longer side after the random resize, pixels, instead of `scale`: independent of
+    # the size of the photographs.
+    long_side: tuple[PositiveInt, PositiveInt] | None = None
     crop: PositiveInt = 512  # Side of the square crop, pixels; smaller images are padded.
     flip: bool = True  # Mirror each view with probability 0.5.
     # Strength of brightness, contrast, saturation and hue jitter (hue: at most 0.5).
@@ -85,6 +88,11 @@ class AugmentConfig:
     )
 
     def __post_init__(self):
-        low, high = self.scale
-        check(low <= high, f"augment.scale needs low <= high, got {low} and {high}")
+        for key in ("scale", "long_side"):
+            low, high = getattr(self, key) or (1, 1)
+            check(low <= high, f"augment.{key} needs low <= high, got {low} and {high}")
         check(self.jitter[3] <= 0.5, f"augment.jitter: hue must be at most 0.5, got {self.jitter}")
+
+    def unused(self) -> list[str]:
+        """The resize that is not chosen."""
+        return ["scale"] if self.long_side else []

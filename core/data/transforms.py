@@ -69,8 +69,10 @@ class TrainingView:
     def __call__(self, image: Tensor, label: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         """(3, H, W) uint8 and (H, W) int64 -> (3, crop, crop) float32 and (crop, crop) int64."""
         with drawn_from(seed):
-            low, high = self.config.scale
+            low, high = self.config.long_side or self.config.scale
             factor = low + (high - low) * torch.rand(()).item()
+            if self.config.long_side:
+                factor /= max(image.shape[-2:])
             size = [max(1, round(n * factor)) for n in image.shape[-2:]]
             pair = (vision.tv_tensors.Image(image), vision.tv_tensors.Mask(label))
             image, label = self._steps(*vision.v2.Resize(size, antialias=True)(*pair))
