@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from core.models.depthwise import use_fast_gradients
 from core.models.wide_resnet import WideResNet38
 from core.run import vision
 from core.run.checkpoint import load_weights
@@ -147,6 +148,7 @@ class Backbone(nn.Module):
         self.net = create_network(config, **options)
         load_local(self.net, config)
         _set_dilation(self.net, config)
+        use_fast_gradients(self.net)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) -> of each stage (B, D, H/stride, W/stride), rounded up.

@@ -117,6 +117,20 @@ def test_view_moves_image_and_label_together():
         assert (pixels[:, ~inside] == 0).all()  # padding is the mean colour
 
 
+def test_long_side_replaces_the_scale_at_any_size_of_photographs():
+    augment = AugmentConfig(crop=100, flip=False, jitter=(0, 0, 0, 0), long_side=(40, 60))
+    assert augment.unused() == ["scale"] and not AugmentConfig().unused()
+    view, widths = TrainingView(augment), []
+    for seed in range(20):
+        size = (30, 20 * (1 + seed))
+        image, label = torch.zeros(3, *size, dtype=torch.uint8), torch.zeros(size).long()
+        inside = view(image, label, seed)[1] != 255
+        widths.append(max(inside.any(0).sum().item(), inside.any(1).sum().item()))
+    assert 40 <= min(widths) < 45 and 55 < max(widths) <= 60
+    with pytest.raises(UserError, match="augment.long_side needs low <= high"):
+        AugmentConfig(long_side=(60, 40))
+
+
 def test_normalisation_is_undone_exactly():
     image = torch.arange(0, 256, dtype=torch.uint8).view(1, 16, 16).expand(3, -1, -1)
     assert torch.equal(denormalise(normalise(image)), image)
