@@ -9,7 +9,6 @@ job resumes where it stopped. Each job's output is in <run_dir>/logs/.
 import os
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -17,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from core.run.errors import run_script
 from core.run.files import user_path
 from tools.common import ROOT, tool_parser
+from tools.common.experiment import experiment_jobs
 from tools.common.jobs import Job, call, digest_of_configs, run_jobs
 
 
@@ -34,9 +34,10 @@ def main() -> None:
     default = Path("runs") / (f"{name}_seed{options.seed}" if options.seed else name)
     run_dir = options.run_dir or default
     began = time.monotonic()
+    settings = settings_of(name, options.seed, run_dir)
     jobs = make_jobs(name, options.seed, run_dir)
     run_jobs(jobs, run_dir, digest_of_configs(f"{name}.yaml"), options.jobs)
-    call("tools/report/make_report.py", *settings_of(name, options.seed, run_dir), "--summary")
+    call("tools/report/make_report.py", *settings, "--summary")
     print(f"\n{time.monotonic() - began:.0f} s in total; open {run_dir / 'report.html'}")
 
 
@@ -48,46 +49,10 @@ def settings_of(name: str, seed: int, run_dir: Path) -> list[str]:
 
 def make_jobs(name: str, seed: int, run_dir: Path) -> list[Job]:
     """All jobs of the demo, in an order in which each follows those it reads from."""
-    settings = settings_of(name, seed, run_dir)
-    best, control = run_dir / "wsss/labels_best", run_dir / "control"
     sizes = ["--train=96", "--val=32"] if name == "demo_quick" else []
     drawn = [f"--root=data/{name}_seed{seed}", f"--seed={seed}", *sizes]
-    jobs = [Job("data set", ["tools/data/make_demo_dataset.py", *drawn])]
-
-    def add(title: str, script: str, *arguments: str, after: Sequence[str]) -> str:
-        jobs.append(Job(title, [script, *settings, *arguments], tuple(after)))
-        return title
-
-    def score(title: str, folder: Path, label: str, after: str) -> None:
-        options = f"--predictions={folder}", "--split=train", f"--name={label}"
-        add(f"scores: {title}", "evaluate.py", *options, after=[after])
-
-    wsss = add("stage 2: classifier, pseudo labels", "train_wsss.py", after=["data set"])
-    uss = add("stage 1: features", "train_uss.py", after=["data set"])
-    debias = add("stage 3: debiased labels", "make_debiased_labels.py", after=[wsss, uss])
-    sweep = add("baseline: best threshold", "tools/demo/sweep_threshold.py", after=[wsss])
-    reads = {"wsss_best": sweep, "supervised": "data set"}
-    for mode in ("supervised", "wsss_best", "mars", "complement", "ignore"):
-        arguments = [f"--segmentation.mode={mode}"]
-        if mode == "wsss_best":
-            arguments = ["--segmentation.mode=wsss", "--segmentation.name=wsss_best"]
-            arguments.append(f"--segmentation.labels_dir={best}")
-        after = [reads.get(mode, debias)]
-        trained = add(f"stage 4: {mode}", "train_segmentation.py", *arguments, after=after)
-        add(f"stage 5: {mode}", "evaluate.py", *arguments, after=[trained])
-    score("pseudo labels", run_dir / "wsss/labels", "labels_wsss", wsss)
-    score("best threshold", best, "labels_wsss_best", sweep)
-    score("debiased labels", run_dir / "debias/labels", "labels_debias", debias)
-    arguments = ["--source=classifier", f"--output={control}/features"]
-    exported = "control: classifier features"
-    add(exported, "tools/export_features.py", *arguments, after=[wsss])
-    arguments = [f"--uss.features_dir={control}/features", "--uss.centre=true"]
-    arguments.append(f"--debias.output_dir={control}/debias")
-    debiased = "control: debiased with them"
-    add(debiased, "make_debiased_labels.py", *arguments, after=[exported])
-    compared = f"--control={control}/debias"
-    add("analysis", "tools/audit/analyse_bias.py", compared, after=[debias, debiased])
-    return jobs
+    first = Job("data set", ["tools/data/make_demo_dataset.py", *drawn])
+    return [first, *experiment_jobs(settings_of(name, seed, run_dir), run_dir, first.name)]
 
 
 if __name__ == "__main__":

@@ -3,10 +3,11 @@
     bash tools/reproduce.sh demo [--quick]     # on the built-in benchmark
     bash tools/reproduce.sh voc                # on PASCAL VOC 2012, next to the published figures
     bash tools/reproduce.sh coco               # on MS COCO 2014, next to the published figures
+    bash tools/reproduce.sh photos             # on photographs in VOC's layout, without a GPU
 
 Finished jobs are not run again. Results are in <run_dir>/analysis/ and <run_dir>/report.html; the
-run folders are runs/demo, runs/voc_rsepm and runs/coco. Seeds other than 0 have their own
-folders, which end in _seedN.
+run folders are runs/demo, runs/voc_rsepm, runs/coco and runs/photos. Seeds other than 0 have their
+own folders, which end in _seedN.
 """
 
 import dataclasses
@@ -24,20 +25,23 @@ from core.data.lists import gather, ground_truth
 from core.data.settings import DataConfig
 from core.run.errors import UserError, raise_all, run_script
 from tools.common import ROOT, tool_parser
+from tools.common.experiment import experiment_jobs
 from tools.common.jobs import Job, call, digest_of_configs, run_jobs
 from tools.common.titles import BEFORE_AND_AFTER
-from tools.paper import published
+from tools.paper import photographs, published
 from tools.paper.results import publish
 
 TABLES = {
     "demo": ("table4", "table5", "table6", "figure8", "figure9", "figure10"),
     "voc": ("table3", "table4", "table5", "table6", "figure8", "figure9", "figure10"),
     "coco": ("table3", "figure8", "figure9"),  # the paper has the others for VOC only
+    "photos": ("features", "table6", "figure8", "figure9"),
 }
 ANALYSES = ("table6", "figure8", "figure9", "figure10")  # of one run, in this order
 COMPARISONS = {"table4": "features", "table5": "methods"}  # on the demo, by tools/demo/compare.py
 MASKS = "SegmentationClassAug"  # of VOC's 10,582 training images; SegmentationClass has 1,464
 OFFICIAL = "train"  # VOC's list of these 1,464, on which the paper scores training images
+LAPTOP = ("configs/laptop.yaml", "configs/laptop_voc.yaml")
 LEOPART = {"uss.method": "leopart", "uss.backbone.name": "vit_small_patch16_224.dino"}
 PREPARE = {
     "voc": "python tools/data/prepare_voc.py --voc VOCtrainval_11-May-2012.tar --sbd benchmark.tgz "
@@ -65,11 +69,15 @@ def main() -> None:
     if further and options.data == "demo":
         parser.error(f"demo takes no {further[0]}; its settings are in configs/demo.yaml")
     os.chdir(ROOT)  # where the jobs run, and relative folders start
-    wanted = [name for name in TABLES[options.data] if name in (options.only or TABLES["voc"])]
+    wanted = [
+        name for name in TABLES[options.data] if name in (options.only or TABLES[options.data])
+    ]
     if options.data == "demo":
         reproduce_demo(options.seeds, wanted, options.quick, options.jobs or os.cpu_count() or 1)
     elif options.data == "voc":
         reproduce_voc(options.seeds, wanted, options.jobs or 1, further)
+    elif options.data == "photos":
+        reproduce_photos(options.seeds, wanted, options.jobs or os.cpu_count() or 1, further)
     else:
         reproduce_coco(options.seeds, wanted, options.jobs or 1, further)
 
@@ -82,7 +90,7 @@ def reproduce_demo(seeds: Sequence[int], wanted: Sequence[str], quick: bool, job
         call("tools/demo/run_demo.py", *small, f"--seed={seed}", f"--jobs={jobs}")
         settings = {"run_dir": numbered(f"runs/{name}", seed), "seed": seed}
         settings["data.root"] = f"data/{name}_seed{seed}"
-        runs.append(Experiment(name, f"configs/{name}.yaml", settings))
+        runs.append(Experiment(name, [f"configs/{name}.yaml"], settings))
         analyse(runs[-1], wanted, jobs, small)
     for table in [table for table in COMPARISONS if table in wanted]:
         if quick:
@@ -138,12 +146,33 @@ def reproduce_coco(
     finish(runs, tables)
 
 
+def reproduce_photos(
+    seeds: Sequence[int], wanted: Sequence[str], jobs: int, further: Sequence[str]
+) -> None:
+    """Runs the whole method on a CPU, with its controls, and the tables over all seeds."""
+    runs = [experiment("photos", seed, further, LAPTOP) for seed in seeds]
+    for run in runs:
+        todo = experiment_jobs(run.arguments, run.run_dir)
+        if "features" in wanted:
+            todo += photographs.feature_jobs(run.arguments, run.run_dir)
+        audit = ["tools/audit/audit_bias.py", *run.arguments]
+        todo.append(Job("audit", audit, ("stage 3: debiased labels",)))
+        run_jobs(todo, run.run_dir, digest_of_configs("laptop*.yaml"), jobs)
+        analyse(run, wanted, jobs, [])
+    data = [run.parsed() for run in runs], folders(runs)
+    tables = [photographs.labels_table(*data), photographs.segmenters_table(*data)]
+    tables += [photographs.features_table(*data)] if "features" in wanted else []
+    finish(runs, [*tables, photographs.audit_table(*data)])
+    if len(runs) > 1:
+        call("tools/demo/summarise_runs.py", *folders(runs))
+
+
 @dataclass
 class Experiment:
-    """A configuration file and the settings that differ from it."""
+    """Configuration files and the settings that differ from them."""
 
     name: str
-    config: str
+    configs: Sequence[str]
     settings: dict[str, Any]
     further: Sequence[str] = field(default_factory=tuple)  # arguments of all its stages
 
@@ -154,16 +183,19 @@ class Experiment:
     @property
     def arguments(self) -> list[str]:
         changes = (f"--{key}={value}" for key, value in self.settings.items())
-        return [f"--config={self.config}", *self.further, *changes]
+        return [*(f"--config={file}" for file in self.configs), *self.further, *changes]
 
     def parsed(self) -> Config:
         return parse(make_parser("tools/reproduce.sh", __doc__), self.arguments)[0]
 
 
-def experiment(name: str, seed: int, further: Sequence[str]) -> Experiment:
-    """The experiment of configs/<name>.yaml with a seed."""
+def experiment(
+    name: str, seed: int, further: Sequence[str], configs: Sequence[str] = ()
+) -> Experiment:
+    """The experiment of configs/<name>.yaml, or of other files, with a seed."""
     settings = {"run_dir": numbered(f"runs/{name}", seed), "seed": seed}
-    return Experiment(f"{settings['run_dir'].name}", f"configs/{name}.yaml", settings, further)
+    files = configs or [f"configs/{name}.yaml"]
+    return Experiment(f"{settings['run_dir'].name}", files, settings, further)
 
 
 def with_leopart(run: Experiment) -> Experiment:
@@ -199,7 +231,7 @@ def stages(run: Experiment, modes: Sequence[str] = tuple(BEFORE_AND_AFTER)) -> l
     add("debiased labels", "make_debiased_labels.py", after=first)
     for mode in modes:
         settings = [f"--segmentation.mode={mode}"]
-        if mode == "supervised" and "voc" in run.config:
+        if mode == "supervised" and "voc" in run.name:
             settings.append(f"--data.masks={MASKS}")
         reads = ["features"] if mode == "supervised" else ["debiased labels"]
         add(f"train {mode}", "train_segmentation.py", *settings, after=reads)
@@ -218,7 +250,7 @@ def check_data(data: str, runs: Sequence[Experiment]) -> None:
         config = run.parsed()
         weights = (part.backbone.weights for part in (config.uss, config.wsss, config.segmentation))
         for file in [w for w in weights if w not in ("timm", "none") and not Path(w).is_file()]:
-            problems.append(f"the weight file {file} is missing; {run.config} says what it is")
+            problems.append(f"the weight file {file} is missing; {run.configs[0]} says what it is")
         if run is not runs[0]:
             continue  # all read the same data set
         if not Path(config.data.root).is_dir():
