@@ -105,16 +105,17 @@ def test_unseen_photographs_are_two_thirds_whatever_the_list(tiny_data, experime
 
 def test_context_of_each_class_before_and_after(experiment, tmp_path):
     config, run, arguments = experiment
-    names, contexts = ["water", *CLASSES, "sky"], tmp_path / "contexts"
+    names, contexts = [*CLASSES, "sky", "water"], tmp_path / "contexts"
     contexts.mkdir()
     split = read_split(config.data, "train")
     for image_id, mask in zip(split.ids, ground_truth(config.data, split), strict=True):
         truth = read_label(mask)
         truth[:64][truth[:64] == 0] = 9  # sky above, water below
-        label = np.where(truth == 0, 1, np.where(truth < 9, truth, 0)).astype(np.uint8)
+        truth[truth == 0] = 10
+        label = np.where(truth == 10, 1, np.where(truth < 9, truth, 0)).astype(np.uint8)
         cv2.imwrite(str(contexts / f"{image_id}.png"), truth)
         cv2.imwrite(str(run / "wsss/labels" / f"{image_id}.png"), label)
-        cv2.imwrite(str(run / "debias/labels" / f"{image_id}.png"), label * (truth > 0))
+        cv2.imwrite(str(run / "debias/labels" / f"{image_id}.png"), label * (truth < 9))
     (tmp_path / "names.txt").write_text("\n".join(names))
     options = [
         "--contexts",

@@ -4,10 +4,11 @@
         --labels before=LABELS after=DEBIASED [trained=PREDICTIONS]
 
 For data sets whose masks name the context, too (grass, water, road). MASKS holds <id>.png, in which
-k is the k-th line of NAMES.txt, counted from 0, and 255 is void. Reads the training images for
-which every folder has a file. Void and pixels marked as biased do not count. Prints a Markdown
-table, for each class and folder the share of the labelled area that shows the class itself, and the
-shares of the contexts that are largest in the first folder; --output writes it as a CSV file.
+k is the k-th line of NAMES.txt, counted from 1, and other values are void. Reads the training
+images for which every folder has a file. Void and pixels marked as biased do not count. Prints a
+Markdown table, for each class and folder the share of the labelled area that shows the class
+itself, and the shares of the contexts that are largest in the first folder; --output writes it as a
+CSV file.
 """
 
 import csv
@@ -69,8 +70,8 @@ def count(ids: Sequence[str], labels: Path, contexts: Path, classes: int, names:
     for image_id in ids:
         truth = read_label(contexts / f"{image_id}.png")
         label = read_label(labels / f"{image_id}.png", classes, truth.shape)
-        valid = (label > 0) & (label <= classes) & (truth < names)
-        pairs = (label[valid].astype(np.int64) - 1) * names + truth[valid]
+        valid = (label > 0) & (label <= classes) & (truth > 0) & (truth <= names)
+        pairs = (label[valid].astype(np.int64) - 1) * names + truth[valid] - 1
         found += np.bincount(pairs, minlength=classes * names).reshape(found.shape)
     return found
 
