@@ -80,9 +80,9 @@ def main() -> None:
     write_similarities(config, run, split, features, centroids.to(device))
     cuts = select_cuts(config, run, split)
     removed = write_debiased_labels(config, run, split, labels, cuts)
-    warn_of(config, removed, cuts)
+    warnings = warn_of(config, removed, cuts)
     columns = {name: [None if x != x else x for x in v.tolist()] for name, v in cuts.items()}
-    stage.finish({"removed": removed, "cuts": columns})
+    stage.finish({"removed": removed, "cuts": columns, "warnings": warnings})
     shares = ", ".join(f"{c} {v:.0%}" for c, v in zip(config.data.classes, removed, strict=True))
     print(
         f"{len(split)} debiased labels in {run.debias / 'labels'}\nremoved as biased: {shares}\n"
@@ -255,30 +255,48 @@ def write_debiased_labels(
     return (marked[1:] / np.maximum(before[1:], 1)).tolist()
 
 
-def warn_of(config: Config, removed: list[float], cuts: dict[str, np.ndarray]) -> None:
-    """Warns of classes of which nearly all, or nearly nothing, was removed."""
+def warn_of(config: Config, removed: list[float], cuts: dict[str, np.ndarray]) -> list[dict]:
+    """Warns of classes of which nearly all, or nearly nothing, was removed.
+
+    Returns:
+        For each warning, as the manifest keeps it: `problem`, `classes`, each with the figure that
+        shows it, and `remedy`.
+    """
     names, advice = config.data.classes, "python tools/audit/inspect_features.py shows the features"
     shares = dict(zip(names, removed, strict=True))
     contrasts = dict(zip(names, cuts.get("contrast", np.ones(len(names))), strict=True))
-    gone = [f"{c} {share:.0%}" for c, share in shares.items() if share > NEARLY_ALL]
-    if gone:
-        warn(
-            f"stage 3 removed nearly all labels of {', '.join(gone)}; training on them would lose "
-            f"the classes. Use other features (uss.backbone){'' if cuts else ', debias.cut auto'} "
-            f"or another debias.alpha; {advice}"
-        )
-    alike = [f"{c} {contrast:.2f}" for c, contrast in contrasts.items() if contrast < MIN_CONTRAST]
-    if alike:
-        warn(
-            "the features do not tell these classes from their surroundings, so their labels stay "
-            f"as they are (contrast below {MIN_CONTRAST}): {', '.join(alike)}. Use other features "
-            f"(uss.backbone); {advice}"
-        )
-    # A class without a contrast, NaN, has no labels to remove.
-    cut = [c for c, contrast in contrasts.items() if contrast >= MIN_CONTRAST]
-    spared = [c for c in cut if shares[c] < NEARLY_NOTHING]
-    if spared:
-        warn(f"stage 3 removed less than {NEARLY_NOTHING:.0%} of {', '.join(spared)}")
+    found = [
+        (
+            "stage 3 removed nearly all labels",
+            {c: f"{share:.0%}" for c, share in shares.items() if share > NEARLY_ALL},
+            "Training on what is left would lose the class. Use other features (uss.backbone)"
+            f"{'' if cuts else ', debias.cut auto'} or another debias.alpha; {advice}",
+        ),
+        (
+            "stage 3 left labels as they are, since the features do not tell the class from its "
+            f"surroundings (contrast below {MIN_CONTRAST})",
+            {c: f"{v:.2f}" for c, v in contrasts.items() if v < MIN_CONTRAST},
+            f"Use other features (uss.backbone); {advice}",
+        ),
+        (
+            f"stage 3 removed less than {NEARLY_NOTHING:.0%} of the labels",
+            # A class without a contrast, NaN, has no labels to remove.
+            {
+                c: f"{shares[c]:.1%}"
+                for c, v in contrasts.items()
+                if v >= MIN_CONTRAST and shares[c] < NEARLY_NOTHING
+            },
+            "That is right if they contain no context; if they do, add photographs of the context "
+            "without the class",
+        ),
+    ]
+    warnings = []
+    for problem, classes, remedy in found:
+        if classes:
+            listed = ", ".join(f"{name} {figure}" for name, figure in classes.items())
+            warn(f"{problem}: {listed}. {remedy}")
+            warnings.append({"problem": problem, "classes": classes, "remedy": remedy})
+    return warnings
 
 
 if __name__ == "__main__":

@@ -121,10 +121,12 @@ def test_stage_warns_of_classes_that_lose_all_or_nothing_and_of_those_without_a_
     monkeypatch.setattr(log, "printed", {})
     config = Config(data=DataConfig(classes=("boat", "train", "leather sofa", "cat", "absent")))
     cuts = {"contrast": np.array([0.9, 0.95, 0.61, 0.9, np.nan])}
-    warn_of(config, [0.97, 0.3, 0.0, 0.001, 0.0], cuts)
+    found = warn_of(config, [0.97, 0.3, 0.0, 0.001, 0.0], cuts)
     nearly_all, alike, nothing = capsys.readouterr().err.splitlines()
-    assert "nearly all labels of boat 97%" in nearly_all and "train 30%" not in nearly_all
-    assert "leather sofa 0.61" in alike and "boat" not in alike
-    assert nothing.endswith("less than 1% of cat")
-    warn_of(config, [0.2] * 5, {"contrast": np.full(5, 0.9)})
+    assert "nearly all labels: boat 97%. " in nearly_all
+    assert "(contrast below 0.8): leather sofa 0.61. " in alike
+    assert "less than 1% of the labels: cat 0.1%. " in nothing
+    told = [{"boat": "97%"}, {"leather sofa": "0.61"}, {"cat": "0.1%"}]  # in the manifest
+    assert [w["classes"] for w in found] == told and all(w["remedy"] for w in found)
+    assert warn_of(config, [0.2] * 5, {"contrast": np.full(5, 0.9)}) == []
     assert not capsys.readouterr().err

@@ -10,6 +10,7 @@ import yaml
 from PIL import Image
 
 from core.config import Config, make_parser, parse
+from core.cut import BINS, find_cuts
 from core.data.labels import BIASED_ON_DISK, read_label, write_label
 from core.data.lists import ground_truth, read_split
 from core.data.settings import DataConfig
@@ -188,6 +189,7 @@ def invent_figures(config: Config, run: Run) -> None:
         write_json(folder / "manifest.json", read_json(folder / "manifest.json") | identified)
         save_stamps(folder, stamps, 0)
     rng = np.random.default_rng(0)
+    invent_cuts(run.debias, config.data.classes)
     for stage in LOGS:
         entries = []
         for t in range(8, 201, 8):
@@ -226,6 +228,21 @@ def invent_figures(config: Config, run: Run) -> None:
     analysis["selection"]["mean_all"] = 0.55
     write_json(run.folder / "analysis.json", analysis)
     invent_analyses(run.folder / "analysis")
+
+
+def invent_cuts(folder: Path, classes: Sequence[str]) -> None:
+    """What stage 3 decided: the first class is left as it is, the second loses nearly all."""
+    cells = np.exp(-(((np.linspace(-1, 1, BINS) - np.array([[0.2], [0], [0.4]])) / 0.1) ** 2))
+    counts = np.stack([np.round(100 * cells).astype(np.int64)] * len(classes))
+    counts[0] = counts[0, 0]
+    np.savez(folder / "cuts.npz", counts=counts, **find_cuts(counts))
+    manifest = read_json(folder / "manifest.json")
+    warning = {"problem": "stage 3 removed nearly all labels", "remedy": "Use other features"}
+    manifest["results"] = {
+        "removed": [0.0, 0.95, *[0.3] * (len(classes) - 2)],
+        "warnings": [{**warning, "classes": {classes[1]: "95%"}}],
+    }
+    write_json(folder / "manifest.json", manifest)
 
 
 def invent_analyses(folder: Path) -> None:

@@ -1,6 +1,8 @@
 """The audit on clusters made by hand, and on the output of stage 3 with perfect features."""
 
 import csv
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,12 +12,16 @@ from invented_run import perfect_features
 from torch.nn import functional as F
 
 from core.config import Config
+from core.cut import BINS, find_cuts
 from core.data.labels import read_label, write_label
 from core.data.lists import Split
 from core.data.settings import DataConfig
+from core.run.files import read_json, write_json
 from tools.audit.audit_bias import area_under_curve
 from tools.audit.clusters import Clusters
 from tools.audit.ranking import Audit, distinct, rank
+from tools.common.charts import LEFT
+from tools.common.cuts import read_decisions
 from tools.common.pages import templates
 
 GRASS, RAILS, SKY, TRAIN, CAT = range(5)
@@ -106,13 +112,81 @@ def test_one_witness_of_each_image_nearest_first():
     assert distinct(np.array([3, 1, 2, 0]), np.array([7, 5, 7, 5]), 2) == [3, 2]
 
 
-def test_names_are_escaped():
-    audit = Audit("<b>&", 1, warning="<i>")
+def page_of(*audits: Audit) -> str:
     template = templates(ROOT / "tools/audit").get_template("audit_bias.html.j2")
-    html = template.render(
-        config=Config(), audits=[audit], images=1, scores={}, checked=False, inline=None, blind=1
-    )
+    values = {"config": Config(), "images": 1, "scores": {}, "checked": False, "inline": None}
+    return template.render(audits=audits, blind=1, min_contrast=0.8, **values)
+
+
+def test_names_are_escaped():
+    html = page_of(Audit("<b>&", 1, warning="<i>"))
     assert "&lt;b&gt;&amp;" in html and "<b>" not in html and "<i>" not in html
+
+
+def stage_3(folder: Path, warnings: list[dict]) -> Path:
+    """A folder of decisions: on a class with two hills, one with a single hill, one without cells,
+    and one whose cut keeps everything."""
+    rng = np.random.default_rng(0)
+    counts = np.zeros((4, 3, BINS), np.int64)
+    for c, means in {0: (0.3, 0, 0.6), 1: (0.2, 0.2, 0.2), 3: (0.6, 0, 0.6)}.items():
+        for k, mean in enumerate(means):
+            bins = ((rng.normal(mean, 0.05, 5000) + 1) * BINS / 2).astype(int)
+            counts[c, k] = np.bincount(bins, minlength=BINS)
+    counts[3, 0] = counts[3, 2]
+    np.savez(folder / "cuts.npz", counts=counts, **find_cuts(counts))
+    results = {"removed": [0.95, 0.0, 0.0, 0.001], "warnings": warnings}
+    names = ("boat", "<sofa>", "absent", "cat")
+    write_json(folder / "manifest.json", {"classes": names, "finished": True, "results": results})
+    return folder
+
+
+def charts_of(html: str) -> dict[str, str]:
+    """The charts of cuts by class."""
+    drawn = re.findall(r"<figure class=\"chart\">.*?</figure>", html, re.DOTALL)
+    return {re.search(r"in and around ([^<]*)</fig", svg)[1]: svg for svg in drawn}
+
+
+def cut_in(svg: str) -> tuple[float, float] | None:
+    """The mark of a chart and its left edge on the scale that its labels give; None if unmarked."""
+    mark = re.search(r'<line class="mark" x1="([0-9.]+)"', svg)
+    labels = re.findall(r'<text x="([0-9.]+)" y="173" text-anchor="middle">([^<]+)', svg)
+    (left, low), (right, high) = ((float(x), float(text)) for x, text in (labels[0], labels[-1]))
+    ends = (float(mark[1]), LEFT) if mark else ()
+    return tuple(low + (x - left) / (right - left) * (high - low) for x in ends) or None
+
+
+def test_each_class_with_cells_has_a_chart_with_its_cut(tmp_path):
+    found = read_decisions(stage_3(tmp_path, []))
+    html = page_of(*(Audit(name, 1, cut=cut) for name, cut in found.classes.items()))
+    charts = charts_of(html)
+    assert [*charts] == ["boat", "&lt;sofa&gt;", "cat"]
+    assert cut_in(charts["boat"])[0] == pytest.approx(found.classes["boat"].cut, abs=0.005)
+    mark, edge = cut_in(charts["cat"])
+    assert found.classes["cat"].cut == -1 and mark == edge and "cut -1.00" in charts["cat"]
+    assert [svg.count("<polyline") for svg in charts.values()] == [3, 3, 3]
+    assert 0.1 < found.classes["boat"].cut < 0.5 and cut_in(charts["&lt;sofa&gt;"]) is None
+    assert "Cut at 0." in html and "contrast 1.00" in html and "95.0% removed" in html
+    assert "Left as it is: its contrast, 0.50, is below 0.8." in html
+    assert "no cells to compare (none in: region, ring, kept)" in html
+
+
+def test_warnings_of_stage_3_stand_in_the_section_of_their_classes(tmp_path):
+    lost = {
+        "problem": "stage 3 removed nearly all labels",
+        "classes": {"boat": "95%", "cat": "91%"},
+    }
+    found = read_decisions(stage_3(tmp_path, [{**lost, "remedy": "Use other features"}]))
+    told = "Stage 3 removed nearly all labels: 95%. Use other features."
+    assert found.classes["boat"].warnings == [told] and not found.classes["<sofa>"].warnings
+    assert found.warnings == [told.replace("95%", "boat 95%, cat 91%")]
+    html = page_of(*(Audit(name, 1, cut=cut) for name, cut in found.classes.items()))
+    assert html.count(f"&#9888; {told}") == 1
+
+
+def test_unfinished_stage_3_has_decided_nothing(tmp_path):
+    assert not read_decisions(tmp_path).classes
+    write_json(tmp_path / "manifest.json", {"finished": False, "classes": ["a"], "results": {}})
+    assert not read_decisions(tmp_path).classes
 
 
 @pytest.fixture
@@ -142,7 +216,19 @@ def test_page_table_and_picture_without_masks_and_with_them(debiased, tiny_data,
     assert {row["name"] for row in rows} == {*CLASSES}
     scores = [float(row["score"]) for row in rows]
     assert scores == sorted(scores, reverse=True) and not rows[0]["precision"]
+    cuts = np.load(debiased.parent / "run/debias/cuts.npz")
+    shares = {row["name"]: row["object_share"] for row in rows}
     page = (tmp_path / "out/audit.html").read_text()
+    charts = charts_of(page)
+    assert charts.keys() == {c for c, n in zip(CLASSES, cuts["counts"], strict=True) if n.any()}
+    for name, cut, share in zip(CLASSES, cuts["cut"], cuts["object_share"], strict=True):
+        assert shares[name] == ("" if np.isnan(share) else f"{share:.4f}")
+        if not np.isnan(cut):
+            mark, edge = cut_in(charts[name])
+            assert mark == pytest.approx(max(cut, edge), abs=0.02)
+    warnings = read_json(debiased.parent / "run/debias/manifest.json")["results"]["warnings"]
+    for warning in warnings:
+        assert page.count(f"{warning['problem'][1:]}: ") >= len(warning["classes"])
     assert "http" not in page and "<script" not in page and "data:image/jpeg" in page
     assert "No mask was read" in page
     assert (tmp_path / "out/audit.png").read_bytes().startswith(b"\x89PNG")
@@ -151,6 +237,16 @@ def test_page_table_and_picture_without_masks_and_with_them(debiased, tiny_data,
     rows = [*csv.DictReader((tmp_path / "out/audit.csv").open())]
     assert any(row["precision"] for row in rows)
     assert "recall</th>" in (tmp_path / "out/audit.html").read_text()
+
+
+def test_fixed_cut_has_a_page_without_charts(debiased, tmp_path):
+    options = ("--config", debiased, "--debias.cut", "fixed", "--debias.output_dir", tmp_path)
+    for script in ("make_debiased_labels.py", "tools/audit/audit_bias.py"):
+        done = run_inside(script, *options)
+        assert done.returncode == 0, done.stderr
+    page = (tmp_path / "audit.html").read_text()
+    assert "<svg" not in page and "object share" not in page and "bias score" in page
+    assert not any(row["contrast"] for row in csv.DictReader((tmp_path / "audit.csv").open()))
 
 
 def test_missing_or_foreign_output_of_stage_3_is_one_message(debiased, tmp_path):

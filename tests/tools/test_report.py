@@ -1,5 +1,6 @@
 """The report on a made-up run folder: what it says, and what it leaves out."""
 
+import copy
 import json
 import math
 import re
@@ -16,8 +17,9 @@ from core.data.labels import BIASED_ON_DISK
 from core.data.lists import Split, read_split
 from core.pipeline import Run
 from core.run.errors import UserError
+from tools.common import charts
 from tools.common.titles import LABELS, MODES
-from tools.report import charts, figures, make_report, pictures
+from tools.report import figures, make_report, pictures
 from tools.report.analyses import PNG, cell, read_analyses
 from tools.report.record import Commands, read_record
 
@@ -183,6 +185,30 @@ def test_chart_puts_the_extremes_at_the_edges_of_the_box():
     right, bottom = left + charts.WIDTH, top + charts.HEIGHT
     assert drawn["lines"] == {"loss": f"{left:.1f},{bottom:.1f} {right:.1f},{top:.1f}"}
     assert charts.chart("t", "x", "y", {"none": []}) is None
+
+
+def test_decisions_of_stage_3_are_a_table_with_its_warnings(finished):
+    config, _, html = finished
+    page = Reader(html)
+    names = config.data.classes
+    assert f"Stage 3 removed nearly all labels: {names[1]} 95%. Use other features." in page.words
+    left = re.escape(names[0])
+    assert re.search(f"{left} (biased )?0.0 left as is – 0.50 –", page.words)
+    assert re.search(f"{names[1]} (biased )?95.0 0.[0-9]+ [0-9.]+ [0-9.]+ [0-9.]+", page.words)
+    drawn = [a["aria-label"] for tag, a in page.tags if tag == "svg"]
+    assert sum(label.startswith("Similarities in and around") for label in drawn) == len(names)
+
+
+def test_run_with_a_fixed_cut_has_shares_but_no_cuts(finished, tmp_path):
+    config, arguments, _ = finished
+    debias = tmp_path / "debias"
+    debias.mkdir()
+    (debias / "manifest.json").write_text((Run(config).debias / "manifest.json").read_text())
+    config = copy.deepcopy(config)
+    config.debias.output_dir, config.run_dir = str(debias), str(tmp_path)
+    words = Reader(make_report.write_report(config, arguments).read_text("utf-8")).words
+    assert "Labels removed" in words and f"{config.data.classes[1]} biased 95.0" in words
+    assert "Object share" not in words and "Similarities" not in words
 
 
 def test_settings_that_differ_name_their_stages():

@@ -5,8 +5,8 @@
 Reads the training images and tags, the pseudo labels and the output of make_debiased_labels.py
 (debias.output_dir, or <run_dir>/debias), with labels and features from any source. Writes into the
 same folder, or to --output DIR:
-    audit.html   one self-contained page: the ranking, and for each class the removed parts next to
-                 the backgrounds that they resemble in images without the class
+    audit.html   one self-contained page: the ranking, and for each class a chart of its cut, and
+                 the removed parts next to the backgrounds that they resemble in images without it
     audit.csv    the ranking
     audit.png    the ranking with one example of each class
 docs/audit.md says how to read them. `--with-masks` adds how much of the removal was right.
@@ -23,6 +23,7 @@ from PIL import Image, ImageDraw, ImageFont
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from core.config import Config, make_parser, parse
+from core.cut import MIN_CONTRAST
 from core.data.labels import BACKGROUND, read_label, read_truth
 from core.data.lists import Split, ground_truth, label_files, read_split
 from core.pipeline import Run, check_upstream
@@ -31,6 +32,7 @@ from core.run.files import atomic_write
 from tools.audit.analyse_bias import removal
 from tools.audit.clusters import Clusters, crop, read_debiased
 from tools.audit.ranking import BLIND, Audit, rank
+from tools.common.cuts import read_decisions
 from tools.common.pages import encode, inline, templates
 
 STRIP = 96  # pixels, height of an example in the PNG
@@ -54,6 +56,9 @@ def main() -> None:
     check_upstream(config, split, "wsss", "uss", "debias")
     clusters = read_debiased(config, run, split)
     audits = rank(config, split, clusters, options.examples, options.witnesses)
+    decisions = read_decisions(run.debias)
+    for audit in audits:
+        audit.cut = decisions.classes.get(audit.name, audit.cut)
     scores = {"AUC of the score against data.biased_classes": area_under_curve(audits)}
     if options.with_masks:
         check_removal(config, run, split, masks, audits)
@@ -71,7 +76,10 @@ def main() -> None:
         template = templates(Path(__file__).parent).get_template("audit_bias.html.j2")
         values = {"audits": audits, "images": len(split), "scores": scores, "checked": bool(masks)}
         tmp.write_text(
-            template.render(config=config, **values, inline=inline, blind=BLIND), "utf-8"
+            template.render(
+                config=config, **values, inline=inline, blind=BLIND, min_contrast=MIN_CONTRAST
+            ),
+            "utf-8",
         )
     print(f"{'class':20}{'score':>7}{'removed':>9}{'odds':>7}{'gap':>6}")
     for audit in audits:
@@ -123,11 +131,13 @@ def write_csv(path: Path, audits: list[Audit]) -> None:
     """One line per class in the order of the ranking; unknown values are empty."""
     keys = ("name", "images", "score", "removed", "odds", "gap", "unseen", "warning")
     keys += ("precision", "recall", "biased")
+    of_cut = ("object_share", "contrast")
     with atomic_write(path) as tmp, tmp.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(("rank", *keys))
+        writer.writerow(("rank", *keys, *of_cut))
         for number, audit in enumerate(audits, 1):
-            values = (getattr(audit, key) for key in keys)
+            values = [getattr(audit, key) for key in keys]
+            values += [getattr(audit.cut, key) for key in of_cut]
             writer.writerow((number, *(f"{v:.4f}" if isinstance(v, float) else v for v in values)))
 
 

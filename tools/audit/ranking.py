@@ -11,6 +11,7 @@ from core.config import Config
 from core.data.labels import BACKGROUND
 from core.data.lists import Split
 from tools.audit.clusters import Clusters
+from tools.common.cuts import ClassCut
 
 NEAREST = 10  # the distance to backgrounds is the mean over this many nearest ones
 COMPANY = 20  # nearest backgrounds that show which classes a cluster occurs with
@@ -46,6 +47,7 @@ class Audit:
     precision: float | None = None
     recall: float | None = None
     biased: bool | None = None  # by data.biased_classes; None if that is empty
+    cut: ClassCut = field(default_factory=ClassCut)
 
 
 def rank(

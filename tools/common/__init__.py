@@ -1,4 +1,4 @@
-"""What several tools share: the clone's folder, parsers, jobs, pages and titles."""
+"""What several tools share: the clone's folder, parsers, jobs, pages, charts, cuts and titles."""
 
 import argparse
 from pathlib import Path

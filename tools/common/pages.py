@@ -9,9 +9,9 @@ import numpy as np
 
 
 def templates(folder: Path) -> jinja2.Environment:
-    """Templates in a folder; values are escaped, and a missing name is an error."""
+    """Templates in a folder and in this one; values are escaped, a missing name is an error."""
     return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folder),
+        loader=jinja2.FileSystemLoader((folder, Path(__file__).parent)),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -8,6 +8,7 @@ makes them. `--summary` also prints the scores. Ground truth is only shown and c
 
 record.py and analyses.py read the run; figures.py, charts.py and pictures.py make numbers, curves
 and pictures; page.html.j2 includes the sections, one file each, and report.css and report.js.
+tools/common/ reads and draws stage 3's cuts.
 """
 
 import base64
@@ -25,6 +26,7 @@ from core.pipeline import Run, own_stages
 from core.run.errors import UserError, run_script
 from core.run.files import atomic_write
 from core.run.stage import stale
+from tools.common.cuts import read_decisions
 from tools.common.pages import templates
 from tools.common.titles import MODES
 from tools.report.analyses import cell
@@ -84,6 +86,7 @@ def write_report(config: Config, arguments: Sequence[str]) -> Path:
         "training": training_gallery(config, commands),
         "validation": validation_gallery(config, commands),
         "legend": {name: palette()[c] for c, name in enumerate(config.data.classes, 1)},
+        "decisions": read_decisions(run.debias),
         "table": class_table(record.scores),
         "threshold": sweep_chart(record.sweep),
         "curves": training_curves(record.logs),
