@@ -6,6 +6,7 @@
     voc         the complete stage 3 on images like VOC's; needs --samples
     crf         our dense CRF against pydensecrf, one core
     train       a step of MARS against plain cross entropy
+    depthwise   a step of EfficientNet-Lite0 with and without our gradient
     evaluate    images scored per second, including PNG decoding
     walk        IRNet's random walk: steps against the matrix power
     growth      time and memory by number of images, their size, and number of classes
@@ -30,7 +31,7 @@ from tools.bench.crf import benchmark_crf
 from tools.bench.evaluation import benchmark_evaluate
 from tools.bench.growth import benchmark_growth
 from tools.bench.stage3 import benchmark_debias, benchmark_voc
-from tools.bench.training import benchmark_train
+from tools.bench.training import benchmark_depthwise, benchmark_train
 from tools.bench.walk import benchmark_walk
 from tools.common import tool_parser
 
@@ -39,6 +40,7 @@ BENCHMARKS = {
     "voc": lambda options: benchmark_voc(options.samples, options.images),
     "crf": lambda options: benchmark_crf(options.samples),
     "train": lambda options: benchmark_train(),
+    "depthwise": lambda options: benchmark_depthwise(),
     "evaluate": lambda options: benchmark_evaluate(options.masks, options.workers),
     "walk": lambda options: benchmark_walk(),
     "growth": lambda options: benchmark_growth(options.workers),
