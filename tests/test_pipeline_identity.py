@@ -13,8 +13,11 @@ import pytest
 import yaml
 from conftest import tiny_config
 
+from core.config import make_parser, parse
 from core.data.labels import read_label, write_label
+from core.data.lists import read_split
 from core.data.tags import read_table, write_table
+from core.pipeline import segmentation_identity
 from core.run import checkpoint
 from core.run.errors import UserError
 
@@ -229,6 +232,18 @@ def test_changed_feature_file_of_somebody_else_is_noticed(finished, tmp_path, ca
     np.save(features / "p03.npy", rng.normal(size=(4, 6, 7)).astype(np.float32))
     said = outcome(lambda: world.call("make_debiased_labels", *options), capsys)
     assert "features: 1 of 8 have another content, first p03" in said
+    for change in ("--uss.whiten=2", "--uss.centre=true"):  # of the files as they are read
+        said = outcome(lambda c=change: world.call("make_debiased_labels", *options, c), capsys)
+        key, value = change.removeprefix("--").split("=")
+        assert re.search(f"{key}: \\w+ there, {value.title()} now", said), said
+
+
+def test_plain_training_depends_on_tags_if_they_decide_how_often_images_are_drawn(finished):
+    for balance, there in ((0, False), (0.5, True)):
+        options = ["--segmentation.mode=wsss", f"--segmentation.class_balance={balance}"]
+        config, _ = parse(make_parser("x", ""), [f"--config={finished.folder}/tiny.yaml", *options])
+        split = read_split(config.data, "train")
+        assert ("tags" in segmentation_identity(config, split, split.images).inputs) == there
 
 
 def test_features_are_kept_on_disk_when_that_is_asked_for_later(finished, tmp_path, capsys):
