@@ -218,7 +218,8 @@ def write_debiased_labels(
     """Cut, refinement and Eq. 5. Returns the share of each class's label area that is marked."""
     folder, size = run.debias / "labels", len(config.data.classes) + 1
     todo = distributed.my_share([folder / f"{i}.png" for i in split.ids])
-    crf = make_crf(config.debias.crf) if config.debias.refine == "crf" else None
+    settings = config.debias
+    crf = make_crf(settings.crf, pick_device(config)) if settings.refine == "crf" else None
     uncut = np.flatnonzero(np.isnan(cuts["cut"])) + 1 if cuts else np.array([], int)
 
     def work(index: int) -> None:
@@ -233,7 +234,7 @@ def write_debiased_labels(
                 logit = torch.from_numpy(logit_map(maps, cuts, classes))
             else:
                 score = torch.from_numpy(maps.max(0)).clamp(0, 1)
-                logit = fixed_logit(score, label, config.debias)
+                logit = fixed_logit(score, label, settings)
             mask = debiased_mask(logit, image, label, crf)
             label = mark_biased(label, mask | torch.from_numpy(np.isin(label, uncut)))
         write_label(folder / f"{name}.png", to_disk(label.numpy()))

@@ -84,7 +84,7 @@ def train_network(config: Config, stage: Stage, split: Split, labels: tuple[Path
     at_cells = student.head.at_cells
     complement, fill_from = None, round(settings.warmup * iterations)
     if settings.mode in ("complement", "mars"):
-        complement = Complement(settings, teacher, config.workers)
+        complement = Complement(settings, teacher, config.workers, device)
     if config.compile:
         student.backbone.compile()
         student.head.compile()

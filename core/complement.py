@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from core.crf.batched import refine
 from core.crf.dense import CrfConfig, make_crf
 from core.crf.pamr import PAMR
 from core.data.labels import BACKGROUND, BIASED, IGNORE
@@ -152,13 +153,16 @@ class Complement:
     Args:
         config: the refinement.
         teacher: images -> (B, 1 + C, h, w) logits, in evaluation mode.
-        threads: number of threads that refine crops by the dense CRF.
+        threads: number of threads that refine crops by the dense CRF on the CPU.
+        device: device of the teacher, on which the CRF runs if it is a GPU.
     """
 
-    def __init__(self, config: ComplementConfig, teacher: nn.Module, threads: int):
+    def __init__(
+        self, config: ComplementConfig, teacher: nn.Module, threads: int, device: torch.device
+    ):
         self.teacher, self.refine = teacher, config.refine
         if self.refine == "crf":
-            self._crf = make_crf(config.crf)
+            self._crf = make_crf(config.crf, device)
             self._pool = ThreadPoolExecutor(max(1, threads))
         elif self.refine == "pamr":
             self._pamr = PAMR()
@@ -206,6 +210,9 @@ class Complement:
             probs[:, present] = self._pamr(images, probs[:, present])
         if self.refine != "crf":
             return lambda: probs
+        if self._crf.backend == "torch":
+            refined = refine(denormalise(images), probs, self._crf, probs.amax((2, 3)) > 0)
+            return lambda: refined
         pixels = denormalise(images).permute(0, 2, 3, 1).cpu().numpy()
         pairs = zip(pixels, probs.cpu().numpy(), strict=True)
         crops = [self._pool.submit(self._refined, *pair) for pair in pairs]

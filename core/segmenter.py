@@ -100,7 +100,7 @@ def predict(
     """Writes the predicted label map of every image that has none yet in `folder`."""
     device = pick_device(runtime)
     network, amp = to_device(network, device), autocast(runtime, device)
-    crf = make_crf(settings.crf) if settings.refine == "crf" else None
+    crf = make_crf(settings.crf, device) if settings.refine == "crf" else None
     todo = distributed.my_share([folder / f"{i}.png" for i in split.ids])
 
     def finish(item: tuple[int, np.ndarray]) -> None:

@@ -8,8 +8,9 @@ for all pixels at once,
     Q <- softmax(-U + w_g K~_g Q + w_b K~_b Q),    Q = softmax(-U) at first,
 
 where K~_g is a normalised Gaussian over position and K~_b one over position and colour. Our own
-backend needs numba and no compiler; `pydensecrf` is the original, from which it differs by rounding
-and by computing K~_g exactly instead of on a lattice. Neither needs torch.
+backends are `numba`, the fastest on a CPU, and `torch` for GPUs; `pydensecrf` is the original, from
+which they differ by rounding and by computing K~_g exactly instead of on a lattice. Only `torch`
+needs torch.
 """
 
 import dataclasses
@@ -32,6 +33,7 @@ Vertices = restricted_number_type("Vertices", int, [(">=", 1), ("<=", 6)])
 
 REMEDIES = {
     "numba": "pip install numba",
+    "torch": "pip install torch",
     "pydensecrf": "pip install pydensecrf2 (needs a C++ compiler and Python 3.12 or older)",
 }
 
@@ -40,17 +42,17 @@ REMEDIES = {
 class CrfConfig:
     """Dense CRF; kernel widths in pixels and grey levels of the image it runs on."""
 
-    # auto: numba if installed, else pydensecrf.
-    backend: Literal["auto", "numba", "pydensecrf"] = "auto"
+    # auto: torch where the stage runs on a GPU, else numba if installed, else pydensecrf.
+    backend: Literal["auto", "numba", "torch", "pydensecrf"] = "auto"
     iterations: NonNegativeInt = 10  # Mean-field iterations (the author's usual settings).
     sxy_gaussian: PositiveFloat = 1  # Width of the spatial kernel, pixels.
     weight_gaussian: NonNegativeFloat = 3  # Weight of the spatial kernel.
     sxy_bilateral: PositiveFloat = 67  # Spatial width of the bilateral kernel, pixels.
     srgb_bilateral: PositiveFloat = 3  # Colour width of the bilateral kernel, grey levels.
     weight_bilateral: NonNegativeFloat = 4  # Weight of the bilateral kernel.
-    # Step of mean field, in (0, 2); 1.8 needs 6 iterations instead of 10. numba only.
+    # Step of mean field, in (0, 2); 1.8 needs 6 iterations instead of 10. not pydensecrf.
     relaxation: Relaxation = 1
-    vertices: Vertices = 6  # Lattice points per pixel, 1 to 6; 3 or 4 are faster. numba only.
+    vertices: Vertices = 6  # Lattice points per pixel, 1 to 6; 3 or 4 are faster. Not pydensecrf.
 
 
 class DenseCRF:
@@ -60,7 +62,9 @@ class DenseCRF:
     backend releases the GIL, so a thread pool refines several images at once.
 
     Args:
-        backend: "numba"; "pydensecrf"; or "auto": the first of them that is installed.
+        backend: "numba"; "torch"; "pydensecrf"; or "auto": "torch" if `device` is a GPU, else the
+            first of the others that is installed.
+        device: where `torch` refines, "cpu" or "cuda".
         iterations: T, of mean field; 0 returns the unary's posterior.
         sxy_gaussian: width of the spatial kernel, pixels.
         weight_gaussian: w_g, >= 0.
@@ -78,7 +82,7 @@ class DenseCRF:
         ValueError: no such backend, or a setting is out of range.
     """
 
-    def __init__(self, backend: str = "auto", **settings: float):
+    def __init__(self, backend: str = "auto", device: str = "cpu", **settings: float):
         config = CrfConfig(backend, **settings)
         for item in dataclasses.fields(config)[1:]:
             value = getattr(config, item.name)
@@ -90,7 +94,8 @@ class DenseCRF:
                 raise ValueError(f"{item.name}: {error}") from None
             setattr(self, item.name, value)
         self.iterations, self.vertices = int(self.iterations), int(self.vertices)  # 10.0 is whole
-        self.backend = _choose(backend)
+        gpu = backend == "auto" and device.startswith("cuda")
+        self.backend, self.device = _choose("torch" if gpu else backend), device
         if self.backend == "pydensecrf" and (config.relaxation, config.vertices) != (1, 6):
             raise UserError(
                 "dense CRF: pydensecrf has no relaxation and no vertices to choose; "
@@ -116,6 +121,8 @@ class DenseCRF:
         _check(image, probs)
         if len(probs) == 1:
             return np.ones_like(probs)
+        if self.backend == "torch":
+            return self._infer_torch(image, probs)
         unary = -np.log(np.clip(probs, 1e-5, 1)).reshape(len(probs), -1)
         unary = np.ascontiguousarray(unary)  # `probs` may be a transposed view
         infer = self._infer_pydensecrf if self.backend == "pydensecrf" else self._infer_numba
@@ -159,6 +166,16 @@ class DenseCRF:
             filters.append(lattice)
         return filters
 
+    def _infer_torch(self, image: np.ndarray, probs: np.ndarray) -> np.ndarray:
+        """(H, W, 3) and (L, H, W) -> (L, H, W)."""
+        import torch
+
+        from core.crf.batched import refine
+
+        pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        tensors = (t[None].to(self.device) for t in (pixels, torch.from_numpy(probs)))
+        return refine(*tensors, self)[0].cpu().numpy()
+
     def _infer_pydensecrf(self, image: np.ndarray, unary: np.ndarray) -> np.ndarray:
         """(H, W, 3) and (L, N) -> (L, N)."""
         from pydensecrf.densecrf import DenseCRF2D
@@ -179,9 +196,9 @@ class DenseCRF:
         return np.array(crf.inference(self.iterations), np.float32)
 
 
-def make_crf(config: CrfConfig) -> DenseCRF:
-    """The CRF of a stage; prints its backend."""
-    crf = DenseCRF(**dataclasses.asdict(config))
+def make_crf(config: CrfConfig, device: Any = "cpu") -> DenseCRF:
+    """The CRF of a stage that runs on a device; prints its backend."""
+    crf = DenseCRF(**dataclasses.asdict(config), device=str(device))
     print(f"dense CRF: {crf.backend}", flush=True)
     return crf
 
@@ -189,8 +206,8 @@ def make_crf(config: CrfConfig) -> DenseCRF:
 def _choose(backend: str) -> str:
     """The backend to use, once it is known to import."""
     if backend not in ("auto", *REMEDIES):
-        raise ValueError(f'backend must be "auto", "numba" or "pydensecrf", got "{backend}"')
-    wanted = list(REMEDIES) if backend == "auto" else [backend]
+        raise ValueError(f'backend must be one of auto, {", ".join(REMEDIES)}, got "{backend}"')
+    wanted = ["numba", "pydensecrf"] if backend == "auto" else [backend]
     for name in wanted:
         try:
             importlib.import_module("pydensecrf.densecrf" if name == "pydensecrf" else name)

@@ -37,8 +37,8 @@ class GridFilter:
     """
 
     def __init__(self, height: int, width: int, sigma: float, weight: float):
-        self.rows = _band(height, sigma, weight)
-        self.columns = _band(width, sigma, 1.0)
+        self.rows = band(height, sigma, weight)
+        self.columns = band(width, sigma, 1.0)
 
     def add_to(self, out: np.ndarray, values: np.ndarray) -> None:
         """Adds the filtered `values` to `out`; both (C, H * W) float32."""
@@ -47,7 +47,7 @@ class GridFilter:
             _add_separable(channel, source, self.rows, self.columns)
 
 
-def _band(length: int, sigma: float, weight: float) -> np.ndarray:
+def band(length: int, sigma: float, weight: float) -> np.ndarray:
     """(2 r + 1, length) float32: weight K~[i, i + t - r] at [t, i], and 0 beyond the border.
 
     On a grid K is the product of one matrix per axis, and so are D and K~.
@@ -97,7 +97,7 @@ class LatticeFilter:
     def __init__(self, features: np.ndarray, weight: float, vertices: int = CORNERS):
         extent = np.abs(features).max(1)
         # 12: rounding to a lattice point moves a coordinate by up to 6, and a blur step by 5.
-        if not (np.abs(_ELEVATION) @ extent).max() + 2 * CORNERS < RADIX / 2:
+        if not (np.abs(ELEVATION) @ extent).max() + 2 * CORNERS < RADIX / 2:
             raise UserError(
                 f"the image spans {extent.max():.0f} widths of the bilateral kernel, more than its "
                 "lattice has room for; raise srgb_bilateral or sxy_bilateral"
@@ -141,7 +141,7 @@ def _elevation() -> np.ndarray:
     return matrix.astype(np.float32)
 
 
-_ELEVATION = _elevation()
+ELEVATION = _elevation()
 # A lattice point's key is linear in its coordinates, so a neighbour's key is the key plus a
 # constant. The last coordinate is minus the sum of the others and has no place in the key.
 _PLACES = np.array([RADIX**i for i in range(DIM)] + [0])
@@ -235,7 +235,7 @@ def _place(features, remainder, rank, excess, origin):
         for b in range(size):
             elevated = np.float32(0)
             for j in range(DIM):
-                elevated += _ELEVATION[i, j] * features[j, b]
+                elevated += ELEVATION[i, j] * features[j, b]
             step = np.floor(elevated / SIX + HALF)
             remainder[i, b] = elevated - SIX * step
             excess[b] += np.int32(step)

@@ -85,7 +85,7 @@ def adversarial_maps(
 
 def write_labels(config: WsssConfig, runtime: Runtime, split: Split, folder: Path) -> float:
     """Writes labels/<id>.png from the maps alone; returns the background's score."""
-    crf = make_crf(config.crf) if config.refine == "crf" else None
+    crf = make_crf(config.crf, pick_device(runtime)) if config.refine == "crf" else None
     paths = [folder / "labels" / f"{i}.png" for i in split.ids]
     todo = distributed.my_share(paths)
     maps, share = [folder / "cams" / f"{i}.npz" for i in split.ids], config.object_share
@@ -106,7 +106,8 @@ def write_labels(config: WsssConfig, runtime: Runtime, split: Split, folder: Pat
 def write_seeds(config: WsssConfig, runtime: Runtime, split: Split, folder: Path) -> None:
     """Writes seeds/<id>.png, the confident labels that the network of pairs learns from."""
     settings, network = config.pairs, PAIR_NETWORKS[METHODS[config.method].walk]
-    crf, paths = make_crf(settings.crf), [folder / "seeds" / f"{i}.png" for i in split.ids]
+    crf = make_crf(settings.crf, pick_device(runtime))
+    paths = [folder / "seeds" / f"{i}.png" for i in split.ids]
     todo = distributed.my_share(paths)
 
     def write(index: int) -> None:

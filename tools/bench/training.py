@@ -90,7 +90,7 @@ class Steps:
         network = to_device(build_deeplab(config.segmentation, 20), torch.device("cpu"))
         self.network = network.to(memory_format=self.memory).train()
         self.ema = EMA(self.network, 0.999)
-        self.fill = Complement(config.segmentation, self.ema.network, threads=4)
+        self.fill = Complement(config.segmentation, self.ema.network, 4, torch.device("cpu"))
         groups = self.network.parameter_groups(1e-4, 1e-4)
         self.optimizer, _ = make_optimizer("sgd", groups, 4e-5, 100, momentum=0.9)
         self.parts: dict[str, list[float]] = {"teacher": [], "waiting for the CRF": [], "EMA": []}

@@ -1,0 +1,225 @@
+"""The dense CRF of `core.crf.dense` in torch: batches of images on any device.
+
+The same mean field on the same permutohedral lattice as the numba backend. Lattice points are found
+by sorting packed coordinates instead of a hash table, neighbours by binary search, and splat, blur
+and slice are gathers and sums; the spatial kernel is two matrix products. Results differ by
+rounding: also by which simplex a pixel on the border of two belongs to, hence by the lattice's
+points.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from core.crf.permutohedral import CORNERS, DIM, ELEVATION, band
+from core.run.errors import UserError
+
+MARGIN = 2 * CORNERS  # rounding moves a coordinate by up to 6, a corner by 5, a blur step by 5
+BYTES = 2**30  # memory that the lattices of images refined together may take, about
+
+
+class BatchedGrid:
+    """out += weight K~ q for the spatial kernel; see `GridFilter`."""
+
+    def __init__(self, size: Sequence[int], sigma: float, weight: float, device: torch.device):
+        self.rows = _matrix(size[0], sigma, weight).to(device)
+        self.columns = _matrix(size[1], sigma, 1).to(device)
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """(B, C, H, W) -> the same, filtered."""
+        return self.rows @ values @ self.columns.T
+
+
+def _matrix(length: int, sigma: float, weight: float) -> Tensor:
+    """(length, length) weight K~ along one axis."""
+    taps = torch.from_numpy(band(length, sigma, weight))
+    matrix, radius = torch.zeros(length, length), len(taps) // 2
+    for t, row in enumerate(taps):
+        here = torch.arange(length)
+        inside = (here + t - radius >= 0) & (here + t - radius < length)
+        matrix[here[inside], here[inside] + t - radius] = row[inside]
+    return matrix
+
+
+class BatchedLattice:
+    """out += weight K~ q for the bilateral kernel; see `LatticeFilter`.
+
+    Args:
+        features: (B, N, 5) float32, divided by the kernel's widths.
+        weight: factor on the result, >= 0.
+        vertices: M, 1..6, corners of its simplex that a pixel is splat onto and sliced from.
+
+    Raises:
+        UserError: the features span more than the packed coordinates have room for.
+    """
+
+    def __init__(self, features: Tensor, weight: float, vertices: int = CORNERS):
+        coordinates, shares = simplices(features)
+        if vertices < CORNERS:
+            shares, kept = shares.topk(vertices, dim=2)
+            shares = shares / shares.sum(2, keepdim=True)
+            coordinates = coordinates.gather(
+                2, kept[..., None].expand(*kept.shape, coordinates.shape[3])
+            )
+        keys, places = _packed(coordinates)
+        points, corners = keys.unique(return_inverse=True)
+        self.count, self.corners, self.weights = len(points), corners, shares
+        self.neighbours = [self._along(points, places, axis) for axis in range(CORNERS)]
+        degree = self(torch.ones_like(shares[:, None, :, 0]))
+        self.weights = shares * (weight / degree[:, 0]).sqrt()[..., None]
+
+    def _along(self, points: Tensor, places: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+        """Each point's neighbours before and after it along an axis; `count` is none."""
+        step = places.sum() - (CORNERS * places[axis] if axis < DIM else 0)
+        wanted = points + step
+        found = torch.searchsorted(points, wanted).clamp(max=self.count - 1)
+        there = points[found] == wanted
+        after = torch.where(there, found, self.count)
+        before = torch.full_like(after, self.count)
+        before[found[there]] = there.nonzero()[:, 0]
+        return before, after
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """(B, C, N) -> the same, filtered."""
+        channels = values.shape[1]
+        lattice = values.new_zeros(self.count + 1, channels)  # the last stays 0: no such point
+        for k in range(self.corners.shape[2]):
+            spread = self.weights[..., k, None] * values.transpose(1, 2)
+            lattice.index_add_(0, self.corners[..., k].flatten(), spread.flatten(0, 1))
+        for before, after in self.neighbours:
+            lattice[:-1] += (lattice[before] + lattice[after]) / 2
+        corners = self.corners.unbind(2)
+        weights = self.weights[..., None].unbind(2)
+        sliced = sum(w * lattice[c] for c, w in zip(corners, weights, strict=True))
+        return sliced.transpose(1, 2)
+
+
+def simplices(features: Tensor) -> tuple[Tensor, Tensor]:
+    """The corners of each pixel's simplex.
+
+    Args:
+        features: (B, N, 5) float32.
+
+    Returns:
+        (B, N, 6, 5) int32, coordinates of the six corners without the last, which is minus the sum
+        of the others; (B, N, 6) barycentric coordinates, which sum to 1.
+    """
+    # One after the other, as numba adds them: many pixels are on the border of two simplices, and
+    # a lattice with other points is another filter.
+    columns = torch.from_numpy(ELEVATION).to(features).unbind(1)
+    elevated = sum(f[..., None] * c for f, c in zip(features.unbind(2), columns, strict=True))
+    step = (elevated / CORNERS + 0.5).floor()
+    remainder, excess = elevated - CORNERS * step, step.sum(2, keepdim=True)
+    # The rank of each remainder, 0 for the largest; of equal ones, the first comes first.
+    order = torch.argsort(remainder, dim=2, descending=True, stable=True)
+    rank = order.argsort(2) + excess
+    turn = (rank < 0).float() - (rank > DIM).float()  # where the sum is mended
+    rank = (rank + CORNERS * turn).long()
+    origin, remainder = CORNERS * (step + turn), remainder - CORNERS * turn
+    ordered = remainder.gather(2, rank.argsort(2))  # from the largest to the smallest
+    ascending = ordered.flip(2)
+    shares = ascending.diff(dim=2, prepend=ordered[..., :1] - CORNERS) / CORNERS
+    corner = torch.arange(CORNERS, device=features.device)
+    # Corner k is the origin plus k in all coordinates, minus 6 in the k smallest remainders.
+    fallen = rank[..., None, :] > DIM - corner[:, None]
+    coordinates = origin[..., None, :] + corner[:, None] - CORNERS * fallen
+    return coordinates[..., :DIM].int(), shares
+
+
+def _packed(coordinates: Tensor) -> tuple[Tensor, Tensor]:
+    """One int64 per corner, distinct for images and points: keys (B, N, M) and the (5,) places."""
+    low = coordinates.amin((0, 1, 2)) - MARGIN
+    extent = (coordinates.amax((0, 1, 2)) + MARGIN - low + 1).long()
+    if extent.double().prod() * len(coordinates) >= 2**63:
+        raise UserError(
+            "the image spans more widths of the bilateral kernel than its lattice has room for; "
+            "raise srgb_bilateral or sxy_bilateral"
+        )
+    places = extent.cumprod(0).roll(1)
+    image, places[0] = places[0].clone(), 1
+    images = torch.arange(len(coordinates), device=coordinates.device) * image
+    keys = images[:, None, None].repeat(1, *coordinates.shape[1:3])
+    for j in range(DIM):
+        keys += (coordinates[..., j].long() - low[j]) * places[j]
+    return keys, places
+
+
+def bytes_per_pixel(labels: int) -> int:
+    """Memory that the refinement of a pixel takes at its peak, about."""
+    return CORNERS * (60 + 8 * labels)
+
+
+@torch.no_grad()
+def refine(images: Tensor, probs: Tensor, config, present: Tensor | None = None) -> Tensor:
+    """Refines the probabilities of a batch of images.
+
+    Args:
+        images: (B, 3, H, W) uint8 RGB, on any device.
+        probs: (B, L, H, W) float32 in [0, 1]; clipped to [1e-5, 1].
+        config: `DenseCRF` or `CrfConfig`: widths, weights, iterations, relaxation, vertices.
+        present: (B, L) bool, labels that take part in each image, label 0 always; None: all. The
+            cost is that of the largest number of them.
+
+    Returns:
+        (B, L, H, W) float32 posterior; sums to 1 over L, 0 for labels that take no part.
+    """
+    if present is not None:
+        # The labels of each image first, and only as many as some image has.
+        order = torch.argsort(~present, dim=1, stable=True)[:, : int(present.sum(1).max())]
+        rows = torch.arange(len(probs), device=probs.device)[:, None]
+        refined = torch.zeros_like(probs)
+        refined[rows, order] = _refine(images, probs[rows, order], config, present[rows, order])
+        return refined
+    return _refine(images, probs, config, None)
+
+
+def _refine(images: Tensor, probs: Tensor, config, present: Tensor | None) -> Tensor:
+    labels, (height, width) = probs.shape[1], probs.shape[2:]
+    if labels == 1:
+        return torch.ones_like(probs)
+    count = max(1, BYTES // (height * width * bytes_per_pixel(labels)))
+    if len(images) > count:
+        parts = [range(k, min(k + count, len(images))) for k in range(0, len(images), count)]
+        return torch.cat(
+            [
+                _refine(images[p.start : p.stop], probs[p.start : p.stop], config, here)
+                for p in parts
+                for here in [None if present is None else present[p.start : p.stop]]
+            ]
+        )
+    log = probs.clamp(1e-5, 1).log()
+    given = log[:, 1:] - log[:, :1]  # logits relative to label 0, as in `DenseCRF`
+    if present is not None:
+        given = given.masked_fill(~present[:, 1:, None, None], -torch.inf)
+    filters = _filters(images, config)
+    logits = given
+    for _ in range(config.iterations):
+        posterior = _posterior(logits)
+        relative = posterior[:, 1:] - posterior[:, :1]
+        updated = given + sum(f(relative) for f in filters)
+        if config.relaxation != 1:
+            moved = (config.relaxation - 1) * (updated - logits)
+            updated = updated + moved.nan_to_num(0)  # -inf stays as it is
+        logits = updated
+    return _posterior(logits)
+
+
+def _posterior(logits: Tensor) -> Tensor:
+    return torch.cat([torch.zeros_like(logits[:, :1]), logits], 1).softmax(1)
+
+
+def _filters(images: Tensor, config) -> list:
+    size, filters = images.shape[2:], []
+    if config.weight_gaussian > 0:
+        filters.append(
+            BatchedGrid(size, config.sxy_gaussian, config.weight_gaussian, images.device)
+        )
+    if config.weight_bilateral > 0:
+        rows, columns = (torch.arange(n, device=images.device).float() for n in size)
+        places = torch.stack(torch.meshgrid(columns, rows, indexing="xy")) / config.sxy_bilateral
+        places = places.expand(len(images), *places.shape)
+        features = torch.cat([places, images.float() / config.srgb_bilateral], 1).flatten(2)
+        lattice = BatchedLattice(features.transpose(1, 2), config.weight_bilateral, config.vertices)
+        filters.append(lambda values: lattice(values.flatten(2)).unflatten(2, size))
+    return filters
