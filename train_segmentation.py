@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from core.complement import Complement, labelled_pixels, segmentation_loss, unfilled
 from core.config import Config, make_parser, parse
 from core.data.checks import check_inputs
+from core.data.labels import BACKGROUND, BIASED
 from core.data.lists import Split, ground_truth, label_files, read_split
 from core.data.loader import LabelledImages, batches_from
 from core.data.transforms import denormalise
@@ -113,6 +114,8 @@ def train_network(config: Config, stage: Stage, split: Split, labels: tuple[Path
         images = batch["image"].to(device, memory_format=torch.channels_last)
         label, tags = batch["label"].to(device), batch["tags"].to(device)
         filled, counts = unfilled(label), None
+        if complement and t < fill_from and settings.warmup_label == "background":
+            filled = unfilled(label.masked_fill(label == BIASED, BACKGROUND))
         if complement and t >= fill_from:
             with amp:
                 filled = complement.submit(images, label, tags)  # teacher; starts CRF threads

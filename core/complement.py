@@ -30,8 +30,11 @@ class ComplementConfig:
     """How the EMA teacher fills biased pixels."""
 
     ema: Decay = 0.999  # Decay of the teacher, an exponential moving average of all float state.
-    # Share of the training during which biased pixels are ignored, before the teacher fills them.
+    # Share of the training before the teacher fills biased pixels.
     warmup: HalfOpenUnitInterval = 0.0
+    # What biased pixels are until then: ignored, or background, as stage 3 estimates. A teacher
+    # that has never learnt them as background returns most of them to their class.
+    warmup_label: Literal["ignore", "background"] = "ignore"
     refine: Literal["none", "crf", "pamr"] = "crf"  # Refinement R of its prediction (Sec. 3.4).
     crf: CrfConfig = field(default_factory=CrfConfig)  # Settings of that refinement.
 

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from conftest import CLASSES, ROOT, run_python
 
-from core.data.labels import read_label
+from core.data.labels import read_label, write_label
+from core.run import checkpoint
 
 WEAK = ("train_uss.py", "train_wsss.py", "make_debiased_labels.py", "train_segmentation.py")
 
@@ -257,6 +259,26 @@ def test_every_mode_trains_and_scores(finished, mode):
         )
         assert done.returncode == 0, done.stderr
     assert (finished / "evaluation" / mode / "scores.json").exists()
+
+
+def test_warm_up_as_background_is_training_on_labels_without_biased_pixels(finished, tmp_path):
+    for path in (finished / "debias/labels").glob("*.png"):
+        label = read_label(path)
+        write_label(tmp_path / "labels" / path.name, np.where(label == 254, 0, label))
+    weights = []
+    for k, options in enumerate(
+        (
+            ("mode=mars", "warmup=0.999", "warmup_label=background"),
+            ("mode=wsss", f"labels_dir={tmp_path / 'labels'}"),
+            ("mode=mars", "warmup=0.999"),
+        )
+    ):
+        arguments = [f"--segmentation.{option}" for option in (*options, f"name=of{k}")]
+        done = run_stage(WEAK[3], finished.parent / "tiny.yaml", *arguments)
+        assert done.returncode == 0, done.stderr
+        weights.append(checkpoint.load(finished / f"segmentation/of{k}/checkpoint.pth")["ema"])
+    same, other = (all(torch.equal(w[key], weights[0][key]) for key in w) for w in weights[1:])
+    assert same and not other
 
 
 def test_analysis_tools_run_on_a_finished_experiment(finished):
