@@ -22,7 +22,7 @@ from core.crf.dense import CrfConfig, make_crf
 from core.crf.pamr import PAMR
 from core.data.labels import BACKGROUND, BIASED, IGNORE
 from core.data.transforms import denormalise
-from core.run.settings import Decay, HalfOpenUnitInterval
+from core.run.settings import Decay, HalfOpenUnitInterval, OpenUnitInterval
 
 
 @dataclass
@@ -35,6 +35,9 @@ class ComplementConfig:
     # What biased pixels are until then: ignored, or background, as stage 3 estimates. A teacher
     # that has never learnt them as background returns most of them to their class.
     warmup_label: Literal["ignore", "background"] = "ignore"
+    # Prior probability that a biased pixel shows an object, by which the teacher's odds are
+    # multiplied: p / (1 - p). 0.5: the teacher alone decides, as in the paper.
+    fill_prior: OpenUnitInterval = 0.5
     refine: Literal["none", "crf", "pamr"] = "crf"  # Refinement R of its prediction (Sec. 3.4).
     crf: CrfConfig = field(default_factory=CrfConfig)  # Settings of that refinement.
 
@@ -163,7 +166,7 @@ class Complement:
     def __init__(
         self, config: ComplementConfig, teacher: nn.Module, threads: int, device: torch.device
     ):
-        self.teacher, self.refine = teacher, config.refine
+        self.teacher, self.refine, self.prior = teacher, config.refine, config.fill_prior
         if self.refine == "crf":
             self._crf = make_crf(config.crf, device)
             self._pool = ThreadPoolExecutor(max(1, threads))
@@ -187,7 +190,12 @@ class Complement:
         logits = F.interpolate(self.teacher(images).float(), whole.shape[-2:], mode="bilinear")
         probs = logits.softmax(1)
         allowed = F.pad(tags, (1, 0), value=1.0)  # background and the tagged classes
-        refined = self._submit_refinement(images, probs * allowed[:, :, None, None])
+        allowed = probs * allowed[:, :, None, None]
+        if self.prior != 0.5:
+            odds = torch.where(whole[rows] == BIASED, self.prior / (1 - self.prior), 1.0)
+            allowed[:, 1:] *= odds[:, None]
+            allowed /= allowed.sum(1, keepdim=True)
+        refined = self._submit_refinement(images, allowed)
 
         @functools.cache
         @torch.no_grad()

@@ -62,7 +62,7 @@ class SegmentationConfig(ComplementConfig, DeepLabConfig):
             "deeplabv3plus": ["head_momentum"],
         }[self.network]
         if self.mode not in ("complement", "mars"):
-            keys = [*keys, "warmup", "warmup_label", "refine", "crf"]
+            keys = [*keys, "warmup", "warmup_label", "fill_prior", "refine", "crf"]
         return keys if self.refine == "crf" else [*keys, "crf"]
 
 
