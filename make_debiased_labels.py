@@ -25,7 +25,7 @@ from torch import Tensor
 
 from core.config import Config, make_parser, parse
 from core.crf.dense import make_crf
-from core.cut import BINS, COLUMNS, MIN_CONTRAST, count_similarities, find_cuts, logit_map
+from core.cut import BINS, COLUMNS, MIN_GAIN, count_similarities, find_cuts, logit_map
 from core.data.checks import check_inputs
 from core.data.features import FeatureSource, feature_files
 from core.data.labels import BIASED_ON_DISK, read_label, to_disk, write_label
@@ -265,7 +265,14 @@ def warn_of(config: Config, removed: list[float], cuts: dict[str, np.ndarray]) -
     """
     names, advice = config.data.classes, "python tools/audit/inspect_features.py shows the features"
     shares = dict(zip(names, removed, strict=True))
-    contrasts = dict(zip(names, cuts.get("contrast", np.ones(len(names))), strict=True))
+    left, absent = {}, set()
+    if cuts:
+        rows = zip(names, cuts["cut"], cuts["object_share"], cuts["expected_iou"], strict=True)
+        for c, cut, now, best in rows:
+            if np.isnan(best):
+                absent.add(c)
+            elif np.isnan(cut):
+                left[c] = f"{now:.2f} to {best:.2f}"
     found = [
         (
             "stage 3 removed nearly all labels",
@@ -274,18 +281,18 @@ def warn_of(config: Config, removed: list[float], cuts: dict[str, np.ndarray]) -
             f"{'' if cuts else ', debias.cut auto'} or another debias.alpha; {advice}",
         ),
         (
-            "stage 3 left labels as they are, since the features do not tell the class from its "
-            f"surroundings (contrast below {MIN_CONTRAST})",
-            {c: f"{v:.2f}" for c, v in contrasts.items() if v < MIN_CONTRAST},
-            f"Use other features (uss.backbone); {advice}",
+            "stage 3 left labels as they are, since a cut would raise their expected IoU by less "
+            f"than {MIN_GAIN}",
+            left,
+            "Either they contain little context, or the features do not tell it from the class; "
+            f"then use others (uss.backbone). {advice}",
         ),
         (
             f"stage 3 removed less than {NEARLY_NOTHING:.0%} of the labels",
-            # A class without a contrast, NaN, has no labels to remove.
             {
                 c: f"{shares[c]:.1%}"
-                for c, v in contrasts.items()
-                if v >= MIN_CONTRAST and shares[c] < NEARLY_NOTHING
+                for c in names
+                if shares[c] < NEARLY_NOTHING and c not in left and c not in absent
             },
             "That is right if they contain no context; if they do, add photographs of the context "
             "without the class",

@@ -26,8 +26,8 @@ BINS = 4096
 """Of cosines, from -1 to 1."""
 RING = 2
 """Width of the ring, cells."""
-MIN_CONTRAST = 0.8
-"""Classes whose kept cells exceed the ring's less often than this are left as they are."""
+MIN_GAIN = 0.1
+"""Classes whose expected IoU the best cut raises by less are left as they are."""
 GROUPS = ("region", "ring", "kept")
 COLUMNS = ("cut", "slope", "object_share", "remaining", "contrast", "expected_iou")
 
@@ -65,8 +65,9 @@ def find_cuts(counts: np.ndarray) -> dict[str, np.ndarray]:
     Returns:
         Arrays (C,) float64: `cut`, similarity t, NaN for a class that is left as it is; `slope` of
         the object's logit, that of two normal distributions with the groups' mean variance;
-        `object_share`, pi; `remaining`, R(t); `contrast`, how often a kept cell exceeds a cell of
-        the ring, 0.5 if they are alike; `expected_iou`.
+        `object_share`, pi, which is also the expected IoU without a cut; `remaining`, R(t);
+        `contrast`, how often a kept cell exceeds a cell of the ring, 0.5 if they are alike;
+        `expected_iou` of the best cut, taken or not.
     """
     rows = np.array([_cut(*groups) for groups in counts])
     return dict(zip(COLUMNS, rows.T, strict=True))
@@ -82,15 +83,18 @@ def _cut(region: np.ndarray, ring: np.ndarray, kept: np.ndarray) -> tuple[float,
     variance = (groups @ similarity**2 - mean**2)[1:].mean() + (2 / BINS) ** 2
     region, ring, kept = groups
     contrast = kept @ (np.cumsum(ring) - ring / 2)
-    if contrast < MIN_CONTRAST:
+    if mean[2] <= mean[1]:  # what Eq. 3 keeps is no more similar to its own mean than context
         return np.nan, 0.0, np.nan, 1.0, contrast, np.nan
     share = np.clip((mean[0] - mean[1]) / (mean[2] - mean[1]), 0.01, 1)
     above_region, above_ring = (1 - np.append(0, np.cumsum(g)[:-1]) for g in (region, ring))
     context = (1 - share) * above_ring
     iou = (above_region - context) / (share + context)
     best = iou.argmax()  # above 1 where the groups do not quite fit the mixture
+    expected = min(iou[best], 1)
+    if expected - share < MIN_GAIN:
+        return np.nan, 0.0, share, 1.0, contrast, expected
     cut, slope = 2 / BINS * best - 1, (mean[2] - mean[1]) / variance
-    return cut, slope, share, above_region[best], contrast, min(iou[best], 1)
+    return cut, slope, share, above_region[best], contrast, expected
 
 
 def logit_map(maps: np.ndarray, cuts: dict[str, np.ndarray], classes: Iterable[int]) -> np.ndarray:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from core.config import Config
-from core.cut import BINS, COLUMNS, count_similarities, find_cuts, logit_map
+from core.cut import BINS, COLUMNS, MIN_GAIN, count_similarities, find_cuts, logit_map
 from core.data.settings import DataConfig
 from core.run import log
 from make_debiased_labels import warn_of
@@ -74,13 +74,17 @@ def test_scale_and_offset_of_the_similarities_do_not_matter():
 
 def test_slope_is_that_of_two_normal_distributions():
     objects, context, ring, kept = mixture(0.5)
-    assert cut_of(context, ring, kept)["slope"] == pytest.approx(0.3 / 0.1**2, rel=0.05)
+    found = cut_of(np.append(objects, context), ring, kept)
+    assert found["slope"] == pytest.approx(0.3 / 0.1**2, rel=0.05)
 
 
 def test_class_that_resembles_its_surroundings_has_no_cut():
     objects, context, ring, kept = mixture(0.5, gap=0.05)
     found = cut_of(np.append(objects, context), ring, kept)
     assert np.isnan(found["cut"]) and 0.5 < found["contrast"] < 0.8 and found["remaining"] == 1
+    assert 0 < found["expected_iou"] - found["object_share"] < MIN_GAIN
+    found = cut_of(np.append(objects, context), kept, ring)  # kept cells less similar than others
+    assert np.isnan(found["cut"]) and np.isnan(found["expected_iou"])
 
 
 @pytest.mark.parametrize("missing", range(3))
@@ -94,7 +98,7 @@ def test_class_without_one_of_the_groups_has_no_cut(missing):
 def test_region_of_pure_object_is_kept():
     _, _, ring, kept = mixture(0.5, gap=0.6)
     found = cut_of(kept, ring, kept)
-    assert found["object_share"] == 1 and found["remaining"] > 0.99
+    assert found["object_share"] == 1 and found["remaining"] == 1 and np.isnan(found["cut"])
 
 
 def test_groups_of_cells_are_region_ring_and_kept():
@@ -120,13 +124,17 @@ def test_stage_warns_of_classes_that_lose_all_or_nothing_and_of_those_without_a_
 ):
     monkeypatch.setattr(log, "printed", {})
     config = Config(data=DataConfig(classes=("boat", "train", "leather sofa", "cat", "absent")))
-    cuts = {"contrast": np.array([0.9, 0.95, 0.61, 0.9, np.nan])}
+    cuts = {
+        "cut": np.array([0.5, 0.4, np.nan, 0.1, np.nan]),
+        "object_share": np.array([0.3, 0.5, 0.61, 0.7, np.nan]),
+        "expected_iou": np.array([0.6, 0.7, 0.64, 0.9, np.nan]),
+    }
     found = warn_of(config, [0.97, 0.3, 0.0, 0.001, 0.0], cuts)
     nearly_all, alike, nothing = capsys.readouterr().err.splitlines()
     assert "nearly all labels: boat 97%. " in nearly_all
-    assert "(contrast below 0.8): leather sofa 0.61. " in alike
+    assert "by less than 0.1: leather sofa 0.61 to 0.64. " in alike
     assert "less than 1% of the labels: cat 0.1%. " in nothing
-    told = [{"boat": "97%"}, {"leather sofa": "0.61"}, {"cat": "0.1%"}]  # in the manifest
+    told = [{"boat": "97%"}, {"leather sofa": "0.61 to 0.64"}, {"cat": "0.1%"}]
     assert [w["classes"] for w in found] == told and all(w["remedy"] for w in found)
-    assert warn_of(config, [0.2] * 5, {"contrast": np.full(5, 0.9)}) == []
+    assert warn_of(config, [0.2] * 5, {}) == []
     assert not capsys.readouterr().err

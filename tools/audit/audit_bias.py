@@ -23,7 +23,7 @@ from PIL import Image, ImageDraw, ImageFont
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from core.config import Config, make_parser, parse
-from core.cut import MIN_CONTRAST
+from core.cut import MIN_GAIN
 from core.data.labels import BACKGROUND, read_label, read_truth
 from core.data.lists import Split, ground_truth, label_files, read_split
 from core.pipeline import Run, check_upstream
@@ -76,9 +76,7 @@ def main() -> None:
         template = templates(Path(__file__).parent).get_template("audit_bias.html.j2")
         values = {"audits": audits, "images": len(split), "scores": scores, "checked": bool(masks)}
         tmp.write_text(
-            template.render(
-                config=config, **values, inline=inline, blind=BLIND, min_contrast=MIN_CONTRAST
-            ),
+            template.render(config=config, **values, inline=inline, blind=BLIND, min_gain=MIN_GAIN),
             "utf-8",
         )
     print(f"{'class':20}{'score':>7}{'removed':>9}{'odds':>7}{'gap':>6}")

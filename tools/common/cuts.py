@@ -6,7 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from core.cut import BINS, COLUMNS, GROUPS, MIN_CONTRAST
+from core.cut import BINS, COLUMNS, GROUPS, MIN_GAIN
 from core.run.files import read_arrays, read_json
 from tools.common.charts import chart
 
@@ -85,19 +85,24 @@ def read_decisions(folder: Path) -> Decisions:
             for key in ("cut", "object_share", "contrast", "expected_iou"):
                 value = float(arrays[key][k])
                 setattr(own, key, None if np.isnan(value) else value)
-            own.left = why_left(arrays["counts"][k], own.contrast)
+            own.left = why_left(arrays["counts"][k], own)
             own.chart = cut_chart(name, arrays["counts"][k], own)
     return found
 
 
-def why_left(counts: np.ndarray, contrast: float | None) -> str:
+def why_left(counts: np.ndarray, own: ClassCut) -> str:
     """Why a class has no cut; empty if it has one. `counts`: (3, BINS) cells, see core/cut.py."""
     empty = [group for group, cells in zip(GROUPS, counts, strict=True) if not cells.any()]
     if empty:
         return f"there are no cells to compare (none in: {', '.join(empty)})"
-    if contrast is not None and contrast < MIN_CONTRAST:
-        return f"its contrast, {contrast:.2f}, is below {MIN_CONTRAST}"
-    return ""
+    if own.cut is not None:
+        return ""
+    if own.expected_iou is None:
+        return "its kept clusters are no more similar to it than its surroundings"
+    return (
+        f"a cut would raise its expected IoU from {own.object_share:.2f} to "
+        f"{own.expected_iou:.2f}, by less than {MIN_GAIN}"
+    )
 
 
 def cut_chart(name: str, counts: np.ndarray, own: ClassCut) -> dict | None:
