@@ -164,34 +164,26 @@ def refine(images: Tensor, probs: Tensor, config, present: Tensor | None = None)
     Returns:
         (B, L, H, W) float32 posterior; sums to 1 over L, 0 for labels that take no part.
     """
-    if present is not None:
-        # The labels of each image first, and only as many as some image has.
-        order = torch.argsort(~present, dim=1, stable=True)[:, : int(present.sum(1).max())]
-        rows = torch.arange(len(probs), device=probs.device)[:, None]
-        refined = torch.zeros_like(probs)
-        refined[rows, order] = _refine(images, probs[rows, order], config, present[rows, order])
-        return refined
-    return _refine(images, probs, config, None)
+    if present is None:
+        present = torch.ones(probs.shape[:2], dtype=torch.bool, device=probs.device)
+    # The labels of each image first, and only as many as some image has.
+    order = torch.argsort(~present, dim=1, stable=True)[:, : int(present.sum(1).max())]
+    rows = torch.arange(len(probs), device=probs.device)[:, None]
+    pixels = probs.shape[2] * probs.shape[3]
+    count = max(1, BYTES // (pixels * bytes_per_pixel(order.shape[1])))
+    tensors = (images, probs[rows, order], present[rows, order])
+    parts = zip(*(t.split(count) for t in tensors), strict=True)
+    refined = torch.zeros_like(probs)
+    refined[rows, order] = torch.cat([_refine(*part, config) for part in parts])
+    return refined
 
 
-def _refine(images: Tensor, probs: Tensor, config, present: Tensor | None) -> Tensor:
-    labels, (height, width) = probs.shape[1], probs.shape[2:]
-    if labels == 1:
+def _refine(images: Tensor, probs: Tensor, present: Tensor, config) -> Tensor:
+    if probs.shape[1] == 1:
         return torch.ones_like(probs)
-    count = max(1, BYTES // (height * width * bytes_per_pixel(labels)))
-    if len(images) > count:
-        parts = [range(k, min(k + count, len(images))) for k in range(0, len(images), count)]
-        return torch.cat(
-            [
-                _refine(images[p.start : p.stop], probs[p.start : p.stop], config, here)
-                for p in parts
-                for here in [None if present is None else present[p.start : p.stop]]
-            ]
-        )
     log = probs.clamp(1e-5, 1).log()
     given = log[:, 1:] - log[:, :1]  # logits relative to label 0, as in `DenseCRF`
-    if present is not None:
-        given = given.masked_fill(~present[:, 1:, None, None], -torch.inf)
+    given = given.masked_fill(~present[:, 1:, None, None], -torch.inf)
     filters = _filters(images, config)
     logits = given
     for _ in range(config.iterations):
