@@ -267,12 +267,12 @@ def warn_of(config: Config, removed: list[float], cuts: dict[str, np.ndarray]) -
     shares = dict(zip(names, removed, strict=True))
     left, absent = {}, set()
     if cuts:
-        rows = zip(names, cuts["cut"], cuts["object_share"], cuts["expected_iou"], strict=True)
-        for c, cut, now, best in rows:
-            if np.isnan(best):
+        columns = ("cut", "object_share", "expected_iou", "contrast")
+        for c, cut, now, best, contrast in zip(names, *(cuts[k] for k in columns), strict=True):
+            if np.isnan(contrast):  # no cells to compare
                 absent.add(c)
             elif np.isnan(cut):
-                left[c] = f"{now:.2f} to {best:.2f}"
+                left[c] = "no gain" if np.isnan(best) else f"{now:.2f} to {best:.2f}"
     found = [
         (
             "stage 3 removed nearly all labels",

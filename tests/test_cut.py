@@ -123,18 +123,22 @@ def test_stage_warns_of_classes_that_lose_all_or_nothing_and_of_those_without_a_
     monkeypatch, capsys
 ):
     monkeypatch.setattr(log, "printed", {})
-    config = Config(data=DataConfig(classes=("boat", "train", "leather sofa", "cat", "absent")))
+    config = Config(
+        data=DataConfig(classes=("boat", "train", "leather sofa", "cat", "absent", "cup"))
+    )
     cuts = {
-        "cut": np.array([0.5, 0.4, np.nan, 0.1, np.nan]),
-        "object_share": np.array([0.3, 0.5, 0.61, 0.7, np.nan]),
-        "expected_iou": np.array([0.6, 0.7, 0.64, 0.9, np.nan]),
+        "cut": np.array([0.5, 0.4, np.nan, 0.1, np.nan, np.nan]),
+        "object_share": np.array([0.3, 0.5, 0.61, 0.7, np.nan, np.nan]),
+        "expected_iou": np.array([0.6, 0.7, 0.64, 0.9, np.nan, np.nan]),
+        "contrast": np.array([0.9, 0.95, 0.61, 0.9, np.nan, 0.45]),  # of the cup: worse than chance
     }
-    found = warn_of(config, [0.97, 0.3, 0.0, 0.001, 0.0], cuts)
+    found = warn_of(config, [0.97, 0.3, 0.0, 0.001, 0.0, 0.0], cuts)
     nearly_all, alike, nothing = capsys.readouterr().err.splitlines()
     assert "nearly all labels: boat 97%. " in nearly_all
-    assert "by less than 0.1: leather sofa 0.61 to 0.64. " in alike
+    assert "by less than 0.1: leather sofa 0.61 to 0.64, cup no gain. " in alike
     assert "less than 1% of the labels: cat 0.1%. " in nothing
-    told = [{"boat": "97%"}, {"leather sofa": "0.61 to 0.64"}, {"cat": "0.1%"}]
+    alike = {"leather sofa": "0.61 to 0.64", "cup": "no gain"}
+    told = [{"boat": "97%"}, alike, {"cat": "0.1%"}]
     assert [w["classes"] for w in found] == told and all(w["remedy"] for w in found)
-    assert warn_of(config, [0.2] * 5, {}) == []
+    assert warn_of(config, [0.2] * 6, {}) == []
     assert not capsys.readouterr().err

@@ -58,6 +58,7 @@ class UssConfig(StegoConfig):
     def __post_init__(self):
         super().__post_init__()
         check(len(self.scales) > 0, "uss.scales needs at least one number")
+        check(self.backbone_stage != (), "uss.backbone_stage needs at least one stage")
         check(
             self.weights is None or self.method == "stego",
             "uss.weights is a STEGO checkpoint; set uss.method to stego, or uss.backbone.weights",

@@ -133,6 +133,8 @@ def test_stages_are_joined_on_the_grid_of_the_first_one_named():
             maps[str(stages)] = network.eval()(images)
     assert maps["2"].shape == (1, 40, 8, 12) and maps["3"].shape == (1, 112, 4, 6)
     assert maps["[3, 2]"].shape == (1, 152, 4, 6) and maps["[2, 3]"].shape == (1, 152, 8, 12)
+    with pytest.raises(UserError, match="backbone_stage needs at least one stage"):
+        UssConfig(backbone_stage=())
     unit = torch.nn.functional.normalize(maps["3"], dim=1)
     assert torch.allclose(maps["[3, 2]"][:, 40:], unit, atol=1e-5)
 
