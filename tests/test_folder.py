@@ -1,5 +1,6 @@
 """A folder of photographs with tags and without masks, from the first check to predictions."""
 
+import re
 import subprocess
 
 import cv2
@@ -35,10 +36,13 @@ def test_folder_of_photographs_runs_through_all_stages(photographs, tmp_path):
     settings["segmentation"]["refine"] = "none"
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump(settings))
-    command = ["bash", "tools/run_all.sh", "--config", str(path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "0 problems" in done.stdout and "not scored" in done.stdout
+    said = ""
+    for step in sorted(ROOT.glob("tools/0[0-5]_*.sh")):  # as tools/run_all.sh does
+        (script,) = re.findall(r"^exec \.venv/bin/python (\S+)", step.read_text(), re.MULTILINE)
+        done = run_python(script, "--config", path)
+        assert done.returncode == 0, done.stderr
+        said += done.stdout
+    assert "0 problems" in said and "not scored" in said
     predictions = sorted((tmp_path / "run/evaluation/mars/predictions").rglob("*.png"))
     assert len(predictions) == 12
     assert (
@@ -60,3 +64,10 @@ def test_folder_of_photographs_runs_through_all_stages(photographs, tmp_path):
     done = run_python("tools/predict.py", "--config", path, *wrong, "--segmentation.aspp_dim", 9)
     assert done.returncode == 1 and "give the --config and options of the run" in done.stderr
     assert not (tmp_path / "never").exists()
+
+
+def test_all_stages_in_one_command_end_with_the_first_that_fails(tmp_path):
+    command = ["bash", "tools/run_all.sh", "--config", str(tmp_path / "none.yaml")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "none.yaml" in done.stderr and "Traceback" not in done.stderr
+    assert done.stdout.count("==") == 1 and "00_check_data.sh" in done.stdout

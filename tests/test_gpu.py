@@ -7,11 +7,10 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -97,13 +96,11 @@ def test_killed_training_goes_on_where_it_was(experiment, tmp_path, name):
     for stage in upstream:
         shutil.copytree(experiment.with_name("cpu") / stage, run / stage)
     arguments = options(experiment, run, *settings, "--precision=auto")
-    path, quiet = run / folder / "checkpoint.pth", subprocess.DEVNULL
-    command = [sys.executable, script, *arguments]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=quiet, stderr=quiet)
+    path = run / folder / "checkpoint.pth"
+    process = forked.start(script, *arguments)
     while process.poll() is None and not path.exists():
         time.sleep(0.005)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL, "it ended before it was killed"
+    assert process.kill() == -signal.SIGKILL, "it ended before it was killed"
     state = checkpoint.resume(path)
     assert 0 < state["iteration"] < 40
     mark = {"iteration": 0, "marked": True}

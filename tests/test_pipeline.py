@@ -5,15 +5,15 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import CLASSES, ROOT, run_python
+from conftest import CLASSES, run_python
 
 from core.data.labels import read_label, write_label
 from core.run import checkpoint
@@ -167,17 +167,11 @@ def test_killed_stage_goes_on_to_the_same_bytes(finished, tmp_path, script):
     settings = (f"--config={finished.parent / 'tiny.yaml'}", f"--run_dir={run}")
     for kill in range(2):
         before = changes(run)
-        process = subprocess.Popen(
-            [sys.executable, script, *settings],
-            cwd=ROOT,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        process = forked.start(script, *settings)
         while process.poll() is None and len(changes(run) - before) < 1 + 8 * kill:
             time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        assert kill or process.returncode == -signal.SIGKILL, "ended before it was killed"
+        status = process.kill()
+        assert kill or status == -signal.SIGKILL, "ended before it was killed"
     done = run_python(script, *settings)
     assert done.returncode == 0, done.stderr
     for pattern in ("labels/*", "clusters/*", "cams/*", "centroids.npz", "**/checkpoint.pth"):

@@ -1,14 +1,13 @@
 """Stage 2 with the methods that spread activation maps."""
 
 import dataclasses
-import subprocess
-import sys
 import time
 
+import forked
 import pytest
 import torch
 import yaml
-from conftest import ROOT, run_python, tiny_config
+from conftest import run_python, tiny_config
 
 from core.data.labels import read_label
 from core.run.checkpoint import load
@@ -59,19 +58,17 @@ def test_labels_by_random_walk_are_made_from_tags_alone(walked_experiment, tiny_
 @pytest.mark.parametrize("walked_experiment", ["rsepm"], indirect=True)
 def test_killed_self_teaching_ends_with_the_same_teacher(walked_experiment):
     options = (f"--config={walked_experiment}", "--classifier-only")
-    command = [sys.executable, "train_wsss.py", *options]
     found = []
     for name in ("whole", "killed"):
         run = walked_experiment.parent / name
-        options = {"cwd": ROOT, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        command = ("train_wsss.py", *options, f"--run_dir={run}")
         path = run / "wsss/checkpoint.pth"
         if name == "killed":
-            process = subprocess.Popen([*command, f"--run_dir={run}"], **options)
+            process = forked.start(*command)
             while process.poll() is None and not path.exists():  # after two of four iterations
                 time.sleep(0.002)
             process.kill()
-            process.wait()
-        assert subprocess.run([*command, f"--run_dir={run}"], **options).returncode == 0
+        assert forked.start(*command).poll(wait=True) == 0
         found.append(load(path))
     for key in ("network", "ema"):
         assert all(torch.equal(v, found[1][key][k]) for k, v in found[0][key].items())
