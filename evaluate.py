@@ -178,8 +178,7 @@ def predict_list(config: Config, split: Split, name: str) -> tuple[Stage, list[P
     folder = stage.folder / "predictions"
     if not stage.already_done():
         stage.sign(folder)
-        batch_size = config.segmentation.batch_size
-        predict(network, split, folder, config.evaluation, batch_size, config)
+        predict(network, split, folder, config.evaluation, config)
     return stage, [folder / f"{i}.png" for i in split.ids]
 
 

@@ -77,7 +77,7 @@ def main() -> None:
     stage.save()
     centroids = select_centroids(config, run, split, json.dumps(stage.made_from))
     stage.save()
-    write_similarities(config, run, split, features, centroids.to(device))
+    write_similarities(config, run, split, features, centroids)
     cuts = select_cuts(config, run, split)
     removed = write_debiased_labels(config, run, split, labels, cuts)
     warnings = warn_of(config, removed, cuts)

@@ -92,7 +92,7 @@ def train_network(config: Config, stage: Stage, split: Split, labels: tuple[Path
 
     def pictures(batch: dict[str, Tensor]) -> dict[str, Tensor]:
         with amp:
-            logits = teacher(batch["image"].to(device))
+            logits = teacher(batch["image"])
         label = F.interpolate(logits.float(), batch["label"].shape[-2:], mode="bilinear").argmax(1)
         drawn = {"label": label_colours(batch["label"]), "teacher": label_colours(label)}
         return {"image": denormalise(batch["image"]), **drawn}
@@ -111,8 +111,8 @@ def train_network(config: Config, stage: Stage, split: Split, labels: tuple[Path
         made_from=stage.made_from,
     )
     for t, batch in loop:
-        images = batch["image"].to(device, memory_format=torch.channels_last)
-        label, tags = batch["label"].to(device), batch["tags"].to(device)
+        images = batch["image"].contiguous(memory_format=torch.channels_last)
+        label, tags = batch["label"], batch["tags"]
         filled, counts = unfilled(label), None
         if complement and t < fill_from and settings.warmup_label == "background":
             filled = unfilled(label.masked_fill(label == BIASED, BACKGROUND))

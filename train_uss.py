@@ -124,7 +124,7 @@ def train_backbone(config: Config, backbone: nn.Module, split: Split, folder: Pa
     batches = batches_from(dataset, settings.batch_size, iterations, config)
 
     def pictures(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        images = batch["image"].to(device).float() / 255
+        images = batch["image"].float() / 255
         size = (settings.teacher_size, settings.teacher_size)
         with amp:
             feat = teacher.backbone(normalise_unit(F.interpolate(images, size, mode="area")))
@@ -143,7 +143,7 @@ def train_backbone(config: Config, backbone: nn.Module, split: Split, folder: Pa
         pictures=pictures,
     )
     for _, batch in loop:
-        images = batch["image"].to(device).float() / 255
+        images = batch["image"].float() / 255
         with amp:
             losses = self_supervised_losses(student, teacher, images, settings)
         loop.step(**losses)
@@ -177,7 +177,7 @@ def train_leopart(config: Config, backbone: nn.Module, split: Split, folder: Pat
         return settings.ema + (1 - settings.ema) * progress(t)
 
     def pictures(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        images = batch["large"][:, 0].to(device)
+        images = batch["large"][:, 0]
         with amp:
             feat = teacher.backbone(images)
         return {"image": denormalise(images), "features": torch.stack(principal_components(feat))}
@@ -201,7 +201,6 @@ def train_leopart(config: Config, backbone: nn.Module, split: Split, folder: Pat
             group["weight_decay"] = group["decays"] * (low + (high - low) * progress(t))
         for network in (student, teacher):
             network.normalise_prototypes()
-        batch = {key: batch[key].to(device) for key in ("large", "small", "boxes")}
         with amp:
             loss = crops_loss(student, teacher, queue, batch, settings)
         loop.step(loss)

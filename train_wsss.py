@@ -113,7 +113,7 @@ def train_classifier(
         losses = method.teacher(own, classifier, ema.network, len(split) / settings.batch_size)
 
     def pictures(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        images, tags = batch["image"].to(device), batch["tags"].to(device)
+        images, tags = batch["image"], batch["tags"]
         shown = ema.network if ema else classifier.eval()
         with amp:
             maps = (shown.activation(images).float() * tags[:, :, None, None]).amax(1)
@@ -135,10 +135,10 @@ def train_classifier(
         made_from=made_from,
     )
     for t, batch in loop:
-        images = batch["image"].to(device, memory_format=torch.channels_last)
-        tags, figures = batch["tags"].to(device), {}
+        images = batch["image"].contiguous(memory_format=torch.channels_last)
+        tags, figures = batch["tags"], {}
         if ema:
-            inside = batch["label"].to(device) != IGNORE  # not padding
+            inside = batch["label"] != IGNORE  # not padding
             with amp:
                 figures = losses(images, tags, inside, t)
             loop.backward(figures.pop("loss"))
@@ -183,7 +183,7 @@ def train_pairs(config: Config, run: Run, split: Split, network: nn.Module) -> n
 
     def pictures(batch: dict[str, Tensor]) -> dict[str, Tensor]:
         with amp:
-            predictions = network.eval()(batch["image"].to(device)).float()
+            predictions = network.eval()(batch["image"]).float()
         network.train()
         if predictions.shape[1] == 1:  # a boundary
             drawn = heat(predictions[:, 0].sigmoid(), batch["image"].shape[-2:])
@@ -204,10 +204,10 @@ def train_pairs(config: Config, run: Run, split: Split, network: nn.Module) -> n
         pictures=pictures,
     )
     for _, batch in loop:
-        images = batch["image"].to(device, memory_format=torch.channels_last)
+        images = batch["image"].contiguous(memory_format=torch.channels_last)
         with amp:
             predictions = network(images).float()
-        label = batch["label"].to(device)[:, None].float()
+        label = batch["label"][:, None].float()
         label = F.interpolate(label, predictions.shape[-2:], mode="nearest-exact")[:, 0].long()
         loop.step(affinity_loss(network.affinity(predictions), label, settings.radius))
     return network.eval()

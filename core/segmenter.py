@@ -94,7 +94,6 @@ def predict(
     split: Split,
     folder: Path,
     settings: EvaluationConfig,
-    batch_size: int,
     runtime: Runtime,
 ) -> None:
     """Writes the predicted label map of every image that has none yet in `folder`."""
@@ -110,9 +109,10 @@ def predict(
 
     def seen() -> Iterator[tuple[int, np.ndarray]]:
         wanted = set(todo)
-        for indices, images in batches_by_size(split, batch_size, todo):
+        largest = 1 if settings.window else max(settings.scales)
+        for indices, images in batches_by_size(split, todo, device, largest):
             with amp:
-                probs = probabilities(network, images.to(device), settings)
+                probs = probabilities(network, images, settings)
             for index, own in zip(indices, probs.cpu().numpy(), strict=True):
                 if index in wanted:
                     yield index, own

@@ -7,16 +7,19 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
-import forked
 import numpy as np
 import pytest
 import torch
 import yaml
 from conftest import ROOT, run_python, tiny_config
+from cv2 import imread, resize
 
+from core.crf.dense import DenseCRF
 from core.data.labels import read_label
 from core.run import checkpoint
 
@@ -96,11 +99,13 @@ def test_killed_training_goes_on_where_it_was(experiment, tmp_path, name):
     for stage in upstream:
         shutil.copytree(experiment.with_name("cpu") / stage, run / stage)
     arguments = options(experiment, run, *settings, "--precision=auto")
-    path = run / folder / "checkpoint.pth"
-    process = forked.start(script, *arguments)
+    path, quiet = run / folder / "checkpoint.pth", subprocess.DEVNULL
+    command = [sys.executable, script, *arguments]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=quiet, stderr=quiet)
     while process.poll() is None and not path.exists():
         time.sleep(0.005)
-    assert process.kill() == -signal.SIGKILL, "it ended before it was killed"
+    process.kill()
+    assert process.wait() == -signal.SIGKILL, "it ended before it was killed"
     state = checkpoint.resume(path)
     assert 0 < state["iteration"] < 40
     mark = {"iteration": 0, "marked": True}
@@ -133,6 +138,15 @@ def test_later_labels_agree(experiment, tmp_path, script, stage, results):
     forget(ours / stage)
     call(script, *options(experiment, ours))
     assert agreement(ours / stage / results, theirs / stage / results) >= AGREEMENT
+
+
+@pytest.mark.parametrize("labels", [2, 5])
+def test_dense_crf_agrees(tiny_data, labels):
+    image = imread(next((tiny_data / "JPEGImages").iterdir()))
+    probs = np.random.default_rng(0).dirichlet(np.ones(labels), (8, 8)).astype(np.float32)
+    probs = resize(probs, image.shape[1::-1]).transpose(2, 0, 1)
+    ours, theirs = (crf(image, probs) for crf in (DenseCRF("torch", DEVICE), DenseCRF("numba")))
+    assert (ours.argmax(0) == theirs.argmax(0)).mean() >= 0.999
 
 
 STARVE = {

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # This machine's GPU: first the tests marked gpu, in which tiny networks train, resume and label as
 # on the CPU; then full-size networks with random weights: whether each of them trains and predicts,
-# how fast and in how much memory. docs/gpu.md has the output. Needs no data and no network.
+# how fast and in how much memory. Puts the tables into docs/gpu.md. Needs no data and no network.
 #   bash tools/gpu_check.sh [cases and options of tools/bench/full_size.py]
 # PYTHON=python3 uses an interpreter that already has the packages (pytest, too) instead of .venv.
 set -euo pipefail
@@ -12,5 +12,5 @@ if [[ -z ${PYTHON:-} ]]; then
 fi
 rc=0
 "$PYTHON" -m pytest -q -p no:cacheprovider -m gpu || rc=$?
-"$PYTHON" tools/bench/full_size.py "$@"
+"$PYTHON" tools/bench/full_size.py --output docs/gpu.md "$@"
 exit $rc

@@ -54,8 +54,7 @@ def main() -> None:
     other = "choose another --output"
     stage = Stage(output, "predictions", config, identity, options.images, split.skipped, other)
     stage.sign(output / "labels")
-    batch_size = config.segmentation.batch_size
-    predict(network, split, output / "labels", config.evaluation, batch_size, config)
+    predict(network, split, output / "labels", config.evaluation, config)
     overlays = [output / "overlays" / f"{i}.jpg" for i in split.ids]
     for k in tqdm(distributed.my_share(overlays), "overlays", unit="image"):
         label = read_label(output / "labels" / f"{split.ids[k]}.png")

@@ -116,15 +116,15 @@ def simplices(features: Tensor) -> tuple[Tensor, Tensor]:
     rank = order.argsort(2) + excess
     turn = (rank < 0).float() - (rank > DIM).float()  # where the sum is mended
     rank = (rank + CORNERS * turn).long()
-    origin, remainder = CORNERS * (step + turn), remainder - CORNERS * turn
+    origin, remainder = (CORNERS * (step + turn)).int(), remainder - CORNERS * turn
     ordered = remainder.gather(2, rank.argsort(2))  # from the largest to the smallest
     ascending = ordered.flip(2)
     shares = ascending.diff(dim=2, prepend=ordered[..., :1] - CORNERS) / CORNERS
-    corner = torch.arange(CORNERS, device=features.device)
+    corner = torch.arange(CORNERS, device=features.device, dtype=torch.int32)[:, None]
     # Corner k is the origin plus k in all coordinates, minus 6 in the k smallest remainders.
-    fallen = rank[..., None, :] > DIM - corner[:, None]
-    coordinates = origin[..., None, :] + corner[:, None] - CORNERS * fallen
-    return coordinates[..., :DIM].int(), shares
+    fallen = rank[..., None, :DIM] > DIM - corner
+    coordinates = torch.add(origin[..., None, :DIM] + corner, fallen, alpha=-CORNERS)
+    return coordinates, shares
 
 
 def _packed(coordinates: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,7 +147,7 @@ def _packed(coordinates: Tensor) -> tuple[Tensor, Tensor]:
 
 def bytes_per_pixel(labels: int) -> int:
     """Memory that the refinement of a pixel takes at its peak, about."""
-    return CORNERS * (60 + 8 * labels)
+    return CORNERS * (120 + 8 * labels)
 
 
 @torch.no_grad()

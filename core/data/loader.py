@@ -17,6 +17,11 @@ from core.run import distributed, vision
 from core.run.errors import NamesFile, UserError
 from core.run.settings import Runtime
 
+BLOCK = 64
+"""Images of which those of one size share batches without training."""
+PIXELS = {"cuda": 2**22, "cpu": 2**20}
+"""Pixels of such a batch at the largest scale; a DeepLab v3+ takes about 1 kB for each."""
+
 
 class LabelledImages(Dataset):
     """Augmented images with tags and, where given, label maps; items are drawn by (index, seed).
@@ -195,25 +200,33 @@ def _one_thread(worker: int) -> None:
 
 
 def batches_by_size(
-    split: Split, batch_size: int, todo: Collection[int]
+    split: Split, todo: Collection[int], device: torch.device, scale: float = 1
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Images of one size each: their indices and (B, 3, H, W) float32, normalised.
+    """Images of one size each: their indices and (B, 3, H, W) float32, normalised, on `device`.
 
-    The images of four batches at a time are sorted by size. Batches are cut from the whole list,
-    and those without anything `todo` are left out: a run that goes on after a kill computes the
-    same batches, hence the same bytes, as an uninterrupted one.
+    Blocks of consecutive images are sorted by size. Batches are cut from the whole list, and those
+    without anything `todo` are left out: a run that goes on after a kill computes the same
+    batches, hence the same bytes, as an uninterrupted one.
+
+    Args:
+        split: all images.
+        todo: indices of the images that are needed.
+        device: where they are needed.
+        scale: largest factor by which the network's views are enlarged.
     """
     todo = set(todo)
-    for start in range(0, len(split), 4 * batch_size):
-        block = range(start, min(start + 4 * batch_size, len(split)))
+    for start in range(0, len(split), BLOCK):
+        block = range(start, min(start + BLOCK, len(split)))
         if todo.isdisjoint(block):
             continue
         by_size: dict[torch.Size, dict[int, Tensor]] = {}
         for k in block:
             image = torch.from_numpy(split.read_image(k)).permute(2, 0, 1)
             by_size.setdefault(image.shape, {})[k] = image
-        for images in by_size.values():
-            for first in range(0, len(images), batch_size):
-                indices = [*images][first : first + batch_size]
+        for size, images in by_size.items():
+            count = max(1, int(PIXELS[device.type] / (size[1] * size[2] * max(1, scale) ** 2)))
+            for first in range(0, len(images), count):
+                indices = [*images][first : first + count]
                 if not todo.isdisjoint(indices):
-                    yield indices, normalise(torch.stack([images[k] for k in indices]))
+                    pixels = torch.stack([images[k] for k in indices])
+                    yield indices, normalise(pixels.to(device))

@@ -1,10 +1,12 @@
 """Where and in which precision networks run."""
 
 import random
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from core.run import distributed
 from core.run.errors import UserError
@@ -55,6 +57,32 @@ def _cpu_multiplies_bf16() -> bool:
 def to_device(network: nn.Module, device: torch.device) -> nn.Module:
     """Moves a network; convolutions run channels-last, which is the faster layout here."""
     return network.to(device, memory_format=torch.channels_last)
+
+
+def on_device(batches: Iterable[dict[str, Any]], device: torch.device) -> Iterator[dict[str, Any]]:
+    """The batches with their tensors on a device.
+
+    On a GPU, pinned batches are copied on a stream of their own: while the GPU still computes the
+    step before, and without the CPU waiting for either.
+    """
+    if device.type != "cuda":
+        yield from batches
+        return
+    copies = torch.cuda.Stream(device)
+    for batch in batches:
+        with torch.cuda.stream(copies):
+            moved = {
+                key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+                for key, value in batch.items()
+            }
+        steps = torch.cuda.current_stream(device)
+        steps.wait_stream(copies)
+        for value in moved.values():
+            if isinstance(value, Tensor):
+                value.record_stream(
+                    steps
+                )  # its memory is not used again before that stream is done
+        yield moved
 
 
 def seed_everything(seed: int) -> None:

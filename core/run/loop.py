@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from core.run import checkpoint, distributed
+from core.run.device import on_device
 from core.run.errors import UserError
 from core.run.log import Board, emit
 from core.run.settings import Runtime
@@ -89,9 +90,9 @@ class EMA:
 class Loop:
     """A training that a killed run resumes and ends with the weights of an uninterrupted one.
 
-    Iterating gives (t, batch) from the last checkpoint on; the body computes a loss and calls
-    `step` once. Batch t and the random state of step t are functions of (seed, t); everything else
-    is in the checkpoint.
+    Iterating gives (t, batch) from the last checkpoint on, the batch on the parameters' device;
+    the body computes a loss and calls `step` once. Batch t and the random state of step t are
+    functions of (seed, t); everything else is in the checkpoint.
 
     Args:
         name: name for the progress bar.
@@ -151,7 +152,9 @@ class Loop:
             *(None, self.name, self.iterations), initial=self.start, unit="it", mininterval=1
         )
         began, waited = time.monotonic(), 0.0
-        loaded = iter(self.batches(self.start)) if self.start < self.iterations else iter(())
+        torch.backends.cudnn.benchmark = True  # crops are of one size, or of a few
+        batches = self.batches(self.start) if self.start < self.iterations else ()
+        loaded = on_device(batches, groups[0]["params"][0].device)
         for t in range(self.start, self.iterations):
             asked = time.monotonic()
             batch = next(loaded)
@@ -164,6 +167,7 @@ class Loop:
             self.optimizer.zero_grad(set_to_none=True)
             self._t, self._batch, self._loss = t, batch, 0
             yield t, batch
+        torch.backends.cudnn.benchmark = False  # photographs are of many sizes
         self._bar.close()
         self._board.close()
         if self.start < self.iterations:

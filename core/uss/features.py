@@ -138,9 +138,9 @@ def network_features(
     @torch.inference_mode()
     def source(indices: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
         wanted = set(indices)
-        for batch, images in batches_by_size(split, 16, wanted):
+        for batch, images in batches_by_size(split, wanted, device):
             with autocast:
-                feats = network(images.to(device)).float().cpu()
+                feats = network(images).float().cpu()
             yield from ((k, f) for k, f in zip(batch, feats, strict=True) if k in wanted)
 
     return source

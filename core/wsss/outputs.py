@@ -51,11 +51,9 @@ def activations(
     device, wanted = pick_device(runtime), set(todo)
     amp, full_size = autocast(runtime, device), METHODS[config.method].full_size
     mode = "nearest" if full_size else "bilinear"
-    for indices, images in batches_by_size(split, config.batch_size, todo):
+    for indices, images in batches_by_size(split, todo, device, max(config.scales)):
         with amp:
-            maps = multi_scale(
-                classifier.activation, images.to(device), config.scales, config.flip, mode=mode
-            )
+            maps = multi_scale(classifier.activation, images, config.scales, config.flip, mode=mode)
         if not full_size:
             quarter = [-(-n // 4) for n in images.shape[-2:]]
             maps = F.interpolate(maps, quarter, mode="bilinear")
@@ -127,11 +125,11 @@ def write_walked_labels(runtime: Runtime, split: Split, folder: Path, network: n
     amp, todo = autocast(runtime, device), distributed.my_share(paths)
     wanted = set(todo)
     bar = tqdm(total=len(split), initial=len(split) - len(todo), desc="walks", unit="image")
-    for indices, images in batches_by_size(split, network.config.batch_size, todo):
+    for indices, images in batches_by_size(split, todo, device):
         size = images.shape[-2:]
         cells = tuple(-(-n // network.stride) for n in size)
         with amp:
-            predictions = multi_scale(network, images.to(device), flip=network.flip, size=cells)
+            predictions = multi_scale(network, images, flip=network.flip, size=cells)
         for index, prediction in zip(indices, predictions, strict=True):
             if index in wanted:
                 keys, cam = load_cam(folder / "cams" / f"{split.ids[index]}.npz")

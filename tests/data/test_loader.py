@@ -6,7 +6,13 @@ from conftest import CLASSES, run_python
 
 from core.data.labels import read_label
 from core.data.lists import Split, ground_truth, label_files, read_split
-from core.data.loader import LabelledImages, StepSampler, balanced_weights, batches_by_size
+from core.data.loader import (
+    PIXELS,
+    LabelledImages,
+    StepSampler,
+    balanced_weights,
+    batches_by_size,
+)
 from core.data.settings import AugmentConfig, DataConfig
 from core.data.transforms import MEAN, TrainingView, denormalise, normalise
 from core.run.errors import UserError
@@ -138,26 +144,35 @@ def test_normalisation_is_undone_exactly():
     assert normalise(grey).abs().max() < 1e-6
 
 
-def test_batches_hold_images_of_one_size(tiny_data):
+CPU = torch.device("cpu")
+
+
+def test_batches_hold_images_of_one_size_as_far_as_memory_goes(tiny_data, monkeypatch):
     split = read_split(config(tiny_data), "val")
-    batches = [(k, images.shape) for k, images in batches_by_size(split, 4, range(6))]
-    assert batches == [([0, 1, 2, 3], (4, 3, 128, 128)), ([4, 5], (2, 3, 128, 128))]
+    batches = [(k, images.shape) for k, images in batches_by_size(split, range(6), CPU)]
+    assert batches == [([0, 1, 2, 3, 4, 5], (6, 3, 128, 128))]
+    monkeypatch.setitem(PIXELS, "cpu", 16 * 128 * 128)
+    doubled = [k for k, _ in batches_by_size(split, range(6), CPU, scale=2)]
+    assert doubled == [[0, 1, 2, 3], [4, 5]]
+    assert [k for k, _ in batches_by_size(split, [0], CPU, scale=9)] == [[0]]
 
 
-def test_batches_do_not_depend_on_what_is_left_to_do(tiny_data):
+def test_batches_do_not_depend_on_what_is_left_to_do(tiny_data, monkeypatch):
+    monkeypatch.setitem(PIXELS, "cpu", 4 * 128 * 128)
     split = read_split(config(tiny_data), "val")
-    assert [k for k, _ in batches_by_size(split, 4, [5])] == [[4, 5]]
-    assert not list(batches_by_size(split, 4, []))
+    assert [k for k, _ in batches_by_size(split, [5], CPU)] == [[4, 5]]
+    assert not list(batches_by_size(split, [], CPU))
 
 
-def test_images_of_one_size_share_a_batch_wherever_they_stand(tmp_path):
-    for k, width in enumerate((16, 24, 16, 24, 16)):
+def test_images_of_one_size_share_a_batch_wherever_they_stand(tmp_path, monkeypatch):
+    monkeypatch.setitem(PIXELS, "cpu", 2 * 8 * 24)
+    for k, width in enumerate((16, 24, 16, 24, 16, 16)):
         cv2.imwrite(str(tmp_path / f"{k}.png"), np.full((8, width, 3), k, np.uint8))
-    paths = tuple(tmp_path / f"{k}.png" for k in range(5))
-    split = Split(tuple("01234"), paths, np.zeros((5, 1), bool))
-    batches = {tuple(k): images.shape for k, images in batches_by_size(split, 2, range(5))}
-    assert batches == {(0, 2): (2, 3, 8, 16), (4,): (1, 3, 8, 16), (1, 3): (2, 3, 8, 24)}
-    assert [k for k, _ in batches_by_size(split, 2, [3])] == [[1, 3]]
+    paths = tuple(tmp_path / f"{k}.png" for k in range(6))
+    split = Split(tuple("012345"), paths, np.zeros((6, 1), bool))
+    batches = {tuple(k): images.shape for k, images in batches_by_size(split, range(6), CPU)}
+    assert batches == {(0, 2, 4): (3, 3, 8, 16), (5,): (1, 3, 8, 16), (1, 3): (2, 3, 8, 24)}
+    assert [k for k, _ in batches_by_size(split, [3], CPU)] == [[1, 3]]
 
 
 def test_draws_are_shuffled_epochs_and_a_function_of_the_step():

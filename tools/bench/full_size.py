@@ -5,7 +5,10 @@
     python tools/bench/full_size.py --batch 2 --steps 1 # if memory or time is short
 
 Prints a Markdown table with seconds per step, images per second and peak memory, on the GPU if
-there is one. The settings come from the configuration files; no weights or data are needed.
+there is one; `torchvision_r101` is its DeepLab v3, for comparison. The settings come from the
+configuration files; no weights or data are needed. Then the dense CRF: milliseconds for a drawn
+picture of 500 x 375 pixels, by number of labels. --output FILE puts both into a page of
+documentation, below its line "<!-- measured -->".
 """
 
 import functools
@@ -26,12 +29,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from core.complement import segmentation_loss
 from core.config import Config, make_parser, parse
+from core.crf.dense import DenseCRF
 from core.inference import multi_scale
 from core.models.backbones import BackboneConfig
 from core.models.deeplab import build_deeplab
 from core.models.feature_networks import ViT
 from core.run.device import autocast, pick_device, to_device
 from core.run.errors import run_script
+from core.run.files import atomic_write, read_text, user_path
 from core.run.loop import EMA
 from core.uss.features import SemanticFeatures
 from core.uss.leopart import LeopartConfig, LeopartNetwork, Queue, crops_loss
@@ -39,6 +44,8 @@ from core.wsss.advcam import adversarial_cam
 from core.wsss.affinity import affinity_loss
 from core.wsss.rsepm import RecurSeed
 from core.wsss.settings import METHODS, PAIR_NETWORKS
+from tools.bench.common import drawing
+from tools.bench.crf import resized, rough_probabilities
 from tools.common import ROOT, tool_parser
 from train_wsss import build_classifier
 
@@ -53,20 +60,50 @@ def main() -> None:
     parser.add_argument("cases", nargs="*", help=f"any of: {', '.join(CASES)}")
     parser.add_argument("--batch", type=int, help="images per step; default: configured")
     parser.add_argument("--steps", type=int, default=3, help="timed steps, after a warm-up")
+    parser.add_argument(
+        "--output", type=user_path, metavar="FILE", help="page to put the tables in"
+    )
     options = parser.parse_args()
     unknown = sorted(set(options.cases) - set(CASES))
     if unknown:
         parser.error(f"no case {unknown[0]!r}; there are {', '.join(CASES)}")
-    if len(options.cases) == 1:
+    if len(options.cases) == 1 and not options.output:
         print(measure(options.cases[0], options.batch, options.steps), flush=True)
         return
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    print(f"{device}, torch {torch.__version__}\n")
-    print("| case | crop | batch | s/step | images/s | photograph, s | peak, GB |")
-    print("|---|---|---|---|---|---|---|", flush=True)
+    lines = [
+        f"{torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU'}, torch "
+        f"{torch.__version__}\n",
+        "| case | crop | batch | s/step | images/s | photograph, s | peak, GB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    print(*lines, sep="\n", flush=True)
     extra = [f"--steps={options.steps}"] + ([f"--batch={options.batch}"] if options.batch else [])
     for case in options.cases or CASES:
-        subprocess.run([sys.executable, __file__, case, *extra], check=True)
+        command = [sys.executable, __file__, case, *extra]
+        row = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+        print(row, flush=True)
+        lines.append(row)
+    table = measure_crf(options.steps)
+    print(f"\n{table}")
+    if options.output:
+        above = read_text(options.output, "the page").split(MARK)[0]
+        page = "\n".join([above + MARK, *lines, "", table, ""])
+        with atomic_write(options.output) as tmp:
+            tmp.write_text(page, "utf-8")
+
+
+def measure_crf(repeats: int) -> str:
+    """Table of milliseconds per picture for each backend that runs here."""
+    image, mask = resized(*drawing(0), (500, 375))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    rows = ["| dense CRF | 2 labels | 3 | 5 | 21 |", "|---|---|---|---|---|"]
+    for backend, where in (("torch", device), ("numba", "cpu")):
+        crf, cells = DenseCRF(backend, where), []
+        for labels in (2, 3, 5, 21):
+            probs = rough_probabilities(mask, labels)
+            cells.append(f"{1000 * timed(functools.partial(crf, image, probs), repeats):.0f} ms")
+        rows.append(f"| {backend} on {where} | {' | '.join(cells)} |")
+    return "\n".join(rows)
 
 
 def configuration(name: str) -> Config:
@@ -152,6 +189,24 @@ def segmenter_case(name: str) -> Case:
     return settings.batch_size, settings.augment.crop, network, loss, infer
 
 
+def torchvision_case(name: str) -> Case:
+    """Its DeepLab v3 with ResNet-101, whose output stride is 8; crop and batch of the file."""
+    from torchvision.models.segmentation import deeplabv3_resnet101
+
+    section = configuration(name).segmentation
+    network = deeplabv3_resnet101(weights=None, weights_backbone=None, num_classes=21)
+
+    def loss(images: Tensor) -> Tensor:
+        label = torch.randint(0, 3, (len(images), *images.shape[-2:]), device=images.device)
+        return F.cross_entropy(network(images)["out"].float(), label)
+
+    def infer(image: Tensor) -> Tensor:
+        scales = configuration(name).evaluation.scales
+        return multi_scale(lambda x: network(x)["out"].softmax(1), image, scales)
+
+    return section.batch_size, section.augment.crop, network, loss, infer
+
+
 def features_case(name: str) -> Case:
     config = configuration(name)
     uss = replace(config.uss, backbone=config.uss.backbone.without_weights())
@@ -208,7 +263,9 @@ CASES: dict[str, tuple[Callable[[str], Case], str]] = {
     "deeplabv2_r50": (segmenter_case, "voc_irn.yaml"),
     "deeplabv2_r101": (segmenter_case, "voc_advcam.yaml"),
     "deeplabv3plus_r101": (segmenter_case, "voc.yaml"),
+    "torchvision_r101": (torchvision_case, "voc.yaml"),
 }
+MARK = "<!-- measured -->\n"
 
 
 def measure(case: str, batch: int | None, steps: int) -> str:

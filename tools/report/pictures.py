@@ -188,8 +188,8 @@ def similarity(config: Config, split: Split, indices: Sequence[int]) -> list[np.
 def predictions(config: Config, weights: Path, split: Split) -> list[np.ndarray]:
     """(H, W) labels that a trained network predicts for a few images, as evaluate.py does."""
     with tempfile.TemporaryDirectory() as folder:
-        network, batch_size = load_segmenter(weights, config)[0], config.segmentation.batch_size
-        predict(network, split, Path(folder), config.evaluation, batch_size, config)
+        network, _ = load_segmenter(weights, config)
+        predict(network, split, Path(folder), config.evaluation, config)
         return [read_label(Path(folder) / f"{i}.png") for i in split.ids]
 
 
