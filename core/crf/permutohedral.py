@@ -146,6 +146,10 @@ ELEVATION = _elevation()
 # constant. The last coordinate is minus the sum of the others and has no place in the key.
 _PLACES = np.array([RADIX**i for i in range(DIM)] + [0])
 _ALL_PLACES = int(_PLACES.sum())
+_UNSIGNED_SCATTER = np.uint64(SCATTER % 2**64)
+_STEPS = np.array(
+    [(_ALL_PLACES - CORNERS * int(p)) * SCATTER % 2**64 for p in _PLACES], np.uint64
+)  # of the hash, along each axis
 
 
 @compiled
@@ -295,30 +299,61 @@ def _keep_largest(share, points, kept):
 def _find_neighbours(keys, table, neighbours):
     """Fills (6, V + 1, 2) uint32: the two neighbours along each axis; V is a point not there.
 
-    A neighbour is looked for on one side only: who finds it is its neighbour on the other.
+    The hash is linear, so the hashes of all neighbours along an axis are those of the points plus a
+    constant. In the order of the hashes, points and neighbours are found by walking through both
+    lists at once, where looking each of them up would miss the cache.
     """
     count = keys.size - 1
     neighbours[:] = count
-    entries = np.empty(BLOCK, np.int64)
+    hashes = np.empty(count, np.uint64)
+    numbers = np.empty(count, np.uint32)
+    _sort_by_hash(keys, table, hashes, numbers)
     for axis in range(CORNERS):
-        step = _ALL_PLACES - CORNERS * _PLACES[axis]
-        for start in range(0, count, BLOCK):
-            size = min(BLOCK, count - start)
-            for b in range(size):  # a loop of its own, so that the cache misses overlap
-                entries[b] = table[_home((keys[start + b] + step) * SCATTER, table)]
-            for b in range(size):
-                entry, key = entries[b], keys[start + b] + step
-                mixed = key * SCATTER
-                slot = _home(mixed, table)
-                while True:
-                    found = np.uint32((entry & LOW) - 1 if entry != 0 else count)
-                    if entry == 0 or ((entry ^ mixed) >> 32 == 0 and keys[found] == key):
-                        break
-                    slot = (slot + 1) & (table.size - 1)
-                    entry = table[slot]
-                neighbours[axis, start + b, 1] = found
-                neighbours[axis, found, 0] = start + b
+        step = _STEPS[axis]
+        wrap = np.searchsorted(
+            hashes, np.uint64(0) - step
+        )  # from here on, the sum starts at 0 again
+        _link(hashes, numbers, step, 0, wrap, neighbours[axis])
+        _link(hashes, numbers, step, wrap, count, neighbours[axis])
         neighbours[axis, count] = count
+
+
+@compiled
+def _sort_by_hash(keys, table, hashes, numbers):
+    """Fills (V,) ascending hashes of the lattice points, less a constant, and their numbers.
+
+    The table is nearly in that order, from any of its empty slots on.
+    """
+    first = 0
+    while table[first] != 0:
+        first += 1
+    start = np.uint64(first) * np.uint64(2**63 // table.size * 2)
+    count = 0
+    for slot in range(first, first + table.size):
+        entry = table[slot & (table.size - 1)]
+        if entry != 0:
+            number = np.uint32((entry & LOW) - 1)
+            mixed = np.uint64(keys[number]) * _UNSIGNED_SCATTER - start
+            place = count
+            while place > 0 and hashes[place - 1] > mixed:
+                hashes[place], numbers[place] = hashes[place - 1], numbers[place - 1]
+                place -= 1
+            hashes[place], numbers[place] = mixed, number
+            count += 1
+
+
+@compiled
+def _link(hashes, numbers, step, i, end, links):
+    """Enters into `links` the pairs of points whose hashes differ by `step`, the first in i..end."""
+    nobody = np.uint32(hashes.size)  # no branches: they could not be predicted
+    j = 0
+    while i < end and j < hashes.size:
+        ours, theirs = hashes[i] + step, hashes[j]
+        here, there = numbers[i], numbers[j]
+        links[here if ours == theirs else nobody, 1] = there
+        links[there if ours == theirs else nobody, 0] = here
+        i += np.int64(ours <= theirs)
+        j += np.int64(ours >= theirs)
 
 
 @compiled

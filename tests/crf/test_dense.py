@@ -11,6 +11,7 @@ import pytest
 from conftest import ROOT
 
 from core.crf.dense import DenseCRF
+from core.crf import permutohedral
 from core.crf.permutohedral import GridFilter, LatticeFilter
 from core.run.errors import UserError
 
@@ -303,3 +304,24 @@ def test_auto_prefers_numba_and_falls_back(monkeypatch):
 def test_light_workers_need_no_torch():
     code = "import sys, core.crf.dense, core.crf.permutohedral; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 9), (60, 80)])
+def test_neighbours_in_the_lattice_are_the_points_one_step_away(size, monkeypatch):
+    found = []
+    search = permutohedral._find_neighbours
+
+    def kept(keys, table, links):
+        search(keys, table, links)
+        found.append((keys, links))
+
+    monkeypatch.setattr(permutohedral, "_find_neighbours", kept)
+    LatticeFilter(np.random.default_rng(0).normal(0, 3, (5, size[0] * size[1])).astype("f4"), 1)
+    ((keys, links),) = found
+    points = {int(key): number for number, key in enumerate(keys[:-1])}
+    for axis in range(6):
+        step = permutohedral._ALL_PLACES - 6 * int(permutohedral._PLACES[axis])
+        for side, sign in ((0, -1), (1, 1)):
+            expected = [points.get(key + sign * step, len(points)) for key in points]
+            assert links[axis, :-1, side].tolist() == expected
+    assert (links[:, -1] == len(points)).all()
