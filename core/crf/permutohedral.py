@@ -344,7 +344,7 @@ def _sort_by_hash(keys, table, hashes, numbers):
 
 @compiled
 def _link(hashes, numbers, step, i, end, links):
-    """Enters into `links` the pairs of points whose hashes differ by `step`, the first in i..end."""
+    """Enters into `links` all pairs whose hashes differ by `step`, the first one in i..end."""
     nobody = np.uint32(hashes.size)  # no branches: they could not be predicted
     j = 0
     while i < end and j < hashes.size:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from core.crf.dense import DenseCRF
 from core.crf import permutohedral
+from core.crf.dense import DenseCRF
 from core.crf.permutohedral import GridFilter, LatticeFilter
 from core.run.errors import UserError
 
