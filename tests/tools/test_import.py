@@ -1,0 +1,329 @@
+"""Labels and features of other programs, on files made in their structure."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from conftest import run_inside
+from pycocotools import mask as coco_mask
+
+from core.data.labels import read_label
+from core.run.errors import UserError
+from tools.exchange.arrays import class_maps, read_saved
+from tools.exchange.names import match, read_names
+from tools.import_features import as_grid
+
+NAMES = ("boat", "bird", "car")
+SIZE = (40, 60)
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    for name in ("one", "two"):
+        picture = np.random.default_rng(0).integers(0, 255, (*SIZE, 3), np.uint8)
+        cv2.imwrite(str(folder / f"{name}.jpg"), picture)
+    return folder
+
+
+def truth() -> np.ndarray:
+    """A boat on the left and a car on the right."""
+    label = np.zeros(SIZE, np.uint8)
+    label[10:30, 5:25], label[5:35, 40:55] = 1, 3
+    return label
+
+
+def maps_of(label: np.ndarray, step: int = 1) -> np.ndarray:
+    """(3, H / step, W / step) activations."""
+    return np.stack([(label[::step, ::step] == k) * 0.9 for k in (1, 2, 3)]).astype(np.float32)
+
+
+def imported(source, photographs, *options: str):
+    output = photographs.parent / "labels"
+    arguments = ("--images", photographs, "--output", output, "--workers", 1, *options)
+    return run_inside("tools/import_labels.py", source, *arguments), output
+
+
+def by_names(*names: str) -> tuple[str, str]:
+    return "--classes", ",".join(names or NAMES)
+
+
+def irnet(path):
+    maps = torch.from_numpy(maps_of(truth()))[[0, 2]]
+    small = maps[:, ::4, ::4].clone()
+    content = {"keys": torch.tensor([0, 2]), "cam": small, "high_res": maps.numpy()}
+    np.save(path, content)
+
+
+def clip_es(path):
+    maps = maps_of(truth())[[0, 2]]
+    np.save(path, {"keys": np.array([0, 2]), "attn_highres": maps, "highres": maps * 0})
+
+
+def psa(path):
+    np.save(path, {0: maps_of(truth())[0], 2: maps_of(truth())[2]})
+
+
+def activations(path):
+    np.save(path, maps_of(truth()))
+
+
+def probabilities(path):
+    maps = maps_of(truth())
+    np.savez(path.with_suffix(".npz"), np.concatenate([1 - maps.sum(0, keepdims=True), maps]))
+
+
+def logits_last(path):
+    maps = maps_of(truth())
+    np.save(
+        path, np.concatenate([0.5 - maps.sum(0, keepdims=True), maps * 9 - 1]).transpose(1, 2, 0)
+    )
+
+
+def numbers(path):
+    np.save(path, truth().astype(np.int64))
+
+
+@pytest.mark.parametrize(
+    "save", [irnet, clip_es, psa, activations, probabilities, logits_last, numbers]
+)
+def test_arrays_become_label_maps(photographs, tmp_path, save):
+    folder = tmp_path / "arrays"
+    folder.mkdir()
+    for name in ("one", "two"):
+        save(folder / f"{name}.npy")
+    done, output = imported(folder, photographs, *by_names())
+    assert done.returncode == 0, done.stderr
+    assert "boat  ->  1 boat" in done.stdout and "2 label maps" in done.stdout
+    assert np.array_equal(read_label(output / "one.png", 3, SIZE), truth())
+    assert json.loads((output / "made_from.json").read_text())["classes"] == [*NAMES]
+    (output / "one.png").unlink()
+    done, _ = imported(folder, photographs, *by_names())  # goes on
+    assert done.returncode == 0 and (output / "one.png").exists()
+    done, _ = imported(folder, photographs, *by_names(), "--threshold", "0.5")
+    assert done.returncode == 1 and "choose another --output" in done.stderr
+
+
+def test_maps_are_refined_by_the_crf(photographs, tmp_path):
+    (tmp_path / "arrays").mkdir()
+    psa(tmp_path / "arrays/one.npy")
+    done, output = imported(tmp_path / "arrays", photographs, *by_names(), "--crf")
+    assert done.returncode == 0 and "dense CRF" in done.stdout, done.stderr
+    assert "left out: 1 photographs without a label" in done.stderr
+    assert {*np.unique(read_label(output / "one.png"))} <= {0, 1, 3}
+
+
+def test_classes_are_matched_by_name(photographs, tmp_path):
+    (tmp_path / "arrays").mkdir()
+    numbers(tmp_path / "arrays/one.npy")
+    theirs = ("--source-classes", "Boats,tree,airplane")
+    ours = ("--classes", "aeroplane,boat")
+    done, _ = imported(tmp_path / "arrays", photographs, *theirs, *ours)
+    assert done.returncode == 1 and "'tree' is none of ours" in done.stderr
+    done, output = imported(tmp_path / "arrays", photographs, *theirs, *ours, "--map", "tree=")
+    assert done.returncode == 0 and "left out" in done.stdout, done.stderr
+    label = read_label(output / "one.png")
+    assert (label[truth() == 1] == 2).all() and (label[truth() == 3] == 1).all()
+
+
+def test_names_that_fit_several_or_none_are_refused():
+    assert match(["tv", "couch", "person"], ["tvmonitor", "person", "sofa"]) == [1, 3, 2]
+    with pytest.raises(UserError, match="'Boats' may be boat or BOAT"):
+        match(["Boats"], ["boat", "BOAT"])
+    with pytest.raises(UserError, match="no class 'ship'; there are boat"):
+        match(["boat"], ["boat"], {"ship": "boat"})
+    with pytest.raises(UserError, match="no class 'ship'; there are bird"):
+        match(["boat"], ["bird"], {"boat": "ship"})
+    assert match(["a", "b"], ["a"], {"b": ""}) == [1, 0]
+
+
+def test_names_come_from_a_list_or_a_file(tmp_path):
+    (tmp_path / "names.txt").write_text("boat\n\nbird\n")
+    assert read_names(str(tmp_path / "names.txt")) == ("boat", "bird") == read_names("boat, bird")
+    for text, said in (
+        ("boat,boat", "twice"),
+        (str(tmp_path / "no.txt"), "missing"),
+        (",", "none"),
+    ):
+        with pytest.raises(UserError, match=said):
+            read_names(text)
+
+
+@pytest.mark.parametrize("layout", ["{c}/{i}", "{i}/{c}", "{i}_{c}"])
+def test_one_mask_a_class(photographs, tmp_path, layout):
+    for name in ("one", "two"):
+        for number, class_name in ((1, "boat"), (3, "car")):
+            path = tmp_path / "masks" / (layout.format(c=class_name, i=name) + ".png")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(path), (truth() == number) * np.uint8(255))
+    done, output = imported(tmp_path / "masks", photographs, *by_names())
+    assert done.returncode == 0 and "one mask per class" in done.stdout, done.stderr
+    assert np.array_equal(read_label(output / "two.png"), truth())
+
+
+def test_colours_of_a_table(photographs, tmp_path):
+    table = tmp_path / "labelmap.txt"
+    table.write_text(
+        "# label:color_rgb:parts:actions\nbackground:0,0,0::\ncar:9,8,7::\nboat:1,2,3::\n"
+    )
+    picture = np.zeros((*SIZE, 3), np.uint8)
+    picture[truth() == 1], picture[truth() == 3] = (3, 2, 1), (7, 8, 9)  # OpenCV's order
+    (tmp_path / "masks").mkdir()
+    cv2.imwrite(str(tmp_path / "masks/one.png"), picture)
+    done, output = imported(tmp_path / "masks", photographs, *by_names(), "--colours", str(table))
+    assert done.returncode == 0 and "car   ->  3 car" in done.stdout, done.stderr
+    assert np.array_equal(read_label(output / "one.png"), truth())
+    picture[0, 0] = 200
+    cv2.imwrite(str(tmp_path / "masks/two.png"), picture)
+    done, _ = imported(tmp_path / "masks", photographs, *by_names(), "--colours", str(table))
+    assert done.returncode == 1 and "colour (200, 200, 200), which" in done.stderr
+
+
+def coco(form: str) -> dict:
+    """COCO's instances of `truth`, whose category ids have gaps."""
+    annotations = []
+    for number, category in ((1, 9), (3, 4)):
+        mask = truth() == number
+        encoded = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+        flat = mask.T.reshape(-1)
+        edges = np.flatnonzero(np.diff(flat, prepend=False, append=False))
+        y, x = np.nonzero(mask)
+        x0, y0, x1, y1 = (int(v) for v in (x.min(), y.min(), x.max() + 1, y.max() + 1))
+        segmentation = {
+            "polygon": [[x0, y0, x1, y0, x1, y1, x0, y1]],
+            "text": {"size": [*SIZE], "counts": encoded["counts"].decode()},
+            "numbers": {"size": [*SIZE], "counts": np.diff([0, *edges, flat.size]).tolist()},
+        }[form]
+        annotation = {"id": number, "image_id": 7, "category_id": category, "iscrowd": 0}
+        annotations.append({**annotation, "segmentation": segmentation, "area": int(mask.sum())})
+    image = {"id": 7, "file_name": "photos/one.jpg", "height": SIZE[0], "width": SIZE[1]}
+    categories = [{"id": 9, "name": "boat"}, {"id": 4, "name": "car"}]
+    return {"images": [image], "annotations": annotations, "categories": categories}
+
+
+@pytest.mark.parametrize("form", ["polygon", "text", "numbers"])
+def test_instances_of_coco(photographs, tmp_path, form):
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps(coco(form)))
+    done, output = imported(path, photographs, *by_names())
+    assert done.returncode == 0, done.stderr
+    assert np.array_equal(read_label(output / "one.png"), truth())
+
+
+def test_classes_of_coco_are_taken_if_none_are_given(photographs, tmp_path):
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps(coco("polygon")))
+    done, output = imported(path, photographs)
+    assert done.returncode == 0 and "'[car, boat]'" in done.stdout, done.stderr
+    assert (read_label(output / "one.png")[truth() == 3] == 1).all()
+
+
+class Hostile:
+    """Unpickled, it would make a file."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return type(self.mark).touch, (self.mark,)
+
+
+def test_hostile_pickle_is_refused_and_not_run(photographs, tmp_path):
+    (tmp_path / "arrays").mkdir()
+    mark = tmp_path / "ran"
+    np.save(tmp_path / "arrays/one.npy", {0: Hostile(mark)}, allow_pickle=True)
+    done, _ = imported(tmp_path / "arrays", photographs, *by_names())
+    assert done.returncode == 1 and "nothing of it was run" in done.stderr and not mark.exists()
+    assert done.stderr.count("error") == 1 and "Traceback" not in done.stderr
+    with pytest.raises(UserError, match="nothing of it was run"):
+        read_saved(tmp_path / "arrays/one.npy")
+    np.load(tmp_path / "arrays/one.npy", allow_pickle=True)
+    assert mark.exists()  # so it was hostile
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({5: np.zeros(SIZE)}, "a map of class 5; with 3 classes, they are 0..2"),
+        ({"a": 1, "b": 2}, "has the entries a, b"),
+        ({"keys": [0, 1], "cam": np.zeros((1, 4, 4))}, "has 2 classes and maps"),
+        ({0: np.full(SIZE, np.nan)}, "not finite"),
+        (np.zeros((7, *SIZE), "f4"), "an array of shape"),
+        (np.full(SIZE, 9), "contains label 9"),
+        (np.array(["x"]), "not numbers"),
+        ({0: np.zeros((60, 40))}, "another shape"),
+    ],
+)
+def test_wrong_arrays_are_refused_with_the_file(photographs, tmp_path, content, said):
+    (tmp_path / "arrays").mkdir()
+    np.save(tmp_path / "arrays/one.npy", content)
+    done, _ = imported(tmp_path / "arrays", photographs, *by_names())
+    assert done.returncode == 1 and said in done.stderr and "one.npy" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_files_that_are_no_arrays_or_have_no_names_are_refused(photographs, tmp_path):
+    (tmp_path / "arrays").mkdir()
+    (tmp_path / "arrays/one.npy").write_bytes(b"nothing")
+    done, _ = imported(tmp_path / "arrays", photographs, *by_names())
+    assert done.returncode == 1 and "not saved by numpy.save" in done.stderr
+    done, _ = imported(tmp_path / "arrays", photographs)
+    assert done.returncode == 1 and "give --source-classes" in done.stderr
+    done, _ = imported(tmp_path / "none", photographs, *by_names())
+    assert done.returncode == 1 and "is missing" in done.stderr
+    (tmp_path / "arrays/one.npy").rename(tmp_path / "arrays/other.npy")
+    done, _ = imported(tmp_path / "arrays", photographs, *by_names())
+    assert done.returncode == 1 and "no photograph has the name of a label" in done.stderr
+
+
+def test_label_maps_of_another_size_are_refused(photographs, tmp_path):
+    (tmp_path / "maps").mkdir()
+    cv2.imwrite(str(tmp_path / "maps/one.png"), np.zeros((20, 30), np.uint8))
+    done, _ = imported(tmp_path / "maps", photographs, *by_names())
+    assert done.returncode == 1 and "30x20 pixels, its photograph 60x40" in done.stderr
+
+
+def test_activations_beyond_one_are_scaled(tmp_path):
+    keys, maps = class_maps({1: np.array([[-3.0, 8.0]])}, tmp_path, 2)
+    assert keys.tolist() == [1] and maps.tolist() == [[[0, 1]]]
+
+
+GRID = np.random.default_rng(0).normal(size=(24, 12, 18)).astype("f4")  # of 40 x 60 pixels
+SQUARE = np.random.default_rng(0).normal(size=(24, 14, 14)).astype("f4")
+
+
+def tokens(grid: np.ndarray, special: int) -> np.ndarray:
+    flat = grid.reshape(len(grid), -1).T
+    return np.concatenate([np.zeros((special, len(grid)), "f4"), flat])
+
+
+@pytest.mark.parametrize("grid", [GRID, SQUARE])
+@pytest.mark.parametrize("special", [0, 1, 5])
+def test_features_are_told_by_their_shape(tmp_path, grid, special):
+    for array in (grid, grid[None], grid.transpose(1, 2, 0), tokens(grid, special)[None]):
+        assert np.array_equal(as_grid(array, SIZE, tmp_path)[0], grid)
+
+
+@pytest.mark.parametrize("shape", [(14, 14, 14), (4, 6, 4, 6), (7,), (11, 24)])
+def test_features_of_an_unclear_shape_are_refused(tmp_path, shape):
+    with pytest.raises(UserError, match="no grid, or more than one, fits"):
+        as_grid(np.zeros(shape, np.float32), SIZE, tmp_path)
+
+
+def test_features_become_files_for_stage_3(photographs, tmp_path):
+    (tmp_path / "features").mkdir()
+    torch.save(torch.from_numpy(GRID), tmp_path / "features/one.pt")
+    np.savez(tmp_path / "features/two.npz", GRID.transpose(1, 2, 0))
+    arguments = ("--images", photographs, "--output", tmp_path / "ours", "--workers", 1)
+    done = run_inside("tools/import_features.py", tmp_path / "features", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "1 files read as (D, h, w)" in done.stdout and "(h, w, D)" in done.stdout
+    for name in ("one", "two"):
+        assert np.array_equal(np.load(tmp_path / f"ours/{name}.npy"), GRID.astype(np.float16))
+    torch.save({"a": torch.zeros(2), "b": torch.zeros(2)}, tmp_path / "features/one.pt")
+    (tmp_path / "ours/one.npy").unlink()
+    done = run_inside("tools/import_features.py", tmp_path / "features", *arguments)
+    assert done.returncode == 1 and "contains the entries a, b" in done.stderr

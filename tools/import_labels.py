@@ -1,0 +1,159 @@
+"""Turns pseudo labels of other programs into label maps for `wsss.labels_dir`.
+
+    python tools/import_labels.py CAMS --images PHOTOGRAPHS --classes boat,train --output LABELS
+    python tools/import_labels.py instances.json --images PHOTOGRAPHS --output LABELS
+
+Reads, and finds out by itself which of these it is:
+    <id>.npy, .npz   activation maps: {class: map} as SEAM, PSA and MCTformer save them, or
+                     {keys, high_res, ...} as IRNet, AdvCAM and CLIP-ES do, classes from 0 on;
+                     (C, h, w) activations; (1 + C, h, w) probabilities or logits; (H, W) labels
+    <id>.png         label maps: numbers or VOC's colours, or other colours with --colours
+    one PNG a class  <class>/<id>.png, <id>/<class>.png or <id>_<class>.png
+    a .json file     COCO's instances: polygons and run lengths
+Pickled arrays are read without running anything in them. Writes <id>.png for every photograph that
+has a label, and made_from.json with the class names. A second call continues.
+
+Names: --classes are the classes wanted, in order, --source-classes those of the source, if they
+are others; both are a file with a name a line, or a list. Classes are matched by their names; one
+that is left out (--map) becomes background.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from core.crf.dense import CrfConfig, make_crf
+from core.data.finder import PHOTOGRAPHS, Files
+from core.data.images import read_image
+from core.data.labels import BIASED_ON_DISK, write_label
+from core.run.errors import UserError, run_script
+from core.run.files import read_json, user_path, write_json
+from core.run.log import note
+from core.run.stage import SIGNATURE
+from core.run.threads import in_threads
+from core.wsss.settings import WsssConfig
+from tools.common import tool_parser
+from tools.exchange.names import match, read_names, table
+from tools.exchange.sources import Decision, Source, open_source
+
+
+def main() -> None:
+    defaults = WsssConfig()
+    parser = tool_parser(__doc__)
+    parser.add_argument("source", type=user_path, help="file or folder of labels")
+    parser.add_argument("--images", type=user_path, required=True, help="folder of photographs")
+    parser.add_argument("--output", type=user_path, required=True, help="folder of label maps")
+    parser.add_argument("--classes", help="names of labels 1, 2, ...; default: the source's")
+    parser.add_argument("--source-classes", help="the source's names; default: --classes")
+    parser.add_argument(
+        "--map", action="append", default=[], metavar="THEIRS=OURS", help="THEIRS= leaves it out"
+    )
+    parser.add_argument("--colours", type=user_path, help="table of colours (CVAT's labelmap.txt)")
+    parser.add_argument(
+        "--threshold", type=float, default=defaults.threshold, help="background's score in maps"
+    )
+    parser.add_argument("--crf", action="store_true", help="refine maps by the dense CRF")
+    parser.add_argument("--workers", type=int, default=4)
+    options = parser.parse_args()
+    if not 0 < options.threshold < 1:
+        raise UserError(f"--threshold must be between 0 and 1, got {options.threshold}")
+    crf = make_crf(CrfConfig()) if options.crf else None
+    decision = Decision(options.threshold, defaults.sharpness, crf)
+    classes = read_names(options.classes) if options.classes else ()
+    theirs = read_names(options.source_classes) if options.source_classes else classes
+    photographs = Files(options.images, PHOTOGRAPHS)
+    if not photographs.ids:
+        raise UserError(f"there are no photographs in {options.images}; correct --images")
+    source = open_source(options.source, theirs, decision, [*photographs.ids], options.colours)
+    classes = classes or tuple(source.names)
+    numbers = match(source.names, classes, given_pairs(options.map))
+    print(f"{options.source}: {source.kind}, {len(source.ids)} images")
+    print(table(source.names, classes, numbers))
+    made_from = {"classes": list(classes), "source": str(options.source.resolve())}
+    made_from["settings"] = {"numbers": numbers, "crf": options.crf, "threshold": options.threshold}
+    sign(options.output, made_from)
+    ids = common_images(source, photographs, options.source)
+    write_labels(source, photographs, ids, numbers, options.output, options.workers)
+    print(
+        f"{len(ids)} label maps in {options.output}\nnext: python make_debiased_labels.py with "
+        f"--wsss.labels_dir {options.output} and --data.classes '[{', '.join(classes)}]'"
+    )
+
+
+def given_pairs(pairs: Sequence[str]) -> dict[str, str]:
+    """{their name: our name} of the options --map."""
+    wrong = [pair for pair in pairs if "=" not in pair]
+    if wrong:
+        raise UserError(f"--map {wrong[0]}: expected THEIRS=OURS")
+    return dict(pair.split("=", 1) for pair in pairs)
+
+
+def sign(folder: Path, made_from: dict) -> None:
+    """Notes what the label maps are made from; refuses a folder made from something else."""
+    path = folder / SIGNATURE
+    if path.is_file() and read_json(path) != made_from:
+        raise UserError(
+            f"{folder} contains labels of another source or with other options; choose another "
+            "--output, or remove it"
+        )
+    if not path.is_file() and any(folder.glob("**/*.png")):
+        raise UserError(f"{folder} already contains PNG files; choose another --output")
+    write_json(path, made_from)
+
+
+def common_images(source: Source, photographs: Files, path: Path) -> list[str]:
+    """Images with photograph and label; says how many lack one of them.
+
+    Raises:
+        UserError: there is none.
+    """
+    ids = [name for name in source.ids if name in photographs.ids]
+    if not ids:
+        raise UserError(
+            f"no photograph has the name of a label: photographs such as "
+            f"{next(iter(photographs.ids))}, labels such as {next(iter(source.ids), 'none')} in "
+            f"{path}; both are compared without suffixes, below --images and the folder of labels"
+        )
+    alone = len(source.ids) - len(ids)
+    if alone or len(ids) < len(photographs.ids):
+        without = len(photographs.ids) - len(ids)
+        note(
+            f"left out: {without} photographs without a label, {alone} labels without a photograph"
+        )
+    return ids
+
+
+def write_labels(
+    source: Source,
+    photographs: Files,
+    ids: Sequence[str],
+    numbers: Sequence[int],
+    folder: Path,
+    workers: int,
+) -> None:
+    """Writes the label map of each image that has none yet."""
+    renumbered = np.arange(256, dtype=np.uint8)
+    renumbered[1:BIASED_ON_DISK] = 0
+    renumbered[1 : 1 + len(numbers)] = numbers
+    todo = [name for name in ids if not (folder / f"{name}.png").exists()]
+
+    def work(name: str) -> None:
+        image = read_image(photographs.of_id(name))
+        label = source.label(name, image)
+        if label.shape != image.shape[:2]:
+            sizes = (label.shape[1], label.shape[0], image.shape[1], image.shape[0])
+            raise UserError(
+                "the label of {} is {}x{} pixels, its photograph {}x{}".format(name, *sizes)
+            )
+        write_label(folder / f"{name}.png", renumbered[label])
+
+    for _ in in_threads(work, todo, workers, "labels", len(ids), len(ids) - len(todo)):
+        pass
+
+
+if __name__ == "__main__":
+    run_script(main)
