@@ -1,0 +1,70 @@
+"""Writes label maps in the format of another program.
+
+    python tools/export_masks.py LABELS --images PHOTOGRAPHS --to coco --output RESULT
+
+LABELS are <id>.png, such as the `labels` that tools/predict.py and every stage write; class names
+come from the made_from.json there, or from --classes (a list, or a file with a name a line).
+Formats:
+    coco          COCO's instances, a polygon for each connected region
+    coco-rle      COCO's instances, run lengths for each class
+    yolo          YOLO's segmentation text
+    labelme       a JSON file for each photograph
+    cvat          CVAT for images 1.1, masks
+    label-studio  tasks with polygons as predictions
+    png           class numbers without ignored pixels, and a table of colours
+Polygons follow the edges of pixels and enclose exactly the same pixels; --tolerance leaves out
+corners. Pixels without a class (254, 255) are in no mask.
+"""
+
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from core.data.finder import LABELS, PHOTOGRAPHS, Files
+from core.data.images import read_header
+from core.data.labels import read_label
+from core.run.errors import UserError, run_script
+from core.run.files import read_json, user_path
+from core.run.stage import SIGNATURE
+from tools.common import tool_parser
+from tools.exchange.formats import FORMATS
+from tools.exchange.names import read_names
+
+
+def main() -> None:
+    parser = tool_parser(__doc__)
+    parser.add_argument("labels", type=user_path, help="folder of label maps")
+    parser.add_argument("--images", type=user_path, required=True, help="folder of photographs")
+    parser.add_argument("--to", choices=FORMATS, required=True, help="format")
+    parser.add_argument("--output", type=user_path, required=True, help="folder of the result")
+    parser.add_argument("--classes", help="names of labels 1, 2, ...; default: made_from.json's")
+    parser.add_argument(
+        "--tolerance", type=float, default=0.0, help="pixels that polygons may be off; default 0"
+    )
+    options = parser.parse_args()
+    if options.tolerance < 0:
+        raise UserError(f"--tolerance must be at least 0, got {options.tolerance}")
+    if options.tolerance and not FORMATS[options.to].polygons:
+        raise UserError(f"--tolerance is for polygons, and {options.to} has none")
+    signature = options.labels / SIGNATURE
+    if not options.classes and not signature.is_file():
+        raise UserError(f"{signature} is missing; give the class names with --classes")
+    names = read_names(options.classes) if options.classes else read_json(signature)["classes"]
+    labels, photographs = Files(options.labels, LABELS), Files(options.images, PHOTOGRAPHS)
+    if not labels.ids:
+        raise UserError(f"{options.labels} contains no label maps")
+    if options.output.is_dir() and any(options.output.iterdir()):
+        raise UserError(f"{options.output} is not empty; choose another --output")
+    paths = photographs.every(labels.ids, "correct --images: each label map needs its photograph")
+    writer = FORMATS[options.to](options.output, names, options.tolerance)
+    for name, photograph in zip(tqdm(labels.ids, "masks", unit="image"), paths, strict=True):
+        size, _ = read_header(photograph)
+        writer.add(name, photograph, read_label(labels.of_id(name), len(names), size))
+    print(f"{len(paths)} images. {writer.finish()}")
+
+
+if __name__ == "__main__":
+    run_script(main)
