@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from xml.sax.saxutils import quoteattr
+from xml.sax.saxutils import escape, quoteattr
 
 import numpy as np
 from PIL import Image
@@ -181,12 +181,17 @@ class Cvat(Format):
         self.images.append("\n".join([start, *lines, "  </image>"]))
 
     def finish(self) -> str:
-        start = [
+        labels = "".join(
+            f"<label><name>{escape(name)}</name><attributes></attributes></label>"
+            for name in self.classes
+        )
+        lines = (
             '<?xml version="1.0" encoding="utf-8"?>',
             "<annotations>",
             "  <version>1.1</version>",
-        ]
-        text = "\n".join([*start, *self.images, "</annotations>", ""])
+            f"  <meta><task><labels>{labels}</labels></task></meta>",
+        )
+        text = "\n".join([*lines, *self.images, "</annotations>", ""])
         write_text(self.folder / "annotations.xml", text)
         colours = palette()
         labels = [
