@@ -1,0 +1,121 @@
+"""From photographs and anybody's label maps to the audit page, in one command.
+
+    python tools/audit/audit_labels.py --images PHOTOGRAPHS --labels LABELS --output AUDIT
+
+LABELS are <id>.png of the photographs' sizes: 0 background, classes 1, 2, ..., whose names are in
+made_from.json there (tools/import_labels.py writes both) or in --classes. No masks and no GPU are
+needed. The tags are the classes in the label maps. Features come from the network of
+configs/laptop.yaml (docs/own_data.md says how to install its weights), of another --config, or from
+files (--features).
+Writes below --output:
+    audit.html        which classes contain context, and which: the page to send to a colleague
+    audit.csv, .png   the ranking
+    run/              the tags, features and debiased labels that it was made from
+An interrupted call continues. Further options go to all stages, such as --debias.alpha 0.3.
+"""
+
+import csv
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from core.data.finder import LABELS, PHOTOGRAPHS, Files
+from core.data.labels import BIASED_ON_DISK, read_label
+from core.data.tags import write_table
+from core.run.errors import UserError, run_script
+from core.run.files import read_json, user_path
+from core.run.stage import SIGNATURE
+from core.run.threads import in_threads
+from tools.common import ROOT, tool_parser
+from tools.common.jobs import Job, run_jobs
+from tools.exchange.names import read_names
+
+
+def main() -> None:
+    parser = tool_parser(__doc__)
+    parser.add_argument("--images", type=user_path, required=True, help="folder of photographs")
+    parser.add_argument("--labels", type=user_path, required=True, help="folder of label maps")
+    parser.add_argument("--output", type=user_path, required=True, help="folder of the result")
+    parser.add_argument("--classes", help="names of labels 1, 2, ...; default: made_from.json's")
+    parser.add_argument("--config", type=user_path, default=ROOT / "configs/laptop.yaml")
+    parser.add_argument("--features", type=user_path, help="folder of (D, h, w) feature files")
+    options, further = parser.parse_known_args()
+    signature = options.labels / SIGNATURE
+    if not options.classes and not signature.is_file():
+        raise UserError(f"{signature} is missing; give the class names with --classes")
+    names = read_names(options.classes) if options.classes else read_json(signature)["classes"]
+    output, run = options.output.resolve(), options.output.resolve() / "run"
+    tags = write_tags(options.images, options.labels, names, run / "tags.csv")
+    print(f"{len(tags)} photographs with labels of {len(names)} classes")
+    settings = [
+        f"--config={options.config.resolve()}",
+        "--data.format=folder",
+        f"--data.root={options.images.resolve()}",
+        f"--data.tags={run / 'tags.csv'}",
+        f"--data.classes=[{', '.join(names)}]",
+        f"--wsss.labels_dir={options.labels.resolve()}",
+        f"--run_dir={run}",
+        *further,
+    ]
+    if options.features:
+        settings.append(f"--uss.features_dir={options.features.resolve()}")
+    audit = ["tools/audit/audit_bias.py", *settings, f"--output={output}"]
+    jobs = [
+        Job("features", ["train_uss.py", *settings]),
+        Job("debiased labels", ["make_debiased_labels.py", *settings], ("features",)),
+        Job("audit", audit, ("debiased labels",)),
+    ]
+    run_jobs(jobs[1:] if options.features else jobs, run, "", 1)
+    print(summary(output / "audit.csv"))
+    print(f"open {output / 'audit.html'}; docs/audit.md says how to read it")
+
+
+def write_tags(
+    images: Path, labels: Path, names: Sequence[str], path: Path
+) -> dict[str, list[str]]:
+    """Writes the classes in each label map as a table of tags.
+
+    Raises:
+        UserError: there are no label maps, one has no photograph, or all are empty.
+    """
+    maps = Files(labels, LABELS)
+    if not maps.ids:
+        raise UserError(f"{labels} contains no label maps")
+    photographs = Files(images, PHOTOGRAPHS)
+    remedy = "correct --images: each label map needs its photograph"
+    found = photographs.every(maps.ids, remedy)
+
+    def classes(name: str) -> list[str]:
+        values = np.unique(read_label(maps.of_id(name), len(names)))
+        return [names[k - 1] for k in values if 0 < k < BIASED_ON_DISK]
+
+    rows = in_threads(classes, maps.ids, 4, "label maps", len(maps.ids))
+    table = {
+        photograph.relative_to(images).as_posix(): row
+        for photograph, row in zip(found, rows, strict=True)
+    }
+    if not any(table.values()):
+        raise UserError(f"no label map of {labels} contains a class")
+    write_table(path, table)
+    return table
+
+
+def summary(path: Path) -> str:
+    """The ranking as lines of text."""
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = [*csv.DictReader(file)]
+    shown = ("name", "removed", "object_share")
+    lines = [f"{'class':20}  removed  object share"]
+    for row in rows:
+        name, *values = (row.get(key, "") for key in shown)
+        shares = [f"{float(v):.0%}" if v else "-" for v in values]
+        lines.append(f"{name:20}  {shares[0]:>7}  {shares[1]:>12}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run_script(main)
