@@ -5,10 +5,10 @@
     python evaluate.py --predictions DIR --masks DIR --num_classes 20 --output scores.json
     python evaluate.py --config configs/voc.yaml --data.val_list test --submission comp6_test_cls
 
-Prints a table and writes JSON: mIoU (background included), FP and FN (shares of the union, mean
-over the foreground classes, as in the paper's Table 6), and every class. A missing prediction is an
-error unless --allow-missing is given, and then the score says how many images it stands on. In
-predictions, biased (254) and ignored (255) pixels count as background.
+Prints a table and writes JSON: mIoU (background included), FP and FN (shares of the union, averaged
+over the foreground classes, as in the paper's Table 6), and the scores of every class. A missing
+prediction is an error unless --allow-missing is given; the result then states how many images were
+scored. In predictions, biased (254) and ignored (255) pixels count as background.
 """
 
 import sys
@@ -31,7 +31,7 @@ from core.run import distributed
 from core.run.errors import UserError, run_script
 from core.run.files import read_json, write_json
 from core.run.inputs import stamp, summary
-from core.run.stage import Stage, check_classes, stale
+from core.run.stage import Stage, check_classes, stale_lines
 from core.scoring import pair_folders, score_files
 from core.segmenter import predict
 
@@ -40,7 +40,9 @@ def main() -> None:
     parser = make_parser("evaluate.py", __doc__, "segmentation", "evaluation")
     parser.add_argument("--predictions", type=str | None, help="Score this folder of <id>.png.")
     parser.add_argument("--masks", type=str | None, help="Ground truth; without a --config.")
-    parser.add_argument("--num_classes", type=int | None, help="Without background and --config.")
+    parser.add_argument(
+        "--num_classes", type=int | None, help="Number of foreground classes, with --masks."
+    )
     parser.add_argument(
         "--split",
         type=Literal["train", "val"],
@@ -52,9 +54,11 @@ def main() -> None:
     )
     parser.add_argument("--name", type=str | None, help="Folder below <run_dir>/evaluation.")
     parser.add_argument(
-        "--output", type=str | None, help="Write the scores to this JSON file, too."
+        "--output", type=str | None, help="Also write the scores to this JSON file."
     )
-    parser.add_argument("--allow-missing", action="store_true", help="Score what is there.")
+    parser.add_argument(
+        "--allow-missing", action="store_true", help="Score the predictions that exist."
+    )
     config, options = parse(parser)
     if options.submission:
         from tools.submit_voc import submit  # which calls predict_list
@@ -192,9 +196,9 @@ def warn_if_stale(config: Config) -> list[str]:
         split = read_split(config.data, "train")
     except UserError:
         return []  # the network may have been trained elsewhere
-    labels = paths_of(run.training_labels, LABELS, split)
+    labels = paths_of(run.labels_to_train_on, LABELS, split)
     identity = segmentation_identity(config, split, labels)
-    lines = stale(run.segmentation(), identity, config.workers, common=True)
+    lines = stale_lines(run.segmentation(), identity, config.workers, common=True)
     if lines:
         shown = "\n".join(f"  {line}" for line in lines)
         print(
@@ -220,7 +224,7 @@ def segment(config: Config, options) -> None:
 
 
 def save(path: Path, result: dict) -> None:
-    """Writes scores; of several processes the first one does."""
+    """Writes scores; with several processes, only the first one does."""
     if distributed.rank() == 0:
         write_json(path, result)
 
@@ -241,7 +245,7 @@ def print_table(result: dict) -> None:
     skipped = f", {len(images['skipped'])} skipped" if images.get("skipped") else ""
     print(f"{means}   ({images['scored']}/{images['of']} images{skipped})")
     if skipped or images["scored"] < images["of"]:
-        print("a part of the images only: do not compare this score", file=sys.stderr)
+        print("only part of the images was scored: do not compare this score", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ from core.run.stage import Stage, check_classes
 from core.run.threads import in_threads
 
 NEARLY_ALL, NEARLY_NOTHING = 0.9, 0.01
-"""Stage 3 warns when it removes more or less than these shares of a class's label area."""
+"""Stage 3 warns if it removes more than the first, or less than the second, of a class's labels."""
 REMEDY = "remove it to have it made again"
 
 
@@ -101,7 +101,7 @@ def cluster_images(
         index, feat = item
         image_id = split.ids[index]
         label = torch.from_numpy(read_label(labels[index], len(config.data.classes)))
-        seed = config.seed ^ zlib.crc32(image_id.encode())  # of the image, not of its place
+        seed = config.seed ^ zlib.crc32(image_id.encode())  # by id, not by place in the list
         generator = torch.Generator().manual_seed(seed)
         centroids, cells = image_centroids(feat, label, settings.k_fg, settings.k_bg, generator)
         vectors = torch.cat([feat.new_zeros(0, len(feat)), *centroids.values()])
@@ -128,7 +128,7 @@ def select_centroids(config: Config, run: Run, split: Split, made_from: str) -> 
         labels = torch.from_numpy(rows["labels"])
         if not (labels == 0).any():
             raise UserError(
-                "no label map of the training list has background, with which Eq. 1 compares; "
+                "no label map of the training list has background, which Eq. 1 compares with; "
                 "check the labels (wsss.labels_dir, or wsss/labels below run_dir)"
             )
         vectors = torch.from_numpy(read_array(run.debias / "vectors.npy", REMEDY, "c"))
@@ -144,7 +144,7 @@ def select_centroids(config: Config, run: Run, split: Split, made_from: str) -> 
 
 
 def join_clusters(run: Run, split: Split) -> dict[str, np.ndarray]:
-    """Writes the centroids of all images into one file, which need not fit into memory.
+    """Joins the centroids of all images in one file, which may be larger than the memory.
 
     Returns:
         (N,) arrays: `labels`, `sizes` and `images`, the place of each one's image in the list.
@@ -198,7 +198,7 @@ def select_cuts(config: Config, run: Run, split: Split) -> dict[str, np.ndarray]
             clusters = run.debias / "clusters" / f"{name}.npz"
             labels, cells = read_arrays(clusters, ("labels", "cells"), REMEDY).values()
             kept = np.append(selected[starts[index] :][: len(labels)], False)[cells]
-            regions = np.append(labels, -1)[cells]  # cell -1, ignored, is the last
+            regions = np.append(labels, -1)[cells]  # an ignored cell, -1, selects the last
             maps = read_array(run.debias / "similarities" / f"{name}.npy", REMEDY)
             return classes, count_similarities(maps, regions, kept, (classes + 1).tolist())
 
@@ -285,7 +285,7 @@ def warn_of(config: Config, removed: list[float], cuts: dict[str, np.ndarray]) -
             f"than {MIN_GAIN}",
             left,
             "Either they contain little context, or the features do not tell it from the class; "
-            f"then use others (uss.backbone). {advice}",
+            f"in that case, use other features (uss.backbone). {advice}",
         ),
         (
             f"stage 3 removed less than {NEARLY_NOTHING:.0%} of the labels",

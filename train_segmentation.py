@@ -3,8 +3,8 @@
     python train_segmentation.py --config configs/demo.yaml --segmentation.mode mars
 
 Modes: wsss (plain pseudo labels), ignore (biased pixels left out), complement (filled by the
-teacher), mars (filled, under the certainty-weighted loss), supervised (ground truth; the upper
-bound). Reads the training images, tags and label maps; ground truth in the supervised mode alone.
+teacher), mars (filled, with the certainty-weighted loss), supervised (ground truth; the upper
+bound). Reads the training images, tags and label maps; ground truth only in supervised mode.
 Writes <run_dir>/segmentation/<mode>/checkpoint.pth with the student and its EMA.
 """
 
@@ -34,7 +34,7 @@ from core.run.stage import Stage, check_classes
 def main() -> None:
     config, _ = parse(make_parser("train_segmentation.py", __doc__, "segmentation"))
     run, split = Run(config), read_split(config.data, "train")
-    labels = training_labels(config, run, split)
+    labels = label_maps(config, run, split)
     folder = run.segmentation()
     identity = segmentation_identity(config, split, labels)
     title = f"stage 4, segmentation ({folder.name})"
@@ -51,9 +51,9 @@ def main() -> None:
     )
 
 
-def training_labels(config: Config, run: Run, split: Split) -> tuple[Path, ...]:
+def label_maps(config: Config, run: Run, split: Split) -> tuple[Path, ...]:
     """The label maps that the mode trains on."""
-    mode, folder = config.segmentation.mode, run.training_labels
+    mode, folder = config.segmentation.mode, run.labels_to_train_on
     if mode == "supervised":
         return ground_truth(config.data, split)
     remedy = "check segmentation.labels_dir"

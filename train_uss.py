@@ -231,7 +231,7 @@ def train_stego(config: Config, network: SemanticFeatures, split: Split, folder:
     networks = {"head": network.head.train()}
     groups = [{"params": list(network.head.parameters()), "lr": settings.lr}]
     if settings.probe_clusters:
-        seed_everything(config.seed)  # whether or not the neighbours were found just now
+        seed_everything(config.seed)  # the same whether or not neighbours were just computed
         probe = ClusterProbe(settings.probe_clusters, settings.code_dim).to(device)
         networks["probe"] = probe
         groups.append({"params": list(probe.parameters()), "lr": 5e-3})  # STEGO's
@@ -266,7 +266,7 @@ def train_stego(config: Config, network: SemanticFeatures, split: Split, folder:
         losses = stego_losses(settings, anchor, features(batch["partner"]))
         if settings.probe_clusters:
             losses["probe"] = probe(anchor[1])
-            losses["loss"] = losses["loss"] + losses["probe"]  # of parameters of its own
+            losses["loss"] = losses["loss"] + losses["probe"]  # trains only its own parameters
         loop.step(**losses)
     network.head.eval()
     last = json.loads((folder / "log.jsonl").read_text().splitlines()[-1])

@@ -6,8 +6,8 @@ Reads the images and tags of the training list, no mask. Writes below <run_dir>/
     checkpoint.pth    the classifier
     cams/<id>.npz     activation maps of the tagged classes: keys (K,), cam (K, h, w) at a quarter
                       of the image's size (rsepm: at its size)
-    seeds/<id>.png    methods but cam: confident labels, 255 where uncertain
-    pairs/            methods but cam: the network of pairs along which the maps are spread
+    seeds/<id>.png    all methods but cam: confident labels, 255 where uncertain
+    pairs/            all methods but cam: the network of pairs along which the maps are spread
     labels/<id>.png   pseudo labels, 0..C
 """
 
@@ -37,7 +37,7 @@ from core.wsss.settings import METHODS, PAIR_NETWORKS, WsssConfig
 
 def main() -> None:
     parser = make_parser("train_wsss.py", __doc__, "wsss")
-    text = "Stop before the pseudo labels: pre-training."
+    text = "Train only the classifier, write no pseudo labels; for pre-training."
     parser.add_argument("--classifier-only", action="store_true", help=text)
     config, options = parse(parser)
     if config.wsss.labels_dir:

@@ -30,15 +30,16 @@ class ComplementConfig:
     """How the EMA teacher fills biased pixels."""
 
     ema: Decay = 0.999  # Decay of the teacher, an exponential moving average of all float state.
-    # Share of the training before the teacher fills biased pixels.
+    # Share of the training that passes before the teacher fills biased pixels.
     warmup: HalfOpenUnitInterval = 0.0
-    # What biased pixels are until then: ignored, or background, as stage 3 estimates. A teacher
-    # that has never learnt them as background returns most of them to their class.
+    # What biased pixels count as until then: ignored, or background, which stage 3 takes them for.
+    # A teacher that has never learnt them as background gives most of them their class back.
     warmup_label: Literal["ignore", "background"] = "ignore"
     # Prior probability that a biased pixel shows an object, by which the teacher's odds are
     # multiplied: p / (1 - p). 0.5: the teacher alone decides, as in the paper.
     fill_prior: OpenUnitInterval = 0.5
-    refine: Literal["none", "crf", "pamr"] = "crf"  # Refinement R of its prediction (Sec. 3.4).
+    # Refinement R of the teacher's prediction (Sec. 3.4).
+    refine: Literal["none", "crf", "pamr"] = "crf"
     crf: CrfConfig = field(default_factory=CrfConfig)  # Settings of that refinement.
 
 
@@ -50,9 +51,9 @@ def complement(debiased_label: Tensor, teacher_label: Tensor) -> Tensor:
 def certainty(debiased_label: Tensor, teacher_probs: Tensor, tags: Tensor) -> Tensor:
     """Certainty W of each pixel's label (Eq. 6).
 
-    1 where the debiased label stands; where it was biased, the teacher's best probability of a
-    class that the image shows. Background is not among those, so a biased pixel that the teacher
-    takes for background weighs almost nothing.
+    1 where the debiased label is kept; where it is biased, the teacher's highest probability among
+    the classes that the image shows. Background is not one of them, so a biased pixel that the
+    teacher takes for background weighs almost nothing.
 
     Args:
         debiased_label: (B, H, W) int64.
@@ -82,16 +83,16 @@ def weighted_cross_entropy(
 ) -> Tensor:
     """Certainty-weighted cross entropy (Eq. 7), averaged over the pixels that have a label.
 
-    The paper writes a sum; the average keeps the learning rate of plain cross entropy, which this
-    is when `certainty` is None.
+    The paper writes a sum; the average works with the learning rate of plain cross entropy, to
+    which it reduces if `certainty` is None.
 
     Args:
         logits: (B, 1 + C, H, W).
         label: (B, H, W) int64; 255 and -1 have no label.
         certainty: (B, H, W), W.
         balanced: averages background and foreground separately, and adds the two.
-        counts: `labelled_pixels`, the pixel counts to divide by; None: those of `label`. Parts of a
-            batch are given the whole batch's, so that their losses sum to the batch's.
+        counts: result of `labelled_pixels`, to divide by; None: that of `label`. Parts of a batch
+            get the counts of the whole batch, so that their losses sum to the batch's loss.
 
     Returns:
         () loss; 0 if no pixel has a label.
@@ -205,7 +206,7 @@ class Complement:
             # Labels come from the refined probabilities; Eq. 6 takes the teacher's own, unrefined.
             completed[rows] = complement(whole[rows], refined().argmax(1))
             weight[rows] = certainty(whole[rows], probs, tags)
-            count = biased.sum()  # without selecting pixels, for which the CPU would wait
+            count = biased.sum()  # no pixels are selected: the CPU would wait for that
             figures = {
                 "biased": count / biased.numel(),
                 "filled_object": ((completed != BACKGROUND) & biased).sum() / count,
@@ -239,5 +240,5 @@ class Complement:
 
 
 def unfilled(label: Tensor) -> Filled:
-    """Leaves biased pixels unfilled, which the loss ignores; certainty is 1 everywhere."""
+    """Leaves biased pixels unfilled, so that the loss ignores them; certainty is 1 everywhere."""
     return lambda: (label, torch.ones_like(label, dtype=torch.float32), {})

@@ -1,10 +1,10 @@
 """The settings of one experiment, read from one YAML file and the command line.
 
 All five scripts read the same file, and every key can be overridden as `--section.key value`. Each
-method's settings are at the head of its own file; this one composes them and parses. Sources:
+method's settings are at the top of its own file; this one combines and parses them. Sources:
 "Sec." and "Eq." are the MARS paper's (ICCV 2023); "default" marks a choice of ours where the paper
-is silent. The default of a new key does what the code did without it, because older results are
-taken as made with it (core/run/stage.py).
+is silent. The default of a new key must do what the code did before, because older results count as
+made with that default (core/run/stage.py).
 """
 
 import dataclasses
@@ -112,7 +112,7 @@ class _Parser(jsonargparse.ArgumentParser):
         sys.exit(f"error: {message}{hint}")
 
     def _help(self, words: list[str]) -> str:
-        """Keys of the script's sections that do something as the rest of the command sets them."""
+        """The keys of the script's sections that have an effect, given the rest of the command."""
         own = [a for a in self._actions if a.dest not in all_keys(Config)]
         try:
             config = parse(self, [w for w in words if not _is_own(w, own)], named=False)[0]
@@ -122,7 +122,7 @@ class _Parser(jsonargparse.ArgumentParser):
         for action in own:
             if action.option_strings and action.dest not in ("help", "config"):
                 lines += _entry(f"{action.option_strings[-1]}", action.help or "")
-        lines += ["", "Settings in use, and their values here; other methods have others:", ""]
+        lines += ["", "Settings in use, with their values; other methods have other settings:", ""]
         shown = {f.name for f in dataclasses.fields(Runtime)}
         flat = keys_in_use(config, locations=True)
         for key, value in flat.items():

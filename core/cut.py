@@ -12,9 +12,10 @@ If the region is a mixture of the other two, the share of objects in it follows 
 
     pi = (mean(region) - mean(ring)) / (mean(kept) - mean(ring)).
 
-Let R(t) and B(t) be the shares of the region and of the ring above t. Of all cells of the region,
-those above t contain R - (1 - pi) B objects, and their union with all objects is pi + (1 - pi) B.
-The cut maximises the ratio, the expected IoU. Scaling or shifting all similarities changes nothing.
+Let R(t) and B(t) be the shares of the region and of the ring above t. As shares of the region, the
+object cells above t are R - (1 - pi) B, and the union of the cells above t with all object cells is
+pi + (1 - pi) B. The cut maximises the ratio of the two, the expected IoU. Scaling or shifting all
+similarities changes nothing.
 """
 
 from collections.abc import Iterable, Sequence
@@ -23,11 +24,11 @@ import cv2
 import numpy as np
 
 BINS = 4096
-"""Of cosines, from -1 to 1."""
+"""Number of histogram bins for cosines, from -1 to 1."""
 RING = 2
 """Width of the ring, cells."""
 MIN_GAIN = 0.1
-"""Classes whose expected IoU the best cut raises by less are left as they are."""
+"""A class is left as it is if the best cut raises its expected IoU by less than this."""
 GROUPS = ("region", "ring", "kept")
 COLUMNS = ("cut", "slope", "object_share", "remaining", "contrast", "expected_iou")
 
@@ -89,7 +90,7 @@ def _cut(region: np.ndarray, ring: np.ndarray, kept: np.ndarray) -> tuple[float,
     above_region, above_ring = (1 - np.append(0, np.cumsum(g)[:-1]) for g in (region, ring))
     context = (1 - share) * above_ring
     iou = (above_region - context) / (share + context)
-    best = iou.argmax()  # above 1 where the groups do not quite fit the mixture
+    best = iou.argmax()  # iou may exceed 1 where the mixture does not quite fit
     expected = min(iou[best], 1)
     if expected - share < MIN_GAIN:
         return np.nan, 0.0, share, 1.0, contrast, expected

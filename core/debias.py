@@ -24,17 +24,17 @@ class DebiasConfig:
 
     k_fg: PositiveInt = 2  # Clusters per class region, K_fg (Sec. 4.1).
     k_bg: PositiveInt = 2  # Clusters per background region, K_bg (Sec. 4.1).
-    alpha: Share = 0.40  # Share of the farthest foreground centroids that is kept (Sec. 4.1).
-    # Mean over all background centroids (Eq. 1), or over the `nearest` ones (introduction).
+    alpha: Share = 0.40  # Share of the foreground centroids, the farthest, that is kept (Sec. 4.1).
+    # Mean distance to all background centroids (Eq. 1), or to the `nearest` ones (introduction).
     distance: Literal["mean", "nearest"] = "mean"
-    nearest: PositiveInt = 10  # Background centroids of the second form; 1 is the minimum.
+    nearest: PositiveInt = 10  # Number of nearest background centroids; 1: the minimum distance.
     # Which similarities of Eq. 4 count as the object. auto: each class has its own cut, found
     # without masks (core/cut.py); fixed: similarities above `threshold`.
     cut: Literal["auto", "fixed"] = "auto"
     # fixed: the similarity map as it is, or divided by its maximum in an image's labelled region.
     scale: Literal["raw", "max"] = "raw"
     threshold: OpenUnitInterval = 0.5  # fixed: similarity above which pixels are kept.
-    slope: PositiveFloat = 4.0  # fixed: change of the object's logit with similarity.
+    slope: PositiveFloat = 4.0  # fixed: increase of the object's logit per unit of similarity.
     refine: Literal["crf", "none"] = "crf"  # Refinement of the similarity map (Sec. 3.3).
     crf: CrfConfig = field(default_factory=CrfConfig)  # Settings of that refinement.
     output_dir: str | None = location()  # Folder of the results; None: <run_dir>/debias.
@@ -143,8 +143,8 @@ def image_centroids(
         restarts: starts of K-means to choose from.
 
     Returns:
-        {label: (K, D) unit centroids} for the labels present, ascending, and (h, w) int64: which
-        of the centroids, counted through in that order, each cell belongs to; -1 where ignored.
+        {label: (K, D) unit centroids} for the labels present, ascending, and (h, w) int64: the
+        centroid that each cell belongs to, numbered in that order from 0; -1 where ignored.
     """
     width, rows, cols = feat.shape
     cells = cell_labels(label, (rows, cols)).flatten()
@@ -166,7 +166,7 @@ def background_distance(fg: Tensor, bg: Tensor, nearest: int | None = None) -> T
     """Distance of each foreground centroid to the backgrounds of all images (Eq. 1).
 
     D(a, b) = (1 - cos(a, b)) / 2. The paper's formula averages over all background centroids; its
-    introduction speaks of the minimum, which `nearest=1` gives and a few more make robust.
+    introduction speaks of the minimum, which is `nearest=1`; a few more make it robust.
 
     Args:
         fg: (Nf, D).
@@ -202,7 +202,7 @@ def debiased_centroid(
     """Averages the foreground centroids that are farthest from every background (Eq. 1-3).
 
     Rails found under a train also appear in the backgrounds of other images, so centroids of
-    context are nearer to `bg` than centroids of the object. The far `alpha` share is kept.
+    context are nearer to `bg` than centroids of the object. The farthest share `alpha` is kept.
 
     Args:
         fg: (N_c, D) centroids of one class, K_fg per training image that shows it.
@@ -275,8 +275,7 @@ def debiased_score(feat: Tensor, centroids: Tensor, tags: Tensor) -> Tensor:
     """Similarity to the debiased centroid of any class of the image (Eq. 4).
 
     The maximum runs over all classes of the image, not the pixel's own label alone, because
-    features confuse classes of one kind: a horse that resembles the sheep centroid is an object all
-    the same.
+    features confuse related classes: a horse that resembles the sheep centroid is still an object.
 
     Args: see `similarities`.
 
@@ -310,7 +309,7 @@ def debiased_mask(logit: Tensor, image: np.ndarray, label: Tensor, crf: DenseCRF
     """Refines the similarity, as a logit, into the binary mask M (Sec. 3.3).
 
     Args:
-        logit: (h, w) or (H, W), above 0 where similarity speaks for an object.
+        logit: (h, w) or (H, W), above 0 where the similarity indicates an object.
         image: (H, W, 3) uint8 RGB.
         label: (H, W) pseudo label.
         crf: two-label refinement; None leaves the sign of the logit.

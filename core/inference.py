@@ -52,7 +52,7 @@ def multi_scale(
 def windowed(network: Callable[[Tensor], Tensor], side: int) -> Callable[[Tensor], Tensor]:
     """The same network, seeing large images through overlapping windows.
 
-    Memory of the network is that of one window, and it sees sizes like those it was trained on.
+    The network needs the memory of one window, and sees sizes like those it was trained on.
 
     Args:
         network: (B, 3, h, w) -> (B, C, h', w'), at any stride; its last activation included.

@@ -22,7 +22,7 @@ def confusion_matrix(prediction: np.ndarray, truth: np.ndarray, num_classes: int
         (1 + C, 1 + C) int64, rows true, columns predicted.
     """
     if ((truth > num_classes) & (truth != IGNORE)).any():
-        raise ValueError(f"ground truth holds other labels than 0..{num_classes} and {IGNORE}")
+        raise ValueError(f"ground truth holds labels other than 0..{num_classes} and {IGNORE}")
     truth, prediction = (np.atleast_2d(m) for m in (truth, prediction))
     counts = np.zeros((256, 256), np.int64)
     step = max(1, EXACT // max(1, truth.shape[1]))

@@ -47,7 +47,7 @@ class Run:
         return self.folder / "segmentation" / (name or section.name or section.mode)
 
     @property
-    def training_labels(self) -> Path:
+    def labels_to_train_on(self) -> Path:
         """Folder of the label maps that the configured mode of stage 4 trains on."""
         section = self.config.segmentation
         if section.mode == "supervised":
@@ -90,7 +90,7 @@ def _identity(
     open_inputs: frozenset[str] = frozenset(),
 ) -> Identity:
     """The identity of a stage that uses these sections and keys, and the weight files they name;
-    `classes` None: the configured ones. The rest is `Identity`'s."""
+    `classes` None: the configured ones. Other arguments are as in `Identity`."""
     sections = [k for k in keys if dataclasses.is_dataclass(getattr(config, k))]
     weights = {k: v for s in sections for k, v in weight_files(getattr(config, s), f"{s}.").items()}
     inputs = {**inputs, **({"weights": weights} if weights else {})}
@@ -264,8 +264,8 @@ def load_segmenter(
 ) -> tuple[DeepLab, tuple[str, ...]]:
     """The EMA teacher of a training, which is what a user deploys, and the names of its classes.
 
-    A checkpoint says itself which network it holds and what its labels are called, so nothing of
-    the training data is needed; one that does not is taken for the configured network.
+    A checkpoint states which network it contains and what its labels are called, so the training
+    data is not needed; one that does not is assumed to contain the configured network.
 
     Args:
         weights: path of the checkpoint.

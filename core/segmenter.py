@@ -43,8 +43,8 @@ class SegmentationConfig(ComplementConfig, DeepLabConfig):
     # Average the loss over background and foreground pixels separately, and add the two (AdvCAM).
     balanced: bool = False
     epochs: PositiveInt = 100  # Passes over the training images (the author's later code).
-    # Draw images of rare classes more often: 0, every image once an epoch; 0.5, a class of n images
-    # as often as sqrt(n); 1, all classes about equally often. For skewed collections.
+    # Draw images of rare classes more often. 0: every image once an epoch; 0.5: a class of n images
+    # in proportion to sqrt(n); 1: all classes about equally often. For skewed collections.
     class_balance: ClosedUnitInterval = 0
     batch_size: PositiveInt = 16  # Images per step.
     # sgd has momentum 0.9 and a polynomial schedule; adamw a one-cycle one.
@@ -85,7 +85,7 @@ class EvaluationConfig:
         )
 
     def unused(self) -> list[str]:
-        """The CRF's settings without one."""
+        """The CRF's settings, if there is no CRF."""
         return ["crf"] if self.refine == "none" else []
 
 

@@ -3,8 +3,8 @@
 The same mean field on the same permutohedral lattice as the numba backend. Lattice points are found
 by sorting packed coordinates instead of a hash table, neighbours by binary search, and splat, blur
 and slice are gathers and sums; the spatial kernel is two matrix products. Results differ by
-rounding: also by which simplex a pixel on the border of two belongs to, hence by the lattice's
-points.
+rounding, which also decides to which simplex a pixel on the border of two belongs, and hence which
+points the lattice has.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from core.crf.permutohedral import CORNERS, DIM, ELEVATION, band
 from core.run.errors import UserError
 
 MARGIN = 2 * CORNERS  # rounding moves a coordinate by up to 6, a corner by 5, a blur step by 5
-BYTES = 2**30  # memory that the lattices of images refined together may take, about
+BYTES = 2**30  # approximate memory for the lattices of images refined together
 
 
 class BatchedGrid:
@@ -128,7 +128,7 @@ def simplices(features: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _packed(coordinates: Tensor) -> tuple[Tensor, Tensor]:
-    """One int64 per corner, distinct for images and points: keys (B, N, M) and the (5,) places."""
+    """One int64 per corner, distinct for images and points: (B, N, M) keys, (5,) place values."""
     low = coordinates.amin((0, 1, 2)) - MARGIN
     extent = (coordinates.amax((0, 1, 2)) + MARGIN - low + 1).long()
     if extent.double().prod() * len(coordinates) >= 2**63:
@@ -146,7 +146,7 @@ def _packed(coordinates: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def bytes_per_pixel(labels: int) -> int:
-    """Memory that the refinement of a pixel takes at its peak, about."""
+    """Approximate peak memory of the refinement per pixel."""
     return CORNERS * (120 + 8 * labels)
 
 
@@ -166,7 +166,7 @@ def refine(images: Tensor, probs: Tensor, config, present: Tensor | None = None)
     """
     if present is None:
         present = torch.ones(probs.shape[:2], dtype=torch.bool, device=probs.device)
-    # The labels of each image first, and only as many as some image has.
+    # Each image's own labels come first; no more columns than the largest number of them.
     order = torch.argsort(~present, dim=1, stable=True)[:, : int(present.sum(1).max())]
     rows = torch.arange(len(probs), device=probs.device)[:, None]
     pixels = probs.shape[2] * probs.shape[3]

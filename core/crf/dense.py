@@ -50,9 +50,10 @@ class CrfConfig:
     sxy_bilateral: PositiveFloat = 67  # Spatial width of the bilateral kernel, pixels.
     srgb_bilateral: PositiveFloat = 3  # Colour width of the bilateral kernel, grey levels.
     weight_bilateral: NonNegativeFloat = 4  # Weight of the bilateral kernel.
-    # Step of mean field, in (0, 2); 1.8 needs 6 iterations instead of 10. not pydensecrf.
+    # Step of mean field, in (0, 2); 1.8 needs 6 iterations instead of 10. Not for pydensecrf.
     relaxation: Relaxation = 1
-    vertices: Vertices = 6  # Lattice points per pixel, 1 to 6; 3 or 4 are faster. Not pydensecrf.
+    # Lattice points per pixel, 1 to 6; 3 or 4 are faster. Not for pydensecrf.
+    vertices: Vertices = 6
 
 
 class DenseCRF:
@@ -73,8 +74,9 @@ class DenseCRF:
         weight_bilateral: w_b, >= 0.
         relaxation: r in (0, 2): each iteration moves the logits r times as far as mean field
             would. 1 is mean field itself; 1.8 gets about as far in 6 iterations as 1 in 10.
-        vertices: corners of its simplex that a pixel is carried to, 1..6, the largest weights
-            first. 6 is the true lattice filter, 3 or 4 are faster and close.
+        vertices: number of corners of its simplex that a pixel is carried to, 1..6; those with
+            the largest weights are kept. 6 is the exact lattice filter; 3 or 4 are faster and
+            close to it.
 
     Raises:
         UserError: the backend is not installed, or is pydensecrf, which has neither `relaxation`
@@ -132,8 +134,8 @@ class DenseCRF:
         """(H, W, 3) and (L, N) -> (L, N)."""
         filters = self._filters(image)
         # A softmax does not change when the same is added to all labels, and the kernels are
-        # linear. So label 0 can be taken from the others, in the logits and in Q: L - 1 channels
-        # say all that L do, exactly, and the usual two labels are one channel at half the cost.
+        # linear. So label 0 can be subtracted from the others, in the logits and in Q: L - 1
+        # channels say exactly what L do, and the usual two labels need only one, at half the cost.
         given = unary[0] - unary[1:]  # (L - 1, N) logits of labels 1, 2, ... relative to label 0
         logits = given
         for _ in range(self.iterations):
@@ -147,7 +149,7 @@ class DenseCRF:
         return _posterior(logits)
 
     def _filters(self, image: np.ndarray) -> list[Any]:
-        """w_g K~_g and w_b K~_b, as far as they do anything."""
+        """w_g K~_g and w_b K~_b, without those of weight 0."""
         # Here, because numba takes a moment to import and may be absent where pydensecrf is used.
         from core.crf.permutohedral import GridFilter, LatticeFilter
 

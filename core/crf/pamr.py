@@ -13,7 +13,7 @@ OFFSETS = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0)]
 
 
 class PAMR:
-    """Replaces each mask value, again and again, by a mean over neighbours of a like colour.
+    """Repeatedly replaces each mask value by a mean over neighbours of similar colour.
 
     The neighbours q of a pixel p are the 8 around it at each dilation, replicated at the border.
     With sigma_c the standard deviation (unbiased) of image channel c over them and p, p once per
@@ -22,8 +22,8 @@ class PAMR:
         a(p, q) = softmax over q of -mean_c |x_c(p) - x_c(q)| / (1e-8 + 0.1 sigma_c(p)),
         m(p) <- sum_q a(p, q) m(q).
 
-    The neighbours are taken one after the other, so the memory is that of a, B * 8 * dilations * h
-    * w, and a few copies of the masks, not the two multiplied. No gradient is recorded.
+    The neighbours are processed one after the other, so the memory is that of a, which is B * 8 *
+    dilations * h * w, plus a few copies of the masks, not their product. No gradient is recorded.
 
     Args:
         iterations: updates of the mask; 0 returns it as it is.

@@ -229,7 +229,7 @@ def _embed(features, corners, weights, keys, table):
 
 @compiled
 def _place(features, remainder, rank, excess, origin):
-    """Of a block of pixels: the origin's key, what remains, and the ranks of the remainders."""
+    """For a block of pixels: the key of the origin, the remainders and their ranks."""
     size = features.shape[1]
     excess[:] = 0
     origin[:] = 0
@@ -250,7 +250,7 @@ def _place(features, remainder, rank, excess, origin):
                 less = np.int32(remainder[i, b] < remainder[j, b])
                 rank[i, b] += less
                 rank[j, b] += np.int32(1) - less
-    # Mend the sum where that costs least, which turns the ranks round.
+    # Correct the sum to 0 where that costs least, which rotates the ranks.
     for i in range(CORNERS):
         for b in range(size):
             turned = rank[i, b] + excess[b]
@@ -262,7 +262,7 @@ def _place(features, remainder, rank, excess, origin):
 
 @compiled
 def _list_corners(remainder, rank, origin, kept, points, shares):
-    """Of a block of pixels: the keys of their simplices' corners and the barycentric weights."""
+    """For a block of pixels: the keys of their simplices' corners and the barycentric weights."""
     by_rank = np.empty(CORNERS, np.int64)
     for b in range(remainder.shape[1]):
         for i in range(CORNERS):
@@ -300,8 +300,8 @@ def _find_neighbours(keys, table, neighbours):
     """Fills (6, V + 1, 2) uint32: the two neighbours along each axis; V is a point not there.
 
     The hash is linear, so the hashes of all neighbours along an axis are those of the points plus a
-    constant. In the order of the hashes, points and neighbours are found by walking through both
-    lists at once, where looking each of them up would miss the cache.
+    constant. In the order of the hashes, points and neighbours are matched by walking through both
+    lists at once; looking each of them up would miss the cache.
     """
     count = keys.size - 1
     neighbours[:] = count

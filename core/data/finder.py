@@ -1,7 +1,7 @@
 """Files of one kind below a folder, found by their ids: photographs, label maps, features.
 
 An id is a file's path below the folder, without the suffix and in Unicode's composed form (NFC),
-whatever the form and the capitals on the disk. Linked files and folders are followed.
+whatever the form, and the capitals of the suffix, on disk. Linked files and folders are followed.
 """
 
 import os

@@ -27,8 +27,8 @@ from core.run.threads import try_in_threads
 
 SECOND_COLUMN = re.compile(r"(\S+)\s+(-?\d+|\S*[/.]\S*)")  # an id, and a number or a path
 Listed = tuple[Callable[[str], Path], list[tuple[str, str, Path, Sequence[str] | None]]]
-"""Finds the file of a name; (id, name, source of tags, tags) of images. Tags None: read the source,
-an annotation."""
+"""Function that finds the file of a name; (id, name, source of tags, tags) of images, tags None
+where they are still to be read from the source, an annotation."""
 
 
 @dataclass(frozen=True)

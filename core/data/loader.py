@@ -18,7 +18,7 @@ from core.run.errors import NamesFile, UserError
 from core.run.settings import Runtime
 
 BLOCK = 64
-"""Images of which those of one size share batches without training."""
+"""Outside training, images of one size share batches within blocks of this many images."""
 PIXELS = {"cuda": 2**22, "cpu": 2**20}
 """Pixels of such a batch at the largest scale; a DeepLab v3+ takes about 1 kB for each."""
 
@@ -202,7 +202,7 @@ def _one_thread(worker: int) -> None:
 def batches_by_size(
     split: Split, todo: Collection[int], device: torch.device, scale: float = 1
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Images of one size each: their indices and (B, 3, H, W) float32, normalised, on `device`.
+    """Batches of images of one size: indices and (B, 3, H, W) float32, normalised, on `device`.
 
     Blocks of consecutive images are sorted by size. Batches are cut from the whole list, and those
     without anything `todo` are left out: a run that goes on after a kill computes the same

@@ -1,4 +1,4 @@
-"""Class names as people write them: spellings of one name are joined, look-alikes are warned of."""
+"""Class names as people write them: unifies spellings of one name and warns about look-alikes."""
 
 import re
 import unicodedata
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from core.run.log import note, warn
 
-# The two joiners (200c, 200d) belong to words of other scripts, but not to ASCII nor to an end.
+# The joiners (200c, 200d) belong in words of other scripts, but not after ASCII or at an end.
 INVISIBLE = re.compile(
     "[\x00-\x08\x0e-\x1f\x7f\u00ad\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff]"
     "|(?:^|(?<=[\x00-\x7f]))[\u200c\u200d]+|[\u200c\u200d]+$"

@@ -31,12 +31,12 @@ class DataConfig:
     tags: str | None = None
     # Folder of masks <id>.png below `root`. None: voc has SegmentationClass, folder has none.
     masks: str | None = None
-    # List of training ids, without .txt: in ImageSets/Segmentation (voc; None: train) or in `root`
-    # (folder; None: all tagged images).
+    # List of training ids, without .txt, in ImageSets/Segmentation (voc) or `root` (folder). None:
+    # train (voc), all tagged images (folder).
     train_list: str | None = None
-    val_list: str | None = None  # List to score (voc; None: val. folder; None: all with a mask).
-    # Foreground class names; label c is the c-th name, 0 is background. Empty: VOC's 20, or all
-    # names in the tags, sorted.
+    val_list: str | None = None  # List to score. None: val (voc), all with a mask (folder).
+    # Foreground class names; label c is the c-th name, 0 is background. Empty: VOC's 20 (voc), or
+    # all names in the tags, sorted (folder).
     classes: tuple[str, ...] = ()
     # Classes known to come with a context; used only for scoring, to report them separately.
     biased_classes: tuple[str, ...] = ()

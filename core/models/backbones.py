@@ -24,7 +24,7 @@ from core.run import vision
 from core.run.checkpoint import load_weights
 from core.run.errors import UserError
 
-FIXES = "resnet50 and efficientnet_b0 are known to work"
+KNOWN_TO_WORK = "resnet50 and efficientnet_b0 are known to work"
 
 
 @dataclass
@@ -38,9 +38,9 @@ class BackboneConfig:
     arguments: dict[str, Any] = field(default_factory=dict)
     # A local .pth or .safetensors file; timm: timm downloads its own; none: random weights.
     weights: str = "timm"
-    # Dilation of ResNet layers that keep their size (other networks keep timm's). torchvision: a
-    # layer's first block has the dilation of the layer before; delayed: it has none (the author's
-    # code); none: no block has any (IRNet).
+    # Dilation of the ResNet layers that no longer reduce the resolution (other networks keep
+    # timm's). torchvision: a layer's first block has the dilation of the layer before; delayed: it
+    # has none (the author's code); none: no block has any (IRNet).
     dilation: Literal["torchvision", "delayed", "none"] = "torchvision"
 
     def without_weights(self) -> "BackboneConfig":
@@ -173,11 +173,11 @@ class Backbone(nn.Module):
         return [m.permute(0, 3, 1, 2) for m in maps] if self._channels_last else maps
 
     def _multiple_of_sides(self, blank: nn.Module) -> int:
-        """The number whose multiples the network takes as sides of images: 1, its largest stride,
-        or the side that it was made for.
+        """The number of which the sides of images must be multiples: 1, the network's largest
+        stride, or the side that it was made for.
 
         Raises:
-            UserError: there is none such.
+            UserError: none of them works.
         """
         made_for = self.config.arguments.get("img_size", blank.pretrained_cfg["input_size"][-1])
         made_for = made_for if isinstance(made_for, int) else math.lcm(*made_for)
@@ -191,7 +191,7 @@ class Backbone(nn.Module):
                     return multiple
         raise UserError(
             f"backbone {self.config.name!r} takes images of one size alone, or its maps do not "
-            f"cover the image; {FIXES}"
+            f"cover the image; {KNOWN_TO_WORK}"
         )
 
     def _covers(self, blank: nn.Module, size: tuple[int, int], strides: Sequence[int]) -> bool:
@@ -225,7 +225,7 @@ def _indices(config: BackboneConfig, stages: Sequence[int]) -> list[int]:
     if missing:
         raise UserError(
             f"backbone {config.name!r} has maps of stride {', '.join(map(str, last))}; here "
-            f"stride {', '.join(map(str, missing))} is needed, too; {FIXES}"
+            f"stride {', '.join(map(str, missing))} is needed, too; {KNOWN_TO_WORK}"
         )
     return [last[2 ** (stage + 1)] for stage in stages]
 
@@ -261,7 +261,9 @@ def _wide_resnet(
     """Wide-ResNet-38 and the widths of its stages; its first convolution is not trained, as in SEAM
     and PSA."""
     if 0 in stages:
-        raise UserError(f"wide_resnet38 has no map of stride 2, which is needed here; {FIXES}")
+        raise UserError(
+            f"wide_resnet38 has no map of stride 2, which is needed here; {KNOWN_TO_WORK}"
+        )
     if output_stride != 8:
         raise UserError(f"wide_resnet38 has output stride 8 alone, not {output_stride}")
     try:

@@ -25,17 +25,17 @@ class DeepLabConfig:
     # Width of v3+'s ASPP and decoder, or of v1's head (512 in the literature).
     aspp_dim: PositiveInt = 256
     low_dim: PositiveInt = 48  # Width of v3+'s projected low-level features.
-    # Dilations: of v3+'s ASPP; (6, 12, 18, 24) for v2; (12,) for v1.
+    # Dilations. The default is for v3+'s ASPP; v2 takes (6, 12, 18, 24), v1 takes (12,).
     rates: tuple[PositiveInt, ...] = (12, 24, 36)
-    # Smaller copies of the image that v2 also trains on, (0.5, 0.75) in its Caffe version.
+    # Scales of smaller copies that v2 also trains on; (0.5, 0.75) in its Caffe version.
     train_scales: tuple[PositiveFloat, ...] = ()
     dropout: Dropout = 0.1  # Dropout before the last layer.
     # Further dropout in v3+'s head, after the ASPP and after the decoder's first convolution.
     head_dropout: tuple[Dropout, Dropout] = (0.0, 0.0)
-    # Share of a batch in the running statistics of v1's head. Its code has 3e-4, which takes 10,000
-    # steps to forget the initial values.
+    # Weight of each batch in the running statistics of v1's head. v1's code has 3e-4, which takes
+    # 10,000 steps to forget the initial values.
     head_momentum: Share = 0.1
-    # Backbone normalisation: batch statistics, or the weight file's.
+    # Backbone normalisation, train: by batch statistics; frozen: by the weight file's.
     norm: Literal["train", "frozen"] = "train"
 
     def __post_init__(self):
@@ -100,8 +100,8 @@ class DeepLab(nn.Module):
     def parameter_groups(self, lr: float, head_lr: float) -> list[dict]:
         """The backbone and the head, each with its learning rate.
 
-        The biases of v1's and v2's last layers have twice the head's and do not decay, as in their
-        Caffe versions.
+        The biases of v1's and v2's last layers have twice the head's rate and do not decay, as in
+        their Caffe versions.
         """
         biases = self.head.fast_biases()
         groups = [
@@ -213,7 +213,7 @@ class Decoder(nn.Module):
     """v3+'s decoder: joins deep features with low-level ones at stride 4 and classifies.
 
     Args:
-        low_dim, low_width: channels of the low-level features, and those left of them.
+        low_dim, low_width: channels of the low-level features, before and after their projection.
         width: channels of the deep features and of the two 3x3 convolutions.
         outputs: channels of the logits.
         dropouts: behind each of these convolutions.
@@ -250,7 +250,7 @@ class DeepLabV3PlusHead(Head):
     def __init__(self, low_dim: int, dim: int, config: DeepLabConfig, outputs: int):
         super().__init__()
         width = config.aspp_dim
-        # The mean of a batch of one image has no statistics: it is not normalised.
+        # The pooled mean of a single image has no batch statistics, so it is not normalised.
         behind_aspp, behind_first = config.head_dropout
         self.aspp = ASPP(dim, width, config.rates, behind_aspp, mean_norm=False)
         dropouts = (behind_first, config.dropout)

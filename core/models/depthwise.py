@@ -1,8 +1,8 @@
 """Depthwise convolution whose gradient is fast in bf16 on CPUs.
 
-oneDNN takes long over the gradients of depthwise kernels in bf16, and over those of dilated and
-strided layers. In float32, and for stride 1 by the forward kernel, a training step of
-EfficientNet-Lite0 is 1.9 times as fast (docs/benchmarks.md).
+oneDNN is slow at the gradients of depthwise kernels in bf16, and at those of dilated and strided
+layers. With gradients computed in float32, and for stride 1 by the forward kernel, a training step
+of EfficientNet-Lite0 is 1.9 times as fast (docs/benchmarks.md).
 """
 
 import functools

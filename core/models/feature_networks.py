@@ -1,4 +1,4 @@
-"""Networks below unsupervised features: a ViT's patch tokens, or stages of a CNN."""
+"""Networks that unsupervised features come from: a ViT's patch tokens, or stages of a CNN."""
 
 import contextlib
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core.models.backbones import (
-    FIXES,
+    KNOWN_TO_WORK,
     Backbone,
     BackboneConfig,
     blank_network,
@@ -92,7 +92,7 @@ class StageFeatures(Backbone):
 def feature_network(
     backbone: BackboneConfig, stages: int | Sequence[int] = 4, tokens: str = "last"
 ) -> ViT | StageFeatures:
-    """The network below unsupervised features.
+    """The network that unsupervised features come from.
 
     Args:
         backbone: architecture and weights.
@@ -122,5 +122,5 @@ def _refuse_unless_vit(config: BackboneConfig, tokens: str) -> None:
             return
     raise UserError(
         f"backbone {config.name!r} has neither maps of several strides nor patch tokens at any "
-        f"image size (uss.tokens: {tokens}); vit_small_patch16_224, {FIXES}"
+        f"image size (uss.tokens: {tokens}); vit_small_patch16_224, {KNOWN_TO_WORK}"
     )

@@ -22,7 +22,7 @@ class _Block(nn.Module):
             self.conv_branch1 = nn.Conv2d(inputs, out, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The result, and what the convolutions begin with."""
+        """The result, and the activation that the convolutions start from."""
         active = self.bn_branch2a(x).relu()
         shortcut = x if self.same else self.conv_branch1(active)
         mid = self.bn_branch2b1(self.conv_branch2a(active)).relu()
@@ -45,7 +45,7 @@ class _Bottleneck(nn.Module):
         self.conv_branch1 = nn.Conv2d(inputs, out, 1, bias=False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The result, and what the convolutions begin with."""
+        """The result, and the activation that the convolutions start from."""
         active = self.bn_branch2a(x).relu()
         mid = self.dropout_2b1(self.bn_branch2b1(self.conv_branch2a(active)).relu())
         mid = self.dropout_2b2(self.bn_branch2b2(self.conv_branch2b1(mid)).relu())
@@ -79,7 +79,8 @@ class WideResNet38(nn.Module):
         self.dims = [c256, c512, c1024, c4096]
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) -> what b4 (stride 4), b5 and b6 (8) begin with, and the last map."""
+        """(B, 3, H, W) -> the activations that b4 (stride 4), b5 and b6 (8) start from, and the
+        last map."""
         taps = []
         x = self.conv1a(images)
         for name, block in self.named_children():

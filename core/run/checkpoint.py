@@ -21,14 +21,14 @@ LEOPART = "model.prototypes.weight"  # its file: `model.` is the student, which 
 
 
 def save(path: Path, content: Mapping[str, Any], keep: bool = False) -> None:
-    """Saves tensors, numbers, strings and containers of them, whole or not at all.
+    """Saves tensors, numbers, strings and containers of them, completely or not at all.
 
-    Of several processes the first one saves.
+    With several processes, only the first one saves.
 
     Args:
         path: the file.
-        content: what it holds.
-        keep: the file that stood there before becomes `earlier(path)`.
+        content: what to save.
+        keep: rename the previous file, if any, to `earlier(path)`.
     """
     if distributed.rank():
         return
@@ -144,7 +144,7 @@ def load_weights(network: nn.Module, path: Path, names: Mapping[str, str] | None
     Args:
         network: the network that is changed.
         path: the file.
-        names: the file's names of the network's tensors; None: the network's own.
+        names: names in the file, by those of the network's tensors; None: the same names.
 
     Raises:
         UserError: a tensor that the network needs is missing or has another shape.
@@ -176,10 +176,10 @@ def load_published(network: nn.Module, path: Path, own: Collection[str] = ()) ->
     displacement branch, an ImageNet head), which are ignored; everything else must fit.
 
     Args:
-        network: network of the same architecture. Its `RELEASED`, if any, holds pairs (prefix of a
-            name in the file, prefix of ours), of which the first that fits counts; None: ignored.
+        network: network of the same architecture. Its `RELEASED`, if any, lists pairs (prefix in
+            the file, our prefix), of which the first that fits counts; our prefix None: ignored.
         path: the file.
-        own: tensors of the network that are missing from the file.
+        own: tensors of the network that the file need not contain.
 
     Raises:
         UserError: a tensor of the network is not in the file, one of the file is not in the

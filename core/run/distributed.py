@@ -1,8 +1,8 @@
 """Several processes of one stage, started by torchrun; one process needs none of this.
 
-The first process writes checkpoints, manifests and messages. Trainings average gradients, and
-statistics that layers keep, over the processes, so that all of them hold the same weights. Stages
-that work image by image share the images out.
+The first process writes checkpoints, manifests and messages. Training averages gradients, and the
+statistics that layers keep, over the processes, so that all of them have the same weights. Stages
+that work image by image divide the images among the processes.
 """
 
 import os
@@ -53,7 +53,7 @@ def barrier() -> None:
 def my_share(paths: Sequence[Path]) -> list[int]:
     """This process's share of the files that are still to be made: places in `paths`.
 
-    Shares are runs of the list, so that batches of neighbours stay together.
+    Shares are contiguous parts of the list, so that batches of neighbours stay together.
     """
     own = range(len(paths) * rank() // world(), len(paths) * (rank() + 1) // world())
     return [k for k in own if not paths[k].exists()]
@@ -76,7 +76,8 @@ def average_gradients(optimizer: torch.optim.Optimizer) -> None:
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     present = torch.tensor([p.grad is not None for p in parameters], dtype=torch.int32)
     present = present.to(parameters[0].device)
-    dist.all_reduce(present, dist.ReduceOp.MAX)  # one without a gradient may have it elsewhere
+    # A parameter without a gradient here may have one in another process.
+    dist.all_reduce(present, dist.ReduceOp.MAX)
     used = [p for p, has in zip(parameters, present.tolist(), strict=True) if has]
     for p in used:
         p.grad = torch.zeros_like(p) if p.grad is None else p.grad

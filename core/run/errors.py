@@ -23,7 +23,7 @@ LOADER_LOST = (
     "out. Set workers: 0, or give docker --shm-size 8g"
 )
 OTHER_ENDED = "another process of this run ended; its own message says why"
-# Of torch and CUDA, of torch on a CPU, and of CUDA's libraries.
+# Messages of torch and CUDA, of torch on a CPU, and of CUDA's libraries.
 _NO_MEMORY = ("out of memory", "DefaultCPUAllocator", "_ALLOC_FAILED")
 TOO_MANY_FILES = "too many open files; raise the limit (`ulimit -n 4096`) or set workers: 0"
 
@@ -48,10 +48,10 @@ def raise_all(problems: Sequence[str], remedy: str) -> None:
 def run_script(main: Callable[[], None]) -> None:
     """Runs a script's `main`; what a user can cause ends in one message, not a traceback.
 
-    Below torchrun, joins the processes before; those but the first print errors alone (their
-    progress bars are switched off in core/__init__.py). An unforeseen error becomes one
-    message, too, with its traceback in a file; with MARS_TRACEBACK=1 in the environment it is
-    printed instead.
+    Under torchrun, it joins the processes first; all but the first print only errors (their
+    progress bars are switched off in core/__init__.py). An unforeseen error also becomes one
+    message, with its traceback in a file; with MARS_TRACEBACK=1 in the environment, the traceback
+    is printed instead.
     """
     watch_files()
     sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack letters of a name

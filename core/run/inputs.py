@@ -1,6 +1,6 @@
-"""The content of what a stage reads: digests of files, remembered by their times.
+"""The content of what a stage reads: digests of files, remembered with their sizes and times.
 
-An input is its content, wherever it is and however its path is spelt; paths do not count.
+Only the content of an input counts, not where it is or how its path is spelt.
 """
 
 import hashlib

@@ -88,7 +88,7 @@ class EMA:
 
 
 class Loop:
-    """A training that a killed run resumes and ends with the weights of an uninterrupted one.
+    """A training that, resumed after a kill, ends with the weights of an uninterrupted one.
 
     Iterating gives (t, batch) from the last checkpoint on, the batch on the parameters' device;
     the body computes a loss and calls `step` once. Batch t and the random state of step t are
@@ -183,8 +183,8 @@ class Loop:
         """Slices of a batch of `count` images, one of which is in memory at a time.
 
         Give the loss of each part to `backward` (gradient accumulation). Without layers that look
-        at a whole batch, the gradient is the batch's up to rounding; batch normalisation in
-        training mode takes the statistics of each part.
+        at a whole batch, the gradient is that of the whole batch up to rounding; batch
+        normalisation in training mode uses the statistics of each part.
         """
         parts = min(self.runtime.accumulate, count)
         edges = [count * k // parts for k in range(parts + 1)]
@@ -238,7 +238,7 @@ class Loop:
         self._bar.set_postfix(loss=f"{entry['loss']:.3f}")
 
     def _write_log(self, entries: Sequence[Mapping[str, Any]], anew: bool = False) -> None:
-        """Adds a line of JSON for each entry, or starts the file anew; the first process does."""
+        """Adds a line of JSON per entry, to a new file if `anew`; in the first process only."""
         path = self.folder / "log.jsonl"
         if distributed.rank():
             return
@@ -264,7 +264,7 @@ class Loop:
     def _save(self, t: int) -> None:
         """Saves a checkpoint of finite weights.
 
-        A gradient may fail where the loss does not, and in another process's part of the batch.
+        The gradients may not be finite although the loss is, or only those of another process.
         """
         self._check_losses()
         weights = [p.detach() for network in self.networks.values() for p in network.parameters()]

@@ -1,8 +1,9 @@
-"""Settings: numbers with ranges, the settings that every script shares, and what a section says.
+"""Settings: numbers with ranges, the settings that all scripts share, and functions on sections.
 
-A section is a dataclass at the head of the file that it belongs to. The comment after a key, or on
-the lines above it, is what `--help` says of it. A section may have a method `unused()`: its keys
-that do nothing as the others are set. They are left out of `--help`, manifests and identities.
+A section is a dataclass at the top of the file that it belongs to. The comment after a key, or on
+the lines above it, is what `--help` shows for it. A section may have a method `unused()`, which
+lists the keys that have no effect with the present values of the others; they are left out of
+`--help`, manifests and identities.
 """
 
 import dataclasses
@@ -55,7 +56,7 @@ class Runtime:
     checkpoint_every: PositiveInt = 200  # Iterations between checkpoints of a training.
     # jsonl: standard output is one JSON object per line; text for people goes to standard error.
     log: Literal["text", "jsonl"] = "text"
-    # Scalars and pictures of every training for TensorBoard, in its folder's `tensorboard/`.
+    # Write scalars and pictures for TensorBoard, to `tensorboard/` in the folder of each training.
     tensorboard: bool = False
     # Gradient accumulation: parts that a batch is cut into when memory is short (classifier and
     # stage 4). The gradient is the same up to rounding, but batch normalisation (norm: train) sees

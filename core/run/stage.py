@@ -50,7 +50,7 @@ class Identity:
     settings: Mapping[str, Any]  # flat settings in use
     inputs: Mapping[str, Items]  # lists of what is read, by name; their order counts
     named: bool = True  # whether the results depend on the names and order of the classes
-    open: frozenset[str] = field(default=frozenset())  # inputs whose items may come and go
+    open_inputs: frozenset[str] = field(default=frozenset())  # inputs whose items may come and go
     known_in: tuple[Path, ...] = ()  # folders of stages that may have noted the same files
     defaults: Mapping[str, Any] = field(default_factory=dict)  # of settings that results may lack
 
@@ -173,8 +173,8 @@ class Stage:
         return self.finished
 
 
-def stale(folder: Path, identity: Identity, workers: int, common: bool = False) -> list[str]:
-    """How a stage's folder differs from what its results would be made from now, line by line.
+def stale_lines(folder: Path, identity: Identity, workers: int, common: bool = False) -> list[str]:
+    """What a stage's results were made from, compared with now: a line for each difference.
 
     The seed and other settings outside of sections belong to the stage that reads: trainings with
     different seeds may read the same labels.
@@ -200,13 +200,13 @@ def refuse_stale(folder: Path, identity: Identity, workers: int, script: str) ->
     """Compares what an earlier stage was made from with what it would be made from now.
 
     Args:
-        folder, identity, workers: see `stale`.
+        folder, identity, workers: see `stale_lines`.
         script: name of the script that makes the folder.
 
     Raises:
         UserError: they differ, so that the results would not be of these settings and inputs.
     """
-    lines = stale(folder, identity, workers)
+    lines = stale_lines(folder, identity, workers)
     if lines:
         raise UserError(
             f"{folder}, which this stage reads, is stale: it was made with other settings or "
@@ -252,7 +252,7 @@ def _differences(
     lines += setting_differences(earlier["settings"], identity.settings, identity.defaults)
     there = read_stamps(folder)[1]
     if summary(there) == earlier["inputs"]:
-        lines += input_differences(there, stamps, identity.open, common)
+        lines += input_differences(there, stamps, identity.open_inputs, common)
     elif not common:  # the list of items is lost
         here = summary(stamps)
         differ = [k for k in here if earlier["inputs"].get(k) != here[k]]
@@ -275,7 +275,7 @@ def setting_differences(
 ) -> list[str]:
     """A line for each setting that differs.
 
-    A result may be older than a setting, whose default is then what was done without it.
+    A result may be older than a setting; it then counts as made with the default.
     """
     old = {**{k: v for k, v in defaults.items() if k in new}, **old}
 
@@ -283,7 +283,7 @@ def setting_differences(
         return [plain(v) for v in value] if isinstance(value, (list, tuple)) else value
 
     differ = sorted(k for k in {*old, *new} if plain(old.get(k)) != plain(new.get(k)))
-    # Another method has other settings; that it is another method says enough.
+    # Another method has other settings; naming the change of method is enough.
     differ = [k for k in differ if k in old and k in new] or differ
     shown = (
         (k, *(repr(plain(side[k])) if k in side else "not used" for side in (old, new)))

@@ -34,7 +34,7 @@ class UssConfig(StegoConfig):
     backbone_stage: Literal[1, 2, 3, 4] | tuple[Literal[1, 2, 3, 4], ...] = 4
     # Use <id>.npy feature files, (D, h, w), from this folder instead of stage 1.
     features_dir: str | None = location()
-    # Training of the network itself, when no weights suit the images.
+    # Training of the backbone itself, for images that no existing weights suit.
     self_supervised: SelfSupervisedConfig = field(default_factory=SelfSupervisedConfig)
     # stego: a trained code head; frozen: the network's features as they are; leopart: the features
     # of a DINO ViT trained further on object parts.
@@ -42,8 +42,8 @@ class UssConfig(StegoConfig):
     leopart: LeopartConfig = field(default_factory=LeopartConfig)  # Leopart's training.
     # ViT only: the last block's tokens after the norm, or the keys of its attention.
     tokens: Literal["last", "keys"] = "last"
-    # Factors by which images are resized, then up to a multiple of the patch, for extraction; the
-    # features of further scales are averaged with the first one's, on its grid.
+    # Factors by which images are resized for extraction (then up to a multiple of the patch). The
+    # features at further scales are averaged with those at the first, on its grid.
     scales: tuple[PositiveFloat, ...] = (1.0,)
     flip: bool = True  # Average features with the mirrored image's.
     # Subtract the data set's mean feature, for features whose cosines are all high.

@@ -39,7 +39,7 @@ class LeopartConfig:
     prototypes: PositiveInt = 300  # Parts that cells are assigned to.
     hidden: PositiveInt = 2048  # Width of the projection's hidden layers.
     width: PositiveInt = 256  # Width of the embeddings.
-    # Embeddings of earlier foreground that join the assignment, for each large crop.
+    # Number of earlier foreground embeddings that join the assignment, for each large crop.
     queue: PositiveInt = 8192
     mass: Share = 0.6  # Share of the class token's attention that is foreground.
     large: PositiveInt = 224  # Side of the two large crops, pixels.
@@ -173,7 +173,7 @@ class LeopartNetwork(nn.Module):
 
 
 class Queue(nn.Module):
-    """Embeddings of earlier foreground cells, one row of them for each global crop."""
+    """Embeddings of earlier foreground cells, one list of them for each large crop."""
 
     def __init__(self, length: int, width: int):
         super().__init__()
@@ -183,8 +183,8 @@ class Queue(nn.Module):
         return bool(self.rows[crop, -1].any())
 
     def push(self, crop: int, embeddings: Tensor, most: int) -> None:
-        """Puts at most `most` random rows of (N, width) embeddings before the others; the rows of
-        all processes, so that their queues stay equal."""
+        """Puts at most `most` random rows of (N, width) embeddings from each process in front of
+        the others, on all processes, so that their queues stay equal."""
         length = self.rows.shape[1]
         chosen = embeddings[torch.randperm(len(embeddings))[: min(most, length)]]
         chosen = distributed.gather(chosen)[:length]

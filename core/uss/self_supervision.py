@@ -32,7 +32,7 @@ STUDENT_TEMPERATURE, TEACHER_TEMPERATURE = 0.1, 0.04
 class SelfSupervisedConfig:
     """Self-supervised training of the backbone from scratch, for images far from ImageNet."""
 
-    iterations: NonNegativeInt = 0  # Steps; 0 leaves the backbone as its weight file has it.
+    iterations: NonNegativeInt = 0  # Steps; 0: the backbone stays as in its weight file.
     batch_size: PositiveInt = 32  # Images per step, each in two views.
     lr: float = 1e-3  # Peak learning rate of AdamW (cosine, after a warm-up of a tenth).
     weight_decay: float = 0.05  # AdamW weight decay.
@@ -148,7 +148,7 @@ def random_outlines(count: int, size: int) -> Tensor:
 
 
 def figure_ground_loss(feat: Tensor, pasted: Tensor, temperature: float = 0.1) -> Tensor:
-    """Contrasts each cell's own side of its composite with the other side, there and everywhere.
+    """Cells should be closer to their own side of their composite than to the other side of any.
 
     Args:
         feat: (B, D, h, w) features of composites.

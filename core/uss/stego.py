@@ -42,9 +42,9 @@ class StegoConfig:
     resolution: PositiveInt = 224  # Side of the square images that STEGO trains on, pixels.
     lr: float = 5e-4  # Adam's learning rate for the head.
     samples: PositiveInt = 11  # Random points per image side: samples^2 points per image.
-    neighbours: PositiveInt = 7  # A positive pair is an image and one of its nearest neighbours.
+    neighbours: PositiveInt = 7  # Nearest neighbours per image; one of them makes a positive pair.
     dropout: Dropout = 0.1  # Channel dropout on the frozen features.
-    # STEGO's published values of the next six, for data sets of its paper; VOC has none.
+    # STEGO's published values of the next six keys, by data set of its paper; none are for VOC.
     preset: Literal[tuple(PRESETS)] = location("cocostuff27_vitb8")
     # Weight of pairs of an image with itself. None, here and in the next five: the preset's.
     weight_intra: float | None = None
@@ -54,8 +54,8 @@ class StegoConfig:
     shift_intra: float | None = None
     shift_inter: float | None = None  # Shift b of nearest-neighbour pairs.
     shift_negative: float | None = None  # Shift b of random pairs.
-    # Train on the four corners and the centre of each image, half its sides long, as STEGO does on
-    # COCO-Stuff and Cityscapes, instead of on its centre square.
+    # Train on five crops of each image, its four corners and its centre, each with half the image's
+    # sides, as STEGO does on COCO-Stuff and Cityscapes, instead of on its centre square.
     five_crops: bool = False
     # Clusters that follow the codes as a monitor, without influence on them; 0: none.
     probe_clusters: NonNegativeInt = 27
@@ -136,8 +136,8 @@ def derangement(count: int, generator: torch.Generator | None = None) -> Tensor:
 
 
 def health(negative: Tensor, positive: Tensor) -> dict[str, Tensor]:
-    """Label-free diagnostics for choosing settings: in a good training most pairs of unrelated
-    images are near 0 while the similarities of neighbours spread upwards.
+    """Label-free diagnostics for choosing settings: in good training, most similarities of
+    unrelated images are near 0, while those of neighbours spread upwards.
 
     Args:
         negative, positive: similarities of codes of random pairs and of neighbours, any shape.

@@ -29,11 +29,12 @@ from core.wsss.cam import CamClassifier
 class AdvCamConfig:
     """AdvCAM's adversarial climbing (all defaults: its code for VOC)."""
 
-    steps: PositiveInt = 27  # T; half as many at scales below 1.
+    steps: PositiveInt = 27  # Steps of the climb, T; half as many at scales below 1.
     step: float = 0.08  # Largest change of a normalised pixel in one step.
     penalty: float = 7.0  # Weight of changes to regions that are bright already.
     bright: float = 0.5  # Cells above this share of the map's maximum are bright.
-    scales: tuple[PositiveFloat, ...] = (0.5, 1.0, 1.5, 2.0)  # Scales, each also mirrored, summed.
+    # Scales of the image, each also mirrored, whose maps are summed.
+    scales: tuple[PositiveFloat, ...] = (0.5, 1.0, 1.5, 2.0)
 
     def __post_init__(self):
         check(len(self.scales) > 0, "wsss.advcam.scales needs at least one number")
@@ -148,7 +149,7 @@ def map_over_devices(
             yield from zip(todo, pool.map(_work, todo), strict=True)
     except BrokenProcessPool:
         raise UserError(
-            "a process that climbs images died, perhaps for lack of memory; lower workers, or free "
+            "a process that makes maps died, perhaps for lack of memory; lower workers, or free "
             "the GPUs. Finished maps stay; run the same command again"
         ) from None
 

@@ -38,7 +38,7 @@ class PairConfig:
     weights: str | None = None
 
     def unused(self) -> tuple[str, ...]:
-        """What a released network leaves out: training and its seeds."""
+        """Keys without effect if the network is a released one: training and its seeds."""
         training = ("epochs", "batch_size", "lr", "weight_decay", "augment", "crf")
         return (*training, *self.seed_keys) if self.weights else ()
 
@@ -92,7 +92,7 @@ def pair_ends(maps: Tensor, radius: int) -> tuple[Tensor, list[Tensor]]:
         radius: see `path_affinity`.
 
     Returns:
-        (..., H - r, W - 2 r) at the upper or left cell, and P such at the other one.
+        (..., H - r, W - 2 r) at the upper or left cell, and a list of P such at the other cell.
     """
     margin = radius - 1
     height, width = maps.shape[-2] - margin, maps.shape[-1] - 2 * margin

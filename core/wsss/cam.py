@@ -19,7 +19,7 @@ RELEASED_RESNET = [
     *(("resnet50.fc.", None), ("resnet50.", "backbone.net."), ("stage", None)),
     *((f"{name}.", None) for name in ("backbone", "newly_added", "edge_layers", "dp_layers")),
 ]
-"""Names in IRNet's and AdvCAM's files, some of which hold a tensor twice, and here."""
+"""Prefixes in IRNet's and AdvCAM's files, some of which have a tensor twice, and ours."""
 
 
 class CamClassifier(nn.Module):

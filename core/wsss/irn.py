@@ -18,9 +18,9 @@ from core.wsss.cam import RELEASED_RESNET, upsampled
 
 @dataclass
 class IrnConfig(PairConfig):
-    """IRNet's second half: boundaries at stride 4 (all defaults: its code). Unlike there, the
-    network sees the bare image and not a canvas of 512 x 512, and seeds come from maps at a quarter
-    of the size."""
+    """IRNet's second half: boundaries at stride 4 (all defaults: its code). Unlike in that
+    code, the network sees the image itself, not a canvas of 512 x 512, and seeds come from maps at
+    a quarter of the size."""
 
     seed_keys: ClassVar = ("radius", "foreground", "background")
     foreground: OpenUnitInterval = 0.30  # A class that beats this background score is confident.
@@ -80,7 +80,7 @@ def _refined_decision(
 class BoundaryNetwork(nn.Module):
     """IRNet's boundaries: five stages of a frozen backbone, reduced to 32 channels each and joined.
 
-    They have strides 4 (the first one after pooling), 4, 8, 16 and 16.
+    The stages have strides 4 (the first one after pooling), 4, 8, 16 and 16.
 
     IRNet has a second branch, of displacements to the centre of an instance. It shares no trainable
     weight with this one and class labels do not need it, so it is left out. Parameter names are
@@ -141,8 +141,8 @@ class BoundaryNetwork(nn.Module):
 
 
 def walk(boundary: Tensor, cam: Tensor, config: IrnConfig) -> Tensor:
-    """Spreads (K, H', W') maps, averaged over the cells of a (h, w) boundary in [0, 1] and keeping
-    off it -> (K, h, w)."""
+    """Averages (K, H', W') maps over the cells of an (h, w) boundary in [0, 1], weakens them on the
+    boundary and spreads them -> (K, h, w)."""
     # Beyond the image everything is boundary: pairs that leave it have no affinity.
     margin = config.walk_radius - 1
     padded = F.pad(boundary, (margin, margin, 0, margin), value=1)

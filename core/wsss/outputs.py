@@ -68,8 +68,8 @@ def adversarial_maps(
     classifier: CamClassifier,
     todo: Sequence[int],
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """AdvCAM's maps of the tagged classes, (K, H/4, W/4), shared out among all GPUs, or among
-    `workers` processes."""
+    """AdvCAM's maps of the tagged classes, (K, H/4, W/4), computed on all GPUs, or by `workers`
+    processes on the CPU."""
     device = pick_device(runtime)
     if device.type == "cpu":
         devices = [device] * max(1, runtime.workers)

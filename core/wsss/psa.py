@@ -27,7 +27,7 @@ class PsaConfig(PairConfig):
     seed_keys: ClassVar = ("low_exponent", "high_exponent")
     epochs: PositiveInt = 8  # Passes over the training images.
     batch_size: PositiveInt = 8  # Images per step.
-    lr: float = 0.01  # Learning rate of the backbone; the heads have ten times it.
+    lr: float = 0.01  # Learning rate of the backbone; the heads have ten times as much.
     weight_decay: float = 5e-4  # Weight decay.
     radius: Radius = 5  # Training and the random walk link cells closer than this.
     # Views for training.
@@ -50,7 +50,7 @@ def with_background(maps: np.ndarray, exponent: float) -> np.ndarray:
 def seed_by_exponents(
     image: np.ndarray, keys: np.ndarray, cam: np.ndarray, config: PsaConfig, crf: DenseCRF
 ) -> np.ndarray:
-    """A class where it beats a strong background, background where it wins though weak.
+    """A class where it beats a strong background; background where even a weak one wins.
 
     Args:
         image: (H, W, 3) uint8 RGB.

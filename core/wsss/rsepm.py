@@ -6,9 +6,9 @@ activation maps, corrected by how its features correlate (SCG: Pan et al., CVPR 
 target of the student's maps; together with the teacher's decoder, whose share rises, they give the
 labels of the student's decoder (RecurSeed). Finally, objects whose pixels are certain are pasted
 into other images, and pixels at edges of the probabilities have no label there (EdgePredictMix).
-Ours are the decoder's share (up to a half), the normalisation of its maps, equal weights for
-classes and background, that edges unlabel certain pixels too, and the average's ramp, which rises
-faster than the released code's 0.9999 (1 - exp(-n / 2000)).
+Our own choices are the decoder's share (up to a half), the normalisation of its maps, equal weights
+for classes and background, that even certain pixels lose their label at edges, and the ramp of the
+moving average's decay, which rises faster than the released code's 0.9999 (1 - exp(-n / 2000)).
 """
 
 from dataclasses import dataclass
@@ -50,15 +50,15 @@ class RsEpmConfig:
     decoder_share: ClosedUnitInterval = 0.5
     # Dilations of the PAMR that refines the teacher's probabilities, at a quarter of the size.
     dilations: tuple[PositiveInt, ...] = (1, 2, 4, 8, 12, 24)
-    # In mixed images, pixels whose probabilities change by more than this from one to a neighbour
-    # have no label (default).
+    # In mixed images, pixels whose probabilities differ by more than this from a neighbour's have
+    # no label (default).
     edge: float = 0.3
     cam_weight: float = 1.0  # Weight of the maps' distance from the teacher's corrected maps.
     decoder_weight: float = 1.0  # Weight of the decoder's cross entropy.
     first_order: float = 0.5  # Cosines of cells below this count as 0 (SCG; also the next three).
     second_order: float = 0.1  # The same for paths through a third cell, times the number of cells.
-    bright: float = 0.3  # A cell belongs to the object from this value of the stretched map on.
-    dark: float = 0.05  # A cell belongs to the background up to this value.
+    bright: float = 0.3  # Cells of the object: at least this in the stretched map.
+    dark: float = 0.05  # Cells of the background: at most this in the stretched map.
     ema: Decay = 0.9999  # Decay of the teacher.
 
     def __post_init__(self):

@@ -21,7 +21,7 @@ from core.wsss.cam import normalise_cams
 class SeamConfig:
     """SEAM's two views (its code's default)."""
 
-    second_scale: OpenUnitInterval = 0.3  # Size of the view that must give the same maps, a factor.
+    second_scale: OpenUnitInterval = 0.3  # Scale of the second view, which must give the same maps.
 
 
 def normalised(maps: Tensor, tags: Tensor) -> Tensor:
@@ -68,8 +68,8 @@ def pixel_correlation(maps: Tensor, features: Tensor) -> Tensor:
 
 
 def classification_loss(maps: Tensor, refined: Tensor, tags: Tensor) -> Tensor:
-    """Multi-label loss of the maps' averages, and a push of the refined maps' low ends to 0
-    (adaptive_min_pooling_loss).
+    """Multi-label loss of the maps' averages, and a term that pulls the lowest values of the
+    refined maps to 0 (adaptive_min_pooling_loss).
 
     Args:
         maps, refined: (B, 1 + C, H, W) scores before and after the pixel correlation module.
@@ -84,7 +84,7 @@ def classification_loss(maps: Tensor, refined: Tensor, tags: Tensor) -> Tensor:
 def consistency_losses(
     first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor], tags: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """L_ER and L_ECR: both views' maps agree, and each view's refined maps with the other's plain.
+    """L_ER and L_ECR: both views' maps should agree, and refined maps with the other view's plain.
 
     Args:
         first: maps and refined maps of the image, (B, 1 + C, H, W) scores.

@@ -90,19 +90,20 @@ class WsssConfig:
     # instead of training one.
     weights: str | None = None
     labels_dir: str | None = location()  # Use <id>.png pseudo labels from here instead of stage 2.
-    # Pixels per cell of the activation map. Networks that timm cannot dilate (Swin, PVT, HRNet,
-    # DenseNet) have their last maps enlarged, as coarse as before.
+    # Pixels per cell of the activation map. For networks that timm cannot dilate (Swin, PVT, HRNet,
+    # DenseNet), the last maps are enlarged and stay as coarse as they were.
     output_stride: Literal[8, 16] = 16
-    # Backbone normalisation: batch statistics, or the weight file's.
+    # Backbone normalisation, train: by batch statistics; frozen: by the weight file's.
     norm: Literal["train", "frozen"] = "train"
     # Backbone stages that are not trained, besides the stem (IRNet: 2; AdvCAM: 0, the stem alone).
     # None: everything is trained.
     frozen_stages: Literal[0, 1, 2, 3, 4] | None = None
-    # From map to class score: the mean, as in IRNet; log-mean-exp learns small objects faster.
+    # How a map becomes a class score: by its mean, as in IRNet, or its log-mean-exp, which learns
+    # small objects faster.
     pooling: Literal["mean", "logmeanexp"] = "mean"
     epochs: PositiveInt = 5  # Passes over the training images.
-    # Draw images of rare classes more often: 0, every image once an epoch; 0.5, a class of n images
-    # as often as sqrt(n); 1, all classes about equally often. For skewed collections.
+    # Draw images of rare classes more often. 0: every image once an epoch; 0.5: a class of n images
+    # in proportion to sqrt(n); 1: all classes about equally often. For skewed collections.
     class_balance: ClosedUnitInterval = 0
     batch_size: PositiveInt = 16  # Images per step.
     # adamw has a one-cycle schedule; sgd a polynomial one without momentum, which is what the
@@ -116,8 +117,8 @@ class WsssConfig:
     scales: tuple[PositiveFloat, ...] = (1.0, 0.5, 1.5, 2.0)
     flip: bool = True  # Add the mirrored image at each scale.
     threshold: OpenUnitInterval = 0.30  # Background score against the class maps in [0, 1].
-    # Choose that score so that this share of all pixels passes instead: an assumption about the
-    # images, not a look at masks. Maps of two trainings differ in scale; objects do not.
+    # Instead of `threshold`, choose the score that this share of all pixels exceeds: an assumption
+    # about the images, made without masks. Maps of two trainings differ in scale; objects do not.
     object_share: OpenUnitInterval | None = None
     sharpness: float = 6.0  # The CRF's unary is the softmax of this factor times the scores.
     refine: Literal["crf", "none"] = "crf"  # Refinement of the maps before the argmax.

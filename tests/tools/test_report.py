@@ -165,7 +165,7 @@ def test_images_are_the_first_of_each_class_shown_once():
 def test_overlay_is_clear_on_background_and_hatched_on_biased():
     label = np.zeros((12, 12), np.uint8)
     label[:, 6:] = BIASED_ON_DISK
-    pixels = np.array(pictures.overlay(label))
+    pixels = np.array(pictures.transparent(label))
     assert (pixels[:, :6, 3] == 0).all() and (pixels[:, 6:, 3] == 255).all()
     colours = {tuple(int(v) for v in p) for p in pixels[:, 6:, :3].reshape(-1, 3)}
     assert colours == {(255, 0, 255), pictures.HATCH}

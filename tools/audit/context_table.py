@@ -3,12 +3,12 @@
     python tools/audit/context_table.py --config FILE --contexts MASKS --names NAMES.txt \
         --labels before=LABELS after=DEBIASED [trained=PREDICTIONS]
 
-For data sets whose masks name the context, too (grass, water, road). MASKS holds <id>.png, in which
-k is the k-th line of NAMES.txt, counted from 1, and other values are void. Reads the training
-images for which every folder has a file. Void and pixels marked as biased do not count. Prints a
-Markdown table, for each class and folder the share of the labelled area that shows the class
-itself, and the shares of the contexts that are largest in the first folder; --output writes it as a
-CSV file.
+For data sets whose masks also label the context (grass, water, road). MASKS contains <id>.png, in
+which k is the k-th line of NAMES.txt, counted from 1, and other values are void. Reads the training
+images for which every folder has a file. Void pixels and pixels marked as biased do not count.
+Prints a Markdown table with, for each class and folder, the share of the labelled area that shows
+the class itself, and the shares of the contexts that are largest in the first folder; --output also
+writes it as a CSV file.
 """
 
 import csv

@@ -191,7 +191,8 @@ def choose(
     background: np.ndarray,
     count: int,
 ) -> list[Example]:
-    """Mostly removed parts, nearest to their witnesses and to backgrounds with the class first."""
+    """Parts that are mostly removed, starting with those nearest to witnesses and to backgrounds
+    with the class."""
     area, removed = clusters.area[rows], clusters.removed[rows]
     large = removed >= SMALLEST * clusters.pixels[clusters.images[rows]]
     kept = np.flatnonzero((removed > area / 2) & large)

@@ -15,7 +15,7 @@ def read_instances(path: Path) -> dict:
     """The content of an instance file, with its categories in the order of their ids.
 
     Raises:
-        UserError: the file is missing or no instance file.
+        UserError: the file is missing or is not an instance file.
     """
     if not path.is_file():
         raise UserError(f"{path} is missing; unpack COCO's annotations there, or set --root")

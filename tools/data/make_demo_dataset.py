@@ -4,7 +4,7 @@
     python tools/data/make_demo_dataset.py --root data/demo_corpus --corpus --train 16000 --val 500
 
 The benchmark has 8 object classes; half of them come with a context (boat on water) in about nine
-of ten of their pictures, which biases a classifier. Image n of a list depends only on (seed, n).
+tenths of their pictures, which biases a classifier. Image n of a list depends only on (seed, n).
 Writes JPEGImages, Annotations, ImageSets/Segmentation/{train,val}.txt, SegmentationClass and, for
 analysis, StuffClass (maps of the textures). The corpus has tags of objects and stuff, and no masks.
 """

@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--overlap", choices=("smaller", "file-order"), default="smaller")
     parser.add_argument("--on-bad-annotation", choices=("stop", "skip"), default="stop")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--subset", action="store_true", help="accept other counts than COCO's")
+    parser.add_argument("--subset", action="store_true", help="accept counts other than COCO's")
     options = parser.parse_args()
     root = options.root
     incomplete_before = _earlier(root, options.overlap)

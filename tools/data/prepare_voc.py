@@ -56,7 +56,7 @@ def main() -> None:
     )
     parser.add_argument("--sbd-masks", action="store_true", help="also write SegmentationClassAug")
     parser.add_argument(
-        "--subset", action="store_true", help="accept other counts than the official ones"
+        "--subset", action="store_true", help="accept counts other than the official ones"
     )
     options = parser.parse_args()
     if options.sbd_masks and not options.sbd:

@@ -25,7 +25,7 @@ from core.data.lists import read_split
 from core.pipeline import Run, own_stages
 from core.run.errors import UserError, run_script
 from core.run.files import atomic_write
-from core.run.stage import stale
+from core.run.stage import stale_lines
 from tools.common.cuts import read_decisions
 from tools.common.pages import templates
 from tools.common.titles import MODES
@@ -114,7 +114,7 @@ def stale_parts(config: Config, record: Record) -> dict[str, list[str]]:
     except UserError:
         split = None  # the data set is not available
     for folder, identity, _ in own_stages(config, split, *STAGES) if split else ():
-        found[folder.name] = stale(folder, identity, config.workers)
+        found[folder.name] = stale_lines(folder, identity, config.workers)
     return {name: lines for name, lines in found.items() if lines}
 
 

@@ -151,9 +151,9 @@ def panel(caption: str, content: Path | np.ndarray, names: Sequence[str]) -> dic
     if isinstance(content, Path):
         content = read_label(content, len(names))
     if content.dtype == np.uint8:
-        kind, picture, alt = "overlay", overlay(content), describe(content, names)
+        kind, picture, alt = "overlay", transparent(content), describe(content, names)
     else:
-        kind, picture, alt = "map", heat(content), f"{content.min():.2f} to {content.max():.2f}"
+        kind, picture, alt = "map", viridis(content), f"{content.min():.2f} to {content.max():.2f}"
     return {"caption": caption, "kind": kind, "src": data_uri(picture), "alt": f"{caption}: {alt}"}
 
 
@@ -201,7 +201,7 @@ def shrink(image: np.ndarray, interpolation: int) -> np.ndarray:
     return image if scale == 1 else cv2.resize(image, size, interpolation=interpolation)
 
 
-def overlay(label: np.ndarray) -> Image.Image:
+def transparent(label: np.ndarray) -> Image.Image:
     """(H, W) uint8 labels -> outlined colours; background is transparent, biased is hatched."""
     label = shrink(label, cv2.INTER_NEAREST)
     colours = palette()[label]
@@ -214,7 +214,7 @@ def overlay(label: np.ndarray) -> Image.Image:
     return Image.fromarray(np.dstack([colours, alpha]))
 
 
-def heat(score: np.ndarray) -> Image.Image:
+def viridis(score: np.ndarray) -> Image.Image:
     """(H, W) in [0, 1] -> viridis."""
     colours = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLORMAP_VIRIDIS)
     levels = (score.clip(0, 1) * 63 + 0.5).astype(np.uint8) * 4  # 64 steps compress well
