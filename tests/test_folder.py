@@ -1,5 +1,6 @@
 """A folder of photographs with tags and without masks, from the first check to predictions."""
 
+import csv
 import re
 import subprocess
 
@@ -58,6 +59,11 @@ def test_folder_of_photographs_runs_through_all_stages(photographs, tmp_path):
     label = read_label(results / "labels/album one/picture 1.png", 2, (72, 72))
     overlay = cv2.imread(str(results / "overlays/album one/picture 1.jpg"))
     assert overlay.shape[:2] == label.shape
+    with (results / "shares.csv").open(newline="") as file:
+        rows = [*csv.DictReader(file)]
+    assert len(rows) == 6 and {*rows[0]} == {"image", "background", "disc", "square"}
+    row = next(row for row in rows if row["image"] == "album one/picture 1")
+    assert float(row["disc"]) == round((label == 1).mean(), 4)
     done = run_python("tools/predict.py", *command[:5], photographs / "disc" / "out")
     assert done.returncode == 1 and "is inside --images" in done.stderr
     wrong = ("--images", photographs / "disc", "--output", tmp_path / "never")

@@ -7,10 +7,16 @@ The network and its class names come from the checkpoint; the training data is n
 image files anywhere below --images. Writes below --output:
     labels/<path>.png     label maps: 0 background, 1..C as named in labels/made_from.json
     overlays/<path>.jpg   the photographs with coloured and named labels
-Images that have both are skipped, so an interrupted call continues, and images may be added.
+    shares.csv            for each photograph, the share of its pixels that each class covers
+Images that have both are skipped, so an interrupted call continues, and images may be added. Large
+photographs: --evaluation.window 512 sees them through overlapping windows. Other scales, mirroring
+and the CRF: --evaluation.scales, .flip, .refine. tools/export_masks.py writes the label maps in
+other formats.
 """
 
+import csv
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -61,6 +67,8 @@ def main() -> None:
         picture = overlay(split.read_image(k), label, classes)
         with atomic_write(overlays[k]) as tmp:
             Image.fromarray(picture).save(tmp, "JPEG", quality=92)
+    if distributed.rank() == 0:
+        write_shares(output / "shares.csv", output / "labels", split.ids, classes)
     stage.finish({"images": len(split)})
     print(f"{len(split)} label maps and overlays in {output}")
 
@@ -77,6 +85,17 @@ def list_photographs(folder: Path, num_classes: int) -> Split:
     if twice:
         raise UserError(f"{twice} and {paths[image_id(twice)]} would share a result; rename one")
     return Split(tuple(paths), tuple(paths.values()), np.zeros((len(paths), num_classes), bool))
+
+
+def write_shares(path: Path, folder: Path, ids: Sequence[str], classes: Sequence[str]) -> None:
+    """Writes a table of the share of pixels that background and each class cover."""
+    with atomic_write(path) as tmp, tmp.open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["image", "background", *classes])
+        for name in ids:
+            label = read_label(folder / f"{name}.png", len(classes))
+            counts = np.bincount(label.reshape(-1), minlength=1 + len(classes))
+            table.writerow([name, *(f"{share:.4f}" for share in counts / label.size)])
 
 
 def overlay(image: np.ndarray, label: np.ndarray, classes: tuple[str, ...]) -> np.ndarray:

@@ -263,3 +263,38 @@ def test_missing_or_foreign_output_of_stage_3_is_one_message(debiased, tmp_path)
     (folder / "centroids.npz").unlink()
     done = run_inside("tools/audit/audit_bias.py", "--config", debiased)
     assert done.returncode and "run make_debiased_labels.py" in done.stderr
+
+
+def test_audit_of_anybodys_labels_needs_photographs_and_label_maps_alone(
+    tiny_data, tmp_path, monkeypatch
+):
+    from tools.audit import audit_labels
+
+    def run_jobs(jobs, folder, settings, max_parallel):
+        for job in jobs:
+            done = run_python(*job.command)
+            assert done.returncode == 0, done.stderr
+
+    monkeypatch.setattr(audit_labels, "run_jobs", run_jobs)
+    labels, features = tmp_path / "labels", tmp_path / "features"
+    features.mkdir()
+    for path in sorted((tiny_data / "SegmentationClass").glob("train_*.png")):
+        label = read_label(path)
+        write_label(labels / path.name, np.where(label == 255, 0, label).astype(np.uint8))
+        cells = np.random.default_rng(0).normal(size=(4, 16, 16)) + label[4::8, 4::8] * 2
+        np.save(features / f"{path.stem}.npy", cells.astype(np.float16))
+    arguments = ("--images", tiny_data / "JPEGImages", "--labels", labels)
+    arguments += ("--features", features, "--output", tmp_path / "audit")
+    script = "tools/audit/audit_labels.py"
+    done = run_inside(script, *arguments)
+    assert done.returncode == 1 and "give the class names with --classes" in done.stderr
+    classes, small = f"--classes={','.join(CLASSES)}", ("--uss.whiten=null", "--workers=0")
+    done = run_inside(script, *arguments, classes, *small)
+    assert done.returncode == 0, done.stderr
+    assert "removed  object share" in done.stdout and "audit.html" in done.stdout
+    page = (tmp_path / "audit/audit.html").read_text()
+    assert "No mask was read" in page and all(name in page for name in CLASSES)
+    tags = (tmp_path / "audit/run/tags.csv").read_text().splitlines()
+    assert tags[0] == "image,tags" and len(tags) == 17
+    done = run_inside(script, *arguments[:2], "--labels", tmp_path, *arguments[4:], classes)
+    assert done.returncode == 1 and "its photograph" in done.stderr
