@@ -2,8 +2,10 @@
 
     python tools/predict.py --config configs/demo.yaml --images PHOTOGRAPHS --output RESULTS
     python tools/predict.py --weights checkpoint.pth --images PHOTOGRAPHS --output RESULTS
+    python tools/predict.py --network network.onnx --images PHOTOGRAPHS --output RESULTS
 
-The network and its class names come from the checkpoint; the training data is not needed. Reads
+The network and its class names come from the checkpoint, or from a file of tools/export_network.py;
+the training data is not needed. Reads
 image files anywhere below --images. Writes below --output:
     labels/<path>.png     label maps: 0 background, 1..C as named in labels/made_from.json
     overlays/<path>.jpg   the photographs with coloured and named labels
@@ -37,6 +39,7 @@ from core.run.errors import UserError, run_script
 from core.run.files import atomic_write
 from core.run.stage import Stage
 from core.segmenter import predict
+from tools.exchange.networks import FromFile, read_network
 
 
 def main() -> None:
@@ -44,14 +47,22 @@ def main() -> None:
     parser.add_argument("--images", type=str, required=True, help="Folder of photographs.")
     parser.add_argument("--output", type=str, required=True, help="Folder of results.")
     parser.add_argument("--weights", type=str | None, help="A checkpoint; else run_dir's.")
+    parser.add_argument("--network", type=str | None, help="A .onnx or .pt2 file instead.")
     config, options = parse(parser, named=False)
     images, output = Path(options.images), Path(options.output)
     if images.resolve() in (output.resolve(), *output.resolve().parents):
         raise UserError("--output is inside --images; results would be read as photographs")
-    weights = Path(options.weights) if options.weights else trained_weights(Run(config))
-    if not weights.is_file():
-        raise UserError(f"checkpoint {weights} is missing; correct --weights")
-    network, classes = load_segmenter(weights, config, configured=not options.weights)
+    if options.weights and options.network:
+        raise UserError("give either --weights or --network")
+    if options.network:
+        weights = Path(options.network)
+        run, classes = read_network(weights)
+        network = FromFile(run)
+    else:
+        weights = Path(options.weights) if options.weights else trained_weights(Run(config))
+        if not weights.is_file():
+            raise UserError(f"checkpoint {weights} is missing; correct --weights")
+        network, classes = load_segmenter(weights, config, configured=not options.weights)
     split = list_photographs(images, len(classes))
     if config.data.on_bad_image == "skip":
         split = without_bad_images(split)

@@ -4,7 +4,7 @@
 #
 #   bash tools/setup.sh              what the pipeline needs
 #   bash tools/setup.sh --dev        and what the tests need
-#   bash tools/setup.sh --optional   and the extras of requirements-optional.txt, where they build
+#   bash tools/setup.sh --optional   and pydensecrf and ONNX, where they can be installed
 #   PYTHON=python3.12 bash tools/setup.sh     with this interpreter
 set -euo pipefail
 
@@ -197,5 +197,13 @@ sys.exit(not pathlib.Path(sysconfig.get_path("include"), "Python.h").exists())';
     record requirements-optional.txt
   else
     skipped "it did not build (log: $log)"
+  fi
+fi
+if ((optional)) && ! installed requirements-onnx.txt; then
+  log=.venv/install-onnx.log
+  if : >"$log" && phase 'installing ONNX, for network files' install requirements-onnx.txt; then
+    record requirements-onnx.txt
+  else
+    say "tests of ONNX files are skipped: it cannot be installed (log: $log). No stage needs it."
   fi
 fi
