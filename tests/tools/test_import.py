@@ -1,15 +1,17 @@
 """Labels and features of other programs, on files made in their structure."""
 
 import json
+import re
+import shlex
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import run_inside
+from conftest import ROOT, run_inside
 from pycocotools import mask as coco_mask
 
-from core.data.labels import read_label
+from core.data.labels import palette, read_label, write_label
 from core.run.errors import UserError
 from tools.exchange.arrays import class_maps, read_saved
 from tools.exchange.names import match, read_names
@@ -83,12 +85,18 @@ def logits_last(path):
     )
 
 
+def weclip(path):
+    maps = maps_of(truth())
+    logits = np.concatenate([0.5 - maps.sum(0, keepdims=True), maps * 9 - 1])[None]
+    np.save(path, {"segs": logits * 0, "msc_segs": logits})
+
+
 def numbers(path):
     np.save(path, truth().astype(np.int64))
 
 
 @pytest.mark.parametrize(
-    "save", [irnet, clip_es, psa, activations, probabilities, logits_last, numbers]
+    "save", [irnet, clip_es, psa, weclip, activations, probabilities, logits_last, numbers]
 )
 def test_arrays_become_label_maps(photographs, tmp_path, save):
     folder = tmp_path / "arrays"
@@ -327,3 +335,55 @@ def test_features_become_files_for_stage_3(photographs, tmp_path):
     (tmp_path / "ours/one.npy").unlink()
     done = run_inside("tools/import_features.py", tmp_path / "features", *arguments)
     assert done.returncode == 1 and "contains the entries a, b" in done.stderr
+
+
+def label_maps(path):
+    write_label(path.with_suffix(".png"), truth())
+
+
+def voc_colours(path):
+    cv2.imwrite(str(path.with_suffix(".png")), palette()[truth()][..., ::-1])
+
+
+def instances(path):
+    path.with_name("instances.json").write_text(json.dumps(coco("polygon")))
+
+
+def cvat(path):
+    lines = ("background:0,0,0::", "boat:128,0,0::", "bird:0,128,0::", "car:128,128,0::")
+    path.parent.parent.joinpath("labelmap.txt").write_text("\n".join(lines))
+    voc_colours(path)
+
+
+PAGE = (ROOT / "docs/import.md").read_text()
+SOURCES = {  # heading of the page: what its code writes
+    "IRNet, AdvCAM and their descendants": irnet,
+    "SEAM, PSA, MCTformer": psa,
+    "CLIP-ES": clip_es,
+    "WeCLIP, ToCo, AFA": weclip,
+    "DHR, and whoever publishes label maps": label_maps,
+    "CVAT": cvat,
+    "Label Studio": instances,
+    "Roboflow": instances,
+}
+BLOCKS = re.findall(r"^### (.+?)\n.*?```\n(python tools/import_labels.*?)\n```", PAGE, re.M | re.S)
+
+
+def test_every_source_of_the_page_has_files_to_try_it_on():
+    assert [heading for heading, _ in BLOCKS] == [*SOURCES]
+
+
+@pytest.mark.parametrize(("heading", "command"), BLOCKS)
+def test_commands_of_the_page_do_what_it_says(photographs, tmp_path, heading, command):
+    words = shlex.split(command.replace("\\\n", " "))[1:]
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    (tmp_path / "names.txt").write_text("\n".join(NAMES))
+    SOURCES[heading](folder / "one.npy")
+    places = {"THEIRS": folder, "PHOTOGRAPHS": photographs, "LABELS": tmp_path / "ours"}
+    places |= {"names.txt": tmp_path / "names.txt", "labelmap.txt": tmp_path / "labelmap.txt"}
+    places["THEIRS/instances.json"] = folder / "instances.json"
+    done = run_inside(*(places.get(word, word) for word in words))
+    assert done.returncode == 0, done.stderr
+    label = read_label(tmp_path / "ours/one.png", 3, SIZE)
+    assert (label == truth()).mean() > (0.5 if "--crf" in words else 0.999)

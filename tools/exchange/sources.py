@@ -19,6 +19,8 @@ from tools.exchange.arrays import channels_first, class_maps, probabilities, rea
 
 ARRAYS = Kind("arrays", (".npy", ".npz"), (".pkl", ".mat", ".h5"))
 
+LOGITS = ("msc_segs", "segs")  # WeCLIP's, ToCo's and AFA's, over all scales first
+
 Label = Callable[[str, np.ndarray], np.ndarray]
 """Id and (H, W, 3) RGB photograph -> (H, W) uint8 labels, 0 for background, 254 and 255 special."""
 
@@ -113,6 +115,11 @@ def from_arrays(files: Files, names: Sequence[str], decision: Decision) -> Sourc
         content = read_saved(path)
         if isinstance(content, dict) and len(content) == 1 and path.suffix == ".npz":
             content = next(iter(content.values()))
+        logits = [content[key] for key in LOGITS if isinstance(content, dict) and key in content]
+        if logits:
+            content = np.asarray(logits[0])
+        if isinstance(content, np.ndarray) and content.ndim == 4 and len(content) == 1:
+            content = content[0]
         if isinstance(content, dict):
             keys, maps = class_maps(content, path, count)
         elif not isinstance(content, np.ndarray) or content.dtype.kind not in "fiub":
