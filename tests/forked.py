@@ -18,7 +18,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ("train_uss", "train_wsss", "make_debiased_labels", "train_segmentation", "evaluate")
-LATER = ("numba", "torch._dynamo", "torchvision", "timm", "core.crf.permutohedral")
+LATER = (
+    "numba",
+    "torch._dynamo",
+    "torchvision",
+    "timm",
+    "core.crf.permutohedral",
+    "core.crf.spatial",
+)
 """What the scripts import when they come to need it."""
 
 

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from core.crf.permutohedral import CORNERS, DIM, ELEVATION, band
+from core.crf.permutohedral import CORNERS, DIM, ELEVATION
+from core.crf.spatial import band
 from core.run.errors import UserError
 
 MARGIN = 2 * CORNERS  # rounding moves a coordinate by up to 6, a corner by 5, a blur step by 5

@@ -151,7 +151,8 @@ class DenseCRF:
     def _filters(self, image: np.ndarray) -> list[Any]:
         """w_g K~_g and w_b K~_b, without those of weight 0."""
         # Here, because numba takes a moment to import and may be absent where pydensecrf is used.
-        from core.crf.permutohedral import GridFilter, LatticeFilter
+        from core.crf.permutohedral import LatticeFilter
+        from core.crf.spatial import GridFilter
 
         height, width = image.shape[:2]
         filters = []

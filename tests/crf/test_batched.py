@@ -8,7 +8,8 @@ from test_dense import NARROW, alike, features_of, scene
 from core.crf import batched
 from core.crf.batched import BatchedGrid, BatchedLattice, refine
 from core.crf.dense import DenseCRF
-from core.crf.permutohedral import GridFilter, LatticeFilter
+from core.crf.permutohedral import LatticeFilter
+from core.crf.spatial import GridFilter
 from core.run.errors import UserError
 
 

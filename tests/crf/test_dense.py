@@ -12,7 +12,8 @@ from conftest import ROOT
 
 from core.crf import permutohedral
 from core.crf.dense import DenseCRF
-from core.crf.permutohedral import GridFilter, LatticeFilter
+from core.crf.permutohedral import LatticeFilter
+from core.crf.spatial import GridFilter
 from core.run.errors import UserError
 
 # Kernels as wide as the little images below ask for.
