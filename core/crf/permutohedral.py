@@ -6,8 +6,8 @@ tiles the feature space by simplices. Each pixel is *splat* onto the corners of 
 lattice is *blurred* along its axes, and each pixel is *sliced* back from the same corners. The cost
 is linear in the pixels.
 
-The kernel is normalised symmetrically, K~ = D^-1/2 K D^-1/2 with D the row sums of K, as in the code
-that Kraehenbuehl and Koltun released with their paper. The square roots, and that of the CRF's
+The kernel is normalised symmetrically, K~ = D^-1/2 K D^-1/2 with D the row sums of K, as in the
+code that Kraehenbuehl and Koltun released with their paper. The square roots, and that of the CRF's
 weight, are folded into the weights of both ends once, so that an iteration pays nothing for them.
 """
 
