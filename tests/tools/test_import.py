@@ -229,6 +229,17 @@ def test_classes_of_coco_are_taken_if_none_are_given(photographs, tmp_path):
     assert (read_label(output / "one.png")[truth() == 3] == 1).all()
 
 
+def test_names_with_folders_are_those_of_the_photographs(photographs, tmp_path):
+    (photographs / "photos").mkdir()
+    for name in ("one", "two"):
+        (photographs / f"{name}.jpg").rename(photographs / f"photos/{name}.jpg")
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps(coco("polygon")))
+    done, output = imported(path, photographs, *by_names())
+    assert done.returncode == 0, done.stderr
+    assert np.array_equal(read_label(output / "photos/one.png"), truth())
+
+
 class Hostile:
     """Unpickled, it would make a file."""
 
@@ -263,6 +274,7 @@ def test_hostile_pickle_is_refused_and_not_run(photographs, tmp_path):
         (np.full(SIZE, 9), "contains label 9"),
         (np.array(["x"]), "not numbers"),
         ({0: np.zeros((60, 40))}, "another shape"),
+        (np.zeros((4, 60, 40), "f4"), "another shape"),
     ],
 )
 def test_wrong_arrays_are_refused_with_the_file(photographs, tmp_path, content, said):

@@ -71,7 +71,7 @@ def open_source(
         UserError: it is missing, nothing known, or its classes are not known.
     """
     if path.is_file() and path.suffix == ".json":
-        return from_coco(path)
+        return from_coco(path, photographs)
     if not path.is_dir():
         raise UserError(f"{path} is missing, or neither a folder of labels nor COCO's .json file")
     if colours is not None:
@@ -87,16 +87,21 @@ def open_source(
     return from_class_masks(maps, names, photographs) or from_label_maps(maps, names)
 
 
-def from_coco(path: Path) -> Source:
-    """COCO's instance file: polygons and both forms of run lengths; smaller areas on top."""
+def from_coco(path: Path, photographs: Sequence[str]) -> Source:
+    """COCO's instance file: polygons and both forms of run lengths; smaller areas on top. A name is
+    that of a photograph with its folders or, as annotation tools write them, without."""
     content = read_instances(path)
     names = [c["name"] for c in content["categories"]]
     if not names:
         raise UserError(f"{path} has no categories")
-    for image in content["images"]:  # as annotation tools export them
-        image["file_name"] = str(image["file_name"]).replace("\\", "/").rpartition("/")[2]
+    known, names_of = set(photographs), {}
+    for image in content["images"]:
+        name = str(image["file_name"]).replace("\\", "/")
+        image["file_name"] = name.rpartition("/")[2]
+        whole = image_id(name)
+        names_of[image["id"]] = whole if whole in known else image_id(image["file_name"])
     images, annotations, _ = group(content, path.name)
-    by_id = {image_id(image["file_name"]): image for image in images}
+    by_id = {names_of[image["id"]]: image for image in images}
     if len(by_id) != len(images):
         raise UserError(f"{path} lists two images of one name; rename one of them")
 
@@ -128,6 +133,7 @@ def from_arrays(files: Files, names: Sequence[str], decision: Decision) -> Sourc
             return numbers(content, path, count)
         else:
             maps = channels_first(content, path, count)
+            check_shape(maps.shape[1:], size, path)
             if len(maps) == count + 1:
                 large = upsampled(probabilities(maps, path), size)
                 return most_likely(image, large / large.sum(0), decision.crf)
