@@ -67,6 +67,8 @@ def main() -> None:
     unknown = sorted(set(options.cases) - set(CASES))
     if unknown:
         parser.error(f"no case {unknown[0]!r}; there are {', '.join(CASES)}")
+    if options.batch is not None and options.batch < 2:
+        parser.error("--batch must be at least 2: some layers normalise one value per image")
     if len(options.cases) == 1 and not options.output:
         print(measure(options.cases[0], options.batch, options.steps), flush=True)
         return
