@@ -253,14 +253,16 @@ class Hostile:
 def test_hostile_pickle_is_refused_and_not_run(photographs, tmp_path):
     (tmp_path / "arrays").mkdir()
     mark = tmp_path / "ran"
+    # A pickle on purpose: the test needs the hostile file that the tool must refuse.
     np.save(tmp_path / "arrays/one.npy", {0: Hostile(mark)}, allow_pickle=True)
     done, _ = imported(tmp_path / "arrays", photographs, *by_names())
     assert done.returncode == 1 and "nothing of it was run" in done.stderr and not mark.exists()
     assert done.stderr.count("error") == 1 and "Traceback" not in done.stderr
     with pytest.raises(UserError, match="nothing of it was run"):
         read_saved(tmp_path / "arrays/one.npy")
+    # Unsafe on purpose: only this shows that the file, made above, was hostile at all.
     np.load(tmp_path / "arrays/one.npy", allow_pickle=True)
-    assert mark.exists()  # so it was hostile
+    assert mark.exists()
 
 
 @pytest.mark.parametrize(

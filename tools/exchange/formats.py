@@ -1,6 +1,7 @@
 """Label maps in the formats of other programs, one class for each; written image by image."""
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -15,7 +16,7 @@ from core.run.files import atomic_write, write_json
 from tools.exchange.outlines import polygon_of, regions, signed_area
 
 
-class Format:
+class Format(ABC):
     """A format for label maps.
 
     Args:
@@ -29,6 +30,7 @@ class Format:
     def __init__(self, folder: Path, classes: Sequence[str], tolerance: float = 0):
         self.folder, self.classes, self.tolerance = folder, classes, tolerance
 
+    @abstractmethod
     def add(self, image_id: str, photograph: Path, label: np.ndarray) -> None:
         """Adds an image.
 
@@ -37,11 +39,10 @@ class Format:
             photograph: path of its photograph.
             label: (H, W) uint8; 254 and 255 are left out.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def finish(self) -> str:
         """Writes what is about all images; returns how the result is read in, for people."""
-        raise NotImplementedError
 
     def masks(self, label: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """Label and (H, W) bool mask of each class of an image."""
