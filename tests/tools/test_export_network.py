@@ -1,6 +1,10 @@
 """Network files: what they contain, and that they predict as the checkpoint does."""
 
+import contextlib
+import io
 import json
+import os
+import zipfile
 
 import cv2
 import numpy as np
@@ -105,6 +109,36 @@ def test_wrong_files_are_refused_by_name(tmp_path):
     both = ("--weights", "a.pth", "--network", "b.onnx")
     done = run_inside("tools/predict.py", *both, *arguments)
     assert done.returncode == 1 and "one of both" in done.stderr or "inside" in done.stderr
+
+
+class Hostile:
+    """Unpickled, it would make a file."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return type(self.mark).touch, (self.mark,)
+
+
+def test_hostile_archive_is_refused_and_not_run(tmp_path):
+    path, mark = exported(".pt2", tmp_path), tmp_path / "ran"
+    payload = io.BytesIO()
+    torch.save(Hostile(mark), payload)
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    (inputs,) = [name for name in parts if "sample_inputs" in name and name.endswith(".pt")]
+    parts[inputs] = payload.getvalue()
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
+    with pytest.raises(UserError, match="net.pt2 is not a file of"):
+        read_network(path)
+    assert not mark.exists() and networks.ONLY_WEIGHTS not in os.environ
+    # Unsafe on purpose: shows that the archive, made above, runs what it carries without the guard.
+    with contextlib.suppress(Exception):
+        torch.export.load(path)
+    assert mark.exists()
 
 
 def test_missing_package_is_named_with_the_command(monkeypatch, tmp_path):

@@ -4,6 +4,7 @@ import copy
 import functools
 import importlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from core.run.files import atomic_write
 
 SUFFIXES = (".pt2", ".onnx")
 RECORD = "mars.json"  # entry of an archive
+ONLY_WEIGHTS = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 ONNX = "pip install -r requirements-onnx.txt"
 EXAMPLE = (2, 3, 160, 224)  # a size from which nothing is taken as fixed
 
@@ -123,7 +125,15 @@ def read_network(path: Path) -> tuple[Callable[[Tensor], Tensor], tuple[str, ...
 
 def _read_archive(path: Path) -> tuple[Callable[[Tensor], Tensor], dict]:
     entries = {RECORD: ""}
-    program = torch.export.load(path, extra_files=entries)
+    # torch.export unpickles parts of an archive; with this, PyTorch refuses all but tensors there.
+    before = os.environ.get(ONLY_WEIGHTS)
+    os.environ[ONLY_WEIGHTS] = "1"
+    try:
+        program = torch.export.load(path, extra_files=entries)
+    finally:
+        os.environ.pop(ONLY_WEIGHTS)
+        if before is not None:
+            os.environ[ONLY_WEIGHTS] = before
     return program.module(), json.loads(entries[RECORD])
 
 
