@@ -247,12 +247,16 @@ def feature_source(
     return network_features(load_semantic_features(config).to(device), split, device, amp)
 
 
-def trained_weights(run: Run) -> Path:
-    """The checkpoint of the configured training.
+def trained_weights(run: Run, chosen: str | None = None) -> Path:
+    """The checkpoint that a user chose, or that of the configured training.
 
     Raises:
-        UserError: it has not finished.
+        UserError: it is missing, or the training has not finished.
     """
+    if chosen:
+        if not Path(chosen).is_file():
+            raise UserError(f"checkpoint {chosen} is missing; correct --weights")
+        return Path(chosen)
     weights = run.segmentation() / "checkpoint.pth"
     if not weights.is_file() or not read_json(weights.with_name("manifest.json"))["finished"]:
         raise UserError(f"{weights.parent} holds no finished training; run train_segmentation.py")

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from core.config import make_parser, parse
 from core.pipeline import Run, load_segmenter, trained_weights
-from core.run.errors import UserError, run_script
+from core.run.errors import run_script
 from tools.exchange.networks import save_network
 
 
@@ -25,9 +25,7 @@ def main() -> None:
     parser.add_argument("--output", type=str, required=True, help="A .onnx or .pt2 file.")
     parser.add_argument("--weights", type=str | None, help="A checkpoint; else run_dir's.")
     config, options = parse(parser, named=False)
-    weights = Path(options.weights) if options.weights else trained_weights(Run(config))
-    if not weights.is_file():
-        raise UserError(f"checkpoint {weights} is missing; correct --weights")
+    weights = trained_weights(Run(config), options.weights)
     network, classes = load_segmenter(weights, config, configured=not options.weights)
     output = Path(options.output)
     output.parent.mkdir(parents=True, exist_ok=True)

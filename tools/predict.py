@@ -59,9 +59,7 @@ def main() -> None:
         run, classes = read_network(weights)
         network = FromFile(run)
     else:
-        weights = Path(options.weights) if options.weights else trained_weights(Run(config))
-        if not weights.is_file():
-            raise UserError(f"checkpoint {weights} is missing; correct --weights")
+        weights = trained_weights(Run(config), options.weights)
         network, classes = load_segmenter(weights, config, configured=not options.weights)
     split = list_photographs(images, len(classes))
     if config.data.on_bad_image == "skip":

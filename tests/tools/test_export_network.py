@@ -105,10 +105,12 @@ def test_wrong_files_are_refused_by_name(tmp_path):
         path.write_bytes(b"nothing")
         with pytest.raises(UserError, match=f"broken{suffix} is not a file of|needs the package"):
             read_network(path)
-    arguments = ("--images", tmp_path, "--output", tmp_path / "out")
+    arguments = ("--images", tmp_path, "--output", tmp_path.with_name("elsewhere"))
     both = ("--weights", "a.pth", "--network", "b.onnx")
     done = run_inside("tools/predict.py", *both, *arguments)
-    assert done.returncode == 1 and "one of both" in done.stderr or "inside" in done.stderr
+    assert done.returncode == 1 and "either --weights or --network" in done.stderr
+    done = run_inside("tools/predict.py", "--weights", tmp_path / "none.pth", *arguments)
+    assert done.returncode == 1 and "none.pth is missing; correct --weights" in done.stderr
 
 
 class Hostile:
