@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from core.crf.batched import refine
 from core.crf.dense import CrfConfig, make_crf
 from core.crf.pamr import PAMR
 from core.data.labels import BACKGROUND, BIASED, IGNORE
@@ -224,6 +223,9 @@ class Complement:
         if self.refine != "crf":
             return lambda: probs
         if self._crf.backend == "torch":
+            # Here, because it imports numba, which takes a moment and may be absent.
+            from core.crf.batched import refine
+
             refined = refine(denormalise(images), probs, self._crf, probs.amax((2, 3)) > 0)
             return lambda: refined
         pixels = denormalise(images).permute(0, 2, 3, 1).cpu().numpy()

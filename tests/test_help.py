@@ -68,3 +68,9 @@ def test_key_that_does_not_exist_is_answered_with_one_that_does(tmp_path, key, a
         assert done.returncode == 1 and not done.stdout
         assert done.stderr.startswith(f"error: there is no setting `{key}`; {answer}")
         assert len(done.stderr.splitlines()) == 1
+
+
+def test_settings_are_read_without_numba():
+    """It takes a moment to import, and may be absent where pydensecrf is used."""
+    code = "import sys, core.config; sys.exit('numba' in sys.modules)"
+    assert run_python("-c", code).returncode == 0
