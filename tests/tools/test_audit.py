@@ -294,6 +294,8 @@ def test_audit_of_anybodys_labels_needs_photographs_and_label_maps_alone(
     assert "removed  object share" in done.stdout and "audit.html" in done.stdout
     page = (tmp_path / "audit/audit.html").read_text()
     assert "No mask was read" in page and all(name in page for name in CLASSES)
+    report = (tmp_path / "audit/report.html").read_text()
+    assert "nothing is scored" in report and all(name in report for name in CLASSES)
     tags = (tmp_path / "audit/run/tags.csv").read_text().splitlines()
     assert tags[0] == "image,tags" and len(tags) == 17
     done = run_inside(script, *arguments[:2], "--labels", tmp_path, *arguments[4:], classes)

@@ -120,6 +120,22 @@ def test_missing_parts_name_the_command_that_makes_them(tmp_path):
     assert "MARS raises" not in page.words
 
 
+def test_without_masks_and_training_no_scores_are_missed(tmp_path):
+    (tmp_path / "run").mkdir()
+    config = Config(run_dir=str(tmp_path / "run"))
+    config.data.format, config.data.root = "folder", str(tmp_path / "none")
+    words = Reader(make_report.write_report(config, []).read_text("utf-8")).words
+    assert "have no masks, so nothing is scored" in words
+    assert "Not in this run: a trained network. Next: python train_segmentation.py" in words
+    assert "evaluate.py" not in words and "analyse_bias.py" not in words
+    assert "Predictions" not in words and "The loss of every training" not in words
+    log = tmp_path / "run/wsss/log.jsonl"
+    log.parent.mkdir()
+    log.write_text('{"iteration": 1, "loss": 1.0}\n')
+    words = Reader(make_report.write_report(config, []).read_text("utf-8")).words
+    assert "a trained network" not in words and "The loss of every training" in words
+
+
 def test_missing_run_folder_is_refused(tmp_path):
     with pytest.raises(UserError, match="run_dir"):
         make_report.write_report(Config(run_dir=str(tmp_path / "none")), [])

@@ -1,20 +1,23 @@
-"""From photographs and anybody's label maps to the audit page, in one command.
+"""From photographs and anybody's label maps to the audit and the report, in one command.
 
     python tools/audit/audit_labels.py --images PHOTOGRAPHS --labels LABELS --output AUDIT
 
 LABELS are <id>.png of the photographs' sizes: 0 background, classes 1, 2, ..., whose names are in
 made_from.json there (tools/import_labels.py writes both) or in --classes. No masks and no GPU are
 needed. The tags are the classes in the label maps. Features come from the network of
-configs/laptop.yaml (docs/own_data.md says how to install its weights), of another --config, or from
-files (--features).
+configs/laptop.yaml (docs/own_data.md says how to install its weights), from another network of
+timm (--backbone), or from files (--features).
 Writes below --output:
     audit.html        which classes contain context, and which: the page to send to a colleague
     audit.csv, .png   the ranking
+    report.html       photographs with their labels before and after debiasing, and the settings
     run/              the tags, features and debiased labels that it was made from
 An interrupted call continues. Further options go to all stages, such as --debias.alpha 0.3.
 """
 
 import csv
+import json
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,6 +45,7 @@ def main() -> None:
     parser.add_argument("--output", type=user_path, required=True, help="folder of the result")
     parser.add_argument("--classes", help="names of labels 1, 2, ...; default: made_from.json's")
     parser.add_argument("--config", type=user_path, default=ROOT / "configs/laptop.yaml")
+    parser.add_argument("--backbone", help="network of timm for the features, by its name")
     parser.add_argument("--features", type=user_path, help="folder of (D, h, w) feature files")
     options, further = parser.parse_known_args()
     signature = options.labels / SIGNATURE
@@ -59,19 +63,24 @@ def main() -> None:
         f"--data.classes=[{', '.join(names)}]",
         f"--wsss.labels_dir={options.labels.resolve()}",
         f"--run_dir={run}",
-        *further,
     ]
+    if options.backbone:
+        backbone = {"name": options.backbone, "weights": "timm"}
+        settings.append(f"--uss.backbone={json.dumps(backbone)}")
     if options.features:
         settings.append(f"--uss.features_dir={options.features.resolve()}")
+    settings += further
     audit = ["tools/audit/audit_bias.py", *settings, f"--output={output}"]
     jobs = [
         Job("features", ["train_uss.py", *settings]),
         Job("debiased labels", ["make_debiased_labels.py", *settings], ("features",)),
         Job("audit", audit, ("debiased labels",)),
+        Job("report", ["tools/report/make_report.py", *settings], ("debiased labels",)),
     ]
     run_jobs(jobs[1:] if options.features else jobs, run, "", 1)
+    shutil.copyfile(run / "report.html", output / "report.html")
     print(summary(output / "audit.csv"))
-    print(f"open {output / 'audit.html'}; docs/audit.md says how to read it")
+    print(f"open {output / 'audit.html'} (docs/audit.md says how to read it) and report.html there")
 
 
 def write_tags(

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from core.config import Config, make_parser, parse
 from core.data.labels import palette
-from core.data.lists import read_split
+from core.data.lists import masks_folder, read_split
 from core.pipeline import Run, own_stages
 from core.run.errors import UserError, run_script
 from core.run.files import atomic_write
@@ -75,11 +75,15 @@ def write_report(config: Config, arguments: Sequence[str]) -> Path:
     if not run.folder.is_dir():
         raise UserError(f"{run.folder} is missing; run the stages first, or set run_dir")
     record, commands = read_record(run.folder), Commands(config, arguments)
+    masks = bool(record.scores) or masks_folder(config.data) is not None
+    trained = record.logs or any(name.startswith("segmentation/") for name in record.manifests)
     page = {
         "config": config,
         "biased": config.data.biased_classes,
         "titles": {name: title for name, (title, _) in MODES.items()},
         "per_class": IMAGES_PER_CLASS,
+        "masks": masks,
+        "trained": trained,
         "stale": stale_parts(config, record),
         "headline": headline(record.scores, config),
         "groups": score_table(record.scores, config, commands),
