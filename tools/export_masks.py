@@ -27,11 +27,11 @@ from core.data.finder import LABELS, PHOTOGRAPHS, Files
 from core.data.images import read_header
 from core.data.labels import read_label
 from core.run.errors import UserError, run_script
-from core.run.files import read_json, user_path
-from core.run.stage import SIGNATURE
+from core.run.files import user_path
+from core.run.log import note
 from tools.common import tool_parser
 from tools.exchange.formats import FORMATS
-from tools.exchange.names import read_names
+from tools.exchange.names import names_of
 
 
 def main() -> None:
@@ -49,16 +49,16 @@ def main() -> None:
         raise UserError(f"--tolerance must be at least 0, got {options.tolerance}")
     if options.tolerance and not FORMATS[options.to].polygons:
         raise UserError(f"--tolerance is for polygons, and {options.to} has none")
-    signature = options.labels / SIGNATURE
-    if not options.classes and not signature.is_file():
-        raise UserError(f"{signature} is missing; give the class names with --classes")
-    names = read_names(options.classes) if options.classes else read_json(signature)["classes"]
+    names = names_of(options.labels, options.classes)
     labels, photographs = Files(options.labels, LABELS), Files(options.images, PHOTOGRAPHS)
     if not labels.ids:
         raise UserError(f"{options.labels} contains no label maps")
     if options.output.is_dir() and any(options.output.iterdir()):
         raise UserError(f"{options.output} is not empty; choose another --output")
     paths = photographs.every(labels.ids, "correct --images: each label map needs its photograph")
+    rest = [name for name in photographs.ids if name not in labels.ids]
+    if rest:
+        note(f"photographs without a label map, left out: {len(rest)}, such as {rest[0]}")
     writer = FORMATS[options.to](options.output, names, options.tolerance)
     for name, photograph in zip(tqdm(labels.ids, "masks", unit="image"), paths, strict=True):
         size, _ = read_header(photograph)

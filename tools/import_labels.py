@@ -18,6 +18,7 @@ are others; both are a file with a name a line, or a list. Classes are matched b
 that is left out (--map) becomes background.
 """
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,16 +30,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from core.crf.dense import CrfConfig, make_crf
 from core.data.finder import PHOTOGRAPHS, Files
 from core.data.images import read_image
-from core.data.labels import BIASED_ON_DISK, write_label
+from core.data.labels import BIASED_ON_DISK, read_label, write_label
 from core.run.errors import UserError, run_script
 from core.run.files import read_json, user_path, write_json
 from core.run.log import note
-from core.run.stage import SIGNATURE
+from core.run.stage import SIGNATURE, listed, setting_differences
 from core.run.threads import in_threads
 from core.wsss.settings import WsssConfig
 from tools.common import tool_parser
-from tools.exchange.names import match, read_names, table
-from tools.exchange.sources import Decision, Source, open_source
+from tools.exchange.names import UNFINISHED, match, read_names, table
+from tools.exchange.sources import ARRAYS, Decision, Source, open_source
 
 
 def main() -> None:
@@ -54,7 +55,10 @@ def main() -> None:
     )
     parser.add_argument("--colours", type=user_path, help="table of colours (CVAT's labelmap.txt)")
     parser.add_argument(
-        "--threshold", type=float, default=defaults.threshold, help="background's score in maps"
+        "--threshold",
+        type=float,
+        default=defaults.threshold,
+        help=f"background's score in activation maps; default {defaults.threshold}",
     )
     parser.add_argument("--crf", action="store_true", help="refine maps by the dense CRF")
     parser.add_argument("--workers", type=int, default=4)
@@ -74,14 +78,36 @@ def main() -> None:
     print(f"{options.source}: {source.kind}, {len(source.ids)} images")
     print(table(source.names, classes, numbers))
     made_from = {"classes": list(classes), "source": str(options.source.resolve())}
-    made_from["settings"] = {"numbers": numbers, "crf": options.crf, "threshold": options.threshold}
-    sign(options.output, made_from)
+    made_from |= {"numbers": numbers, "crf": options.crf, "threshold": options.threshold}
     ids = common_images(source, photographs, options.source)
+    sign(options.output, made_from)
     write_labels(source, photographs, ids, numbers, options.output, options.workers)
+    write_json(options.output / SIGNATURE, made_from)
+    shares = class_shares(options.output, ids, len(classes), options.workers)
+    print(f"{len(ids)} label maps in {options.output}, {shares.sum():.0%} of their pixels labelled")
+    if source.kind == ARRAYS.name:
+        print(f"threshold of activation maps: {options.threshold}")
+    absent = [name for name, share in zip(classes, shares, strict=True) if not share]
+    if absent:
+        note(f"no label map contains {', '.join(absent)}; are --classes right?")
+    images = shlex.join(["--images", str(options.images)])
+    labels = shlex.quote(str(options.output))
     print(
-        f"{len(ids)} label maps in {options.output}\nnext: python make_debiased_labels.py with "
-        f"--wsss.labels_dir {options.output} and --data.classes '[{', '.join(classes)}]'"
+        f"next: python tools/audit/audit_labels.py {images} --labels {labels} --output AUDIT\n"
+        f"      python tools/export_masks.py {labels} {images} --to FORMAT --output RESULT\n"
+        f"      or any stage with --wsss.labels_dir {labels} --data.classes "
+        + shlex.quote(f"[{', '.join(classes)}]")
     )
+
+
+def class_shares(folder: Path, ids: Sequence[str], count: int, workers: int) -> np.ndarray:
+    """(C,) share of each class in the pixels of all label maps."""
+
+    def pixels(name: str) -> np.ndarray:
+        return np.bincount(read_label(folder / f"{name}.png", count).ravel(), minlength=256)
+
+    total = sum(in_threads(pixels, ids, workers, "counting", len(ids)))
+    return total[1 : 1 + count] / total.sum()
 
 
 def given_pairs(pairs: Sequence[str]) -> dict[str, str]:
@@ -95,14 +121,18 @@ def given_pairs(pairs: Sequence[str]) -> dict[str, str]:
 def sign(folder: Path, made_from: dict) -> None:
     """Notes what the label maps are made from; refuses a folder made from something else."""
     path = folder / SIGNATURE
-    if path.is_file() and read_json(path) != made_from:
+    earlier = read_json(path) if path.is_file() else made_from
+    lines = setting_differences(
+        {k: v for k, v in earlier.items() if k != UNFINISHED}, made_from, {}
+    )
+    if lines:
         raise UserError(
-            f"{folder} contains labels of another source or with other options; choose another "
-            "--output, or remove it"
+            f"{folder} contains labels made from something else:\n{listed(lines)}\n"
+            "Remedy: choose another --output, or remove the folder"
         )
     if not path.is_file() and any(folder.glob("**/*.png")):
         raise UserError(f"{folder} already contains PNG files; choose another --output")
-    write_json(path, made_from)
+    write_json(path, {**made_from, UNFINISHED: True})
 
 
 def common_images(source: Source, photographs: Files, path: Path) -> list[str]:
@@ -118,12 +148,13 @@ def common_images(source: Source, photographs: Files, path: Path) -> list[str]:
             f"{next(iter(photographs.ids))}, labels such as {next(iter(source.ids), 'none')} in "
             f"{path}; both are compared without suffixes, below --images and the folder of labels"
         )
-    alone = len(source.ids) - len(ids)
-    if alone or len(ids) < len(photographs.ids):
-        without = len(photographs.ids) - len(ids)
-        note(
-            f"left out: {without} photographs without a label, {alone} labels without a photograph"
-        )
+    sides = {
+        "photographs without a label": [name for name in photographs.ids if name not in source.ids],
+        "labels without a photograph": [name for name in source.ids if name not in photographs.ids],
+    }
+    for what, left in sides.items():
+        if left:
+            note(f"left out: {len(left)} {what}, such as {left[0]}")
     return ids
 
 

@@ -19,9 +19,9 @@ from core.data.settings import DataConfig
 from core.run.files import read_json, write_json
 from tools.audit.audit_bias import area_under_curve
 from tools.audit.clusters import Clusters
-from tools.audit.ranking import Audit, distinct, rank
+from tools.audit.ranking import FEW, Audit, context_share, distinct, rank
 from tools.common.charts import LEFT
-from tools.common.cuts import read_decisions
+from tools.common.cuts import ClassCut, read_decisions
 from tools.common.pages import templates
 
 GRASS, RAILS, SKY, TRAIN, CAT = range(5)
@@ -114,8 +114,25 @@ def test_one_witness_of_each_image_nearest_first():
 
 def page_of(*audits: Audit) -> str:
     template = templates(ROOT / "tools/audit").get_template("audit_bias.html.j2")
-    values = {"config": Config(), "images": 1, "scores": {}, "checked": False, "inline": None}
+    values = {"images": 1, "scores": {}, "checked": False, "inline": None, "labels": "<labels>"}
+    values["context"] = context_share([*audits])
     return template.render(audits=audits, blind=1, min_gain=0.1, **values)
+
+
+def test_share_of_context_is_that_of_the_whole_labelled_area():
+    shares = {"boat": 0.5, "cow": 1.0, "cat": None}
+    audits = [Audit(n, 9, cut=ClassCut(object_share=share)) for n, share in shares.items()]
+    for audit, area in zip(audits, (300, 100, 1000), strict=True):
+        audit.labelled = area
+    assert context_share(audits) == 150 / 400  # a cat's labels are not known to hold any
+    assert context_share(audits[2:]) is None
+    assert "38&nbsp;%</strong> of the labelled area" in page_of(*audits)
+
+
+def test_class_of_few_photographs_has_a_warning():
+    assert "Only one photograph has it" in page_of(Audit("cow", 1))
+    assert f"Only {FEW - 1} photographs have it" in page_of(Audit("cow", FEW - 1))
+    assert "have it" not in page_of(Audit("cow", FEW))
 
 
 def test_names_are_escaped():
@@ -270,12 +287,11 @@ def test_audit_of_anybodys_labels_needs_photographs_and_label_maps_alone(
 ):
     from tools.audit import audit_labels
 
-    def run_jobs(jobs, folder, settings, max_parallel):
-        for job in jobs:
-            done = run_python(*job.command)
-            assert done.returncode == 0, done.stderr
+    def call(title, *command):
+        done = run_python(*command)
+        assert done.returncode == 0, done.stderr
 
-    monkeypatch.setattr(audit_labels, "run_jobs", run_jobs)
+    monkeypatch.setattr(audit_labels, "call", call)
     labels, features = tmp_path / "labels", tmp_path / "features"
     features.mkdir()
     for path in sorted((tiny_data / "SegmentationClass").glob("train_*.png")):

@@ -113,6 +113,7 @@ def test_arrays_become_label_maps(photographs, tmp_path, save):
     assert done.returncode == 0 and (output / "one.png").exists()
     done, _ = imported(folder, photographs, *by_names(), "--threshold", "0.5")
     assert done.returncode == 1 and "choose another --output" in done.stderr
+    assert "threshold: 0.3 there, 0.5 now" in done.stderr
 
 
 def test_maps_are_refined_by_the_crf(photographs, tmp_path):
@@ -293,7 +294,7 @@ def test_files_that_are_no_arrays_or_have_no_names_are_refused(photographs, tmp_
     done, _ = imported(tmp_path / "arrays", photographs, *by_names())
     assert done.returncode == 1 and "not saved by numpy.save" in done.stderr
     done, _ = imported(tmp_path / "arrays", photographs)
-    assert done.returncode == 1 and "give --source-classes" in done.stderr
+    assert done.returncode == 1 and "give --classes" in done.stderr
     done, _ = imported(tmp_path / "none", photographs, *by_names())
     assert done.returncode == 1 and "is missing" in done.stderr
     (tmp_path / "arrays/one.npy").rename(tmp_path / "arrays/other.npy")
@@ -401,3 +402,40 @@ def test_commands_of_the_page_do_what_it_says(photographs, tmp_path, heading, co
     assert done.returncode == 0, done.stderr
     label = read_label(tmp_path / "ours/one.png", 3, SIZE)
     assert (label == truth()).mean() > (0.5 if "--crf" in words else 0.999)
+
+
+def test_class_list_may_begin_with_the_background(capsys):
+    assert read_names("background,boat,bird") == ("boat", "bird")
+    assert "label 1 is the second" in capsys.readouterr().err
+    assert read_names("boat,background") == ("boat", "background")  # a class, as in CVAT's tables
+
+
+def test_import_says_which_classes_never_occur(photographs, tmp_path):
+    folder = tmp_path / "arrays"
+    folder.mkdir()
+    psa(folder / "one.npy")
+    done, _ = imported(folder, photographs, *by_names(*NAMES, "lorry"))
+    assert done.returncode == 0, done.stderr
+    assert "no label map contains bird, lorry" in done.stderr
+    assert "1 photographs without a label, such as two" in done.stderr
+    assert "threshold of activation maps: 0.3" in done.stdout
+    labelled = (truth() > 0).mean()
+    assert f"{labelled:.0%} of their pixels labelled" in done.stdout
+
+
+def test_unfinished_import_is_not_used(photographs, tmp_path):
+    folder = tmp_path / "arrays"
+    folder.mkdir()
+    psa(folder / "one.npy")
+    (folder / "two.npy").write_bytes((folder / "one.npy").read_bytes()[:-200])
+    done, output = imported(folder, photographs, *by_names())
+    assert done.returncode == 1 and "two.npy" in done.stderr and (output / "one.png").exists()
+    export = ("tools/export_masks.py", output, "--images", photographs, "--to", "yolo", "--output")
+    refused = run_inside(*export, tmp_path / "yolo")
+    assert refused.returncode == 1 and "is not finished" in refused.stderr
+    psa(folder / "two.npy")
+    done, _ = imported(folder, photographs, *by_names())
+    assert done.returncode == 0, done.stderr
+    (output / "two.png").unlink()
+    done = run_inside(*export, tmp_path / "yolo")
+    assert done.returncode == 0 and "without a label map, left out: 1, such as two" in done.stderr

@@ -31,7 +31,7 @@ from core.run.errors import UserError, run_script
 from core.run.files import atomic_write
 from tools.audit.analyse_bias import removal
 from tools.audit.clusters import Clusters, crop, read_debiased
-from tools.audit.ranking import BLIND, Audit, rank
+from tools.audit.ranking import BLIND, Audit, context_share, rank
 from tools.common.cuts import read_decisions
 from tools.common.pages import encode, inline, templates
 
@@ -59,6 +59,7 @@ def main() -> None:
     decisions = read_decisions(run.debias)
     for audit in audits:
         audit.cut = decisions.classes.get(audit.name, audit.cut)
+    context = context_share(audits)
     scores = {"AUC of the score against data.biased_classes": area_under_curve(audits)}
     if options.with_masks:
         check_removal(config, run, split, masks, audits)
@@ -75,14 +76,17 @@ def main() -> None:
     with atomic_write(path) as tmp:
         template = templates(Path(__file__).parent).get_template("audit_bias.html.j2")
         values = {"audits": audits, "images": len(split), "scores": scores, "checked": bool(masks)}
+        values |= {"context": context, "labels": run.wsss_labels}
         tmp.write_text(
-            template.render(config=config, **values, inline=inline, blind=BLIND, min_gain=MIN_GAIN),
+            template.render(**values, inline=inline, blind=BLIND, min_gain=MIN_GAIN),
             "utf-8",
         )
     print(f"{'class':20}{'score':>7}{'removed':>9}{'odds':>7}{'gap':>6}")
     for audit in audits:
         figures = f"{audit.score:7.2f}{audit.removed:9.1%}{audit.odds:7.1f}{audit.gap:6.2f}"
-        print(f"{audit.name:20}{figures}  {audit.warning}".rstrip())
+        print(f"{audit.name:20}{figures}  {'(!)' if audit.warnings else ''}".rstrip())
+    if context is not None:
+        print(f"context in the labelled area: {context:.0%} (estimated without masks)")
     for name, value in scores.items():
         if value is not None:
             print(f"{name}: {value:.3f}")
@@ -135,6 +139,7 @@ def write_csv(path: Path, audits: list[Audit]) -> None:
         writer.writerow(("rank", *keys, *of_cut))
         for number, audit in enumerate(audits, 1):
             values = [getattr(audit, key) for key in keys]
+            values[keys.index("warning")] = " ".join(audit.warnings)
             values += [getattr(audit.cut, key) for key in of_cut]
             writer.writerow((number, *(f"{v:.4f}" if isinstance(v, float) else v for v in values)))
 
@@ -153,7 +158,7 @@ def chart(audits: list[Audit]) -> bytes:
         draw.text((10, top + 30), audit.name[:18], "black", font)
         length = round(bar * audit.score / best)
         draw.rectangle((left, top + 24, left + length, top + 54), "#b0148c")
-        text = f"{audit.score:.2f}" + (" (!)" if audit.warning else "")
+        text = f"{audit.score:.2f}" + (" (!)" if audit.warnings else "")
         draw.text((left + length + 6, top + 30), text, "black", font)
         x = left + bar + 80
         for picture in line:

@@ -18,6 +18,7 @@ An interrupted call continues. Further options go to all stages, such as --debia
 import csv
 import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,12 +31,10 @@ from core.data.finder import LABELS, PHOTOGRAPHS, Files
 from core.data.labels import BIASED_ON_DISK, read_label
 from core.data.tags import write_table
 from core.run.errors import UserError, run_script
-from core.run.files import read_json, user_path
-from core.run.stage import SIGNATURE
+from core.run.files import user_path
 from core.run.threads import in_threads
 from tools.common import ROOT, tool_parser
-from tools.common.jobs import Job, run_jobs
-from tools.exchange.names import read_names
+from tools.exchange.names import names_of
 
 
 def main() -> None:
@@ -48,10 +47,7 @@ def main() -> None:
     parser.add_argument("--backbone", help="network of timm for the features, by its name")
     parser.add_argument("--features", type=user_path, help="folder of (D, h, w) feature files")
     options, further = parser.parse_known_args()
-    signature = options.labels / SIGNATURE
-    if not options.classes and not signature.is_file():
-        raise UserError(f"{signature} is missing; give the class names with --classes")
-    names = read_names(options.classes) if options.classes else read_json(signature)["classes"]
+    names = names_of(options.labels, options.classes)
     output, run = options.output.resolve(), options.output.resolve() / "run"
     tags = write_tags(options.images, options.labels, names, run / "tags.csv")
     print(f"{len(tags)} photographs with labels of {len(names)} classes")
@@ -70,17 +66,29 @@ def main() -> None:
     if options.features:
         settings.append(f"--uss.features_dir={options.features.resolve()}")
     settings += further
-    audit = ["tools/audit/audit_bias.py", *settings, f"--output={output}"]
-    jobs = [
-        Job("features", ["train_uss.py", *settings]),
-        Job("debiased labels", ["make_debiased_labels.py", *settings], ("features",)),
-        Job("audit", audit, ("debiased labels",)),
-        Job("report", ["tools/report/make_report.py", *settings], ("debiased labels",)),
-    ]
-    run_jobs(jobs[1:] if options.features else jobs, run, "", 1)
+    if not options.features:
+        call("features", "train_uss.py", *settings)
+    call("debiasing", "make_debiased_labels.py", *settings)
+    call("audit", "tools/audit/audit_bias.py", *settings, f"--output={output}")
+    call("report", "tools/report/make_report.py", *settings)
     shutil.copyfile(run / "report.html", output / "report.html")
     print(summary(output / "audit.csv"))
     print(f"open {output / 'audit.html'} (docs/audit.md says how to read it) and report.html there")
+
+
+def call(title: str, script: str, *arguments: str) -> None:
+    """Runs one of the repository's scripts; shows its progress, warnings and errors alone.
+
+    Raises:
+        UserError: it failed, and has said why.
+    """
+    print(f"{title} ...", flush=True)
+    command = [sys.executable, script, *arguments]
+    if subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL).returncode:
+        raise UserError(
+            f"{script} stopped, see above. The same call continues from there; after a change of "
+            "labels or photographs, choose another --output"
+        )
 
 
 def write_tags(
@@ -117,12 +125,11 @@ def summary(path: Path) -> str:
     """The ranking as lines of text."""
     with path.open(encoding="utf-8", newline="") as file:
         rows = [*csv.DictReader(file)]
-    shown = ("name", "removed", "object_share")
-    lines = [f"{'class':20}  removed  object share"]
+    lines = [f"{'class':20}  images  score  removed  object share"]
     for row in rows:
-        name, *values = (row.get(key, "") for key in shown)
-        shares = [f"{float(v):.0%}" if v else "-" for v in values]
-        lines.append(f"{name:20}  {shares[0]:>7}  {shares[1]:>12}")
+        shares = [f"{float(row[k]):.0%}" if row[k] else "-" for k in ("removed", "object_share")]
+        figures = f"{row['images']:>6}  {float(row['score']):5.2f}  {shares[0]:>7}  {shares[1]:>12}"
+        lines.append(f"{row['name']:20}  {figures}{'  (!)' if row['warning'] else ''}")
     return "\n".join(lines)
 
 

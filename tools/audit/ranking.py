@@ -18,6 +18,7 @@ COMPANY = 20  # nearest backgrounds that show which classes a cluster occurs wit
 REFERENCE = 0.9  # quantile of the distances between backgrounds of different images
 BLIND = 1 / 3  # a larger share of the removed area without a witness gives a warning
 SMALLEST = 0.01  # share of an image; smaller removed parts are not shown
+FEW = 5  # photographs; a class with fewer gets a warning
 SAMPLED = 5000  # largest number of backgrounds that give the reference
 
 
@@ -48,6 +49,22 @@ class Audit:
     recall: float | None = None
     biased: bool | None = None  # by data.biased_classes; None if that is empty
     cut: ClassCut = field(default_factory=ClassCut)
+    labelled: int = 0  # pixels of the class's labelled area
+
+    @property
+    def warnings(self) -> list[str]:
+        """The audit's own and stage 3's, in sentences."""
+        own = [f"{self.warning[:1].upper()}{self.warning[1:]}."] if self.warning else []
+        have = "one photograph has" if self.images == 1 else f"{self.images} photographs have"
+        few = f"Only {have} it: too few to trust these figures."
+        return [*([few] if 0 < self.images < FEW else []), *own, *self.cut.warnings]
+
+
+def context_share(audits: list[Audit]) -> float | None:
+    """Estimated share of context in the whole labelled area; None without estimates."""
+    known = [a for a in audits if a.cut.object_share is not None]
+    area = sum(a.labelled for a in known)
+    return sum(a.labelled * (1 - a.cut.object_share) for a in known) / area if area else None
 
 
 def rank(
@@ -69,7 +86,8 @@ def rank(
     for c, name in enumerate(config.data.classes, 1):
         audit = Audit(name, int(split.tags[:, c - 1].sum()))
         audit.biased = name in known if known else None
-        audit.removed = clusters.marked[c] / max(1, clusters.labelled[c])
+        audit.labelled = int(clusters.labelled[c])
+        audit.removed = clusters.marked[c] / max(1, audit.labelled)
         audits.append(audit)
         rows = np.flatnonzero(clusters.labels == c)
         tagged = split.tags[clusters.images[background], c - 1]

@@ -4,6 +4,7 @@ import ctypes
 import hashlib
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,6 +18,9 @@ from core.config import Config
 from core.run.errors import UserError
 from core.run.files import read_json, write_json
 from tools.common import ROOT
+
+CALL = "\n$ python "
+"""What stands in a log before the arguments of a call."""
 
 
 @dataclass
@@ -87,6 +91,8 @@ def _start(job: Job, path: Path) -> subprocess.Popen:
     path.parent.mkdir(parents=True, exist_ok=True)
     threads = {k: "1" for k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     with path.open("ab") as log:
+        log.write(f"{CALL}{shlex.join(job.command)}\n".encode())  # earlier calls are above it
+        log.flush()
         return subprocess.Popen(
             [sys.executable, *job.command],
             cwd=ROOT,
@@ -105,7 +111,8 @@ def _end_with_parent() -> None:
 
 
 def _tail(log: Path) -> str:
-    lines = log.read_text("utf-8", "replace").replace("\r", "\n").strip().splitlines()
+    text = log.read_text("utf-8", "replace").rpartition(CALL)[2].partition("\n")[2]
+    lines = text.replace("\r", "\n").strip().splitlines()
     return "\n".join(f"  {line}" for line in lines[-6:])
 
 

@@ -125,10 +125,11 @@ class Yolo(Format):
 
     def finish(self) -> str:
         names = "".join(f"  {k}: {json.dumps(n)}\n" for k, n in enumerate(self.classes))
-        text = f"path: .\ntrain: images\nval: images\nnames:\n{names}"
+        text = f"train: images\nval: images\nnames:\n{names}"
         write_text(self.folder / "data.yaml", text)
         return (
-            f"YOLO: put the photographs into {self.folder / 'images'}; data.yaml lists the classes"
+            f"YOLO: put the photographs into {self.folder / 'images'}, which data.yaml names for "
+            "training and validation alike"
         )
 
 

@@ -1,10 +1,13 @@
 """Class names of one source in terms of another's."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from core.data.names import class_name, look_alikes
 from core.run.errors import UserError
-from core.run.files import read_text, user_path
+from core.run.files import read_json, read_text, user_path
+from core.run.log import note
+from core.run.stage import SIGNATURE
 
 SYNONYMS = (  # PASCAL VOC, COCO and what people write
     {"aeroplane", "airplane"},
@@ -12,10 +15,16 @@ SYNONYMS = (  # PASCAL VOC, COCO and what people write
     {"sofa", "couch"},
     {"tvmonitor", "tv", "television"},
 )
+UNFINISHED = "unfinished"
+"""In made_from.json while tools/import_labels.py writes label maps."""
+EMPTY = {"background", "_background_", "__background__", "bg", "void", "unlabeled"}
+"""Names of label 0, in lower case."""
 
 
 def read_names(text: str) -> tuple[str, ...]:
     """Class names from a file with one a line, or from a list separated by commas.
+
+    A first name that means the background is left out, with a note: it is label 0 everywhere.
 
     Raises:
         UserError: there is none, or one twice.
@@ -28,11 +37,29 @@ def read_names(text: str) -> tuple[str, ...]:
     else:
         raise UserError(f"the file of class names {path} is missing")
     names = tuple(name for name in (class_name(line, text) for line in lines) if name)
+    if names and names[0].casefold() in EMPTY:
+        note(f"{names[0]!r}, the first class name of {text}, is label 0; label 1 is the second")
+        names = names[1:]
     twice = [name for name in names if names.count(name) > 1]
     if not names or twice:
         problem = f"{twice[0]!r} is there twice" if twice else "there is none"
         raise UserError(f"class names {text}: {problem}")
     return names
+
+
+def names_of(folder: Path, given: str | None) -> tuple[str, ...]:
+    """The class names of a folder of label maps: those given, or what its made_from.json says.
+
+    Raises:
+        UserError: neither says them, or `tools/import_labels.py` has not finished the folder.
+    """
+    path = folder / SIGNATURE
+    made_from = read_json(path) if path.is_file() else {}
+    if made_from.get(UNFINISHED):
+        raise UserError(f"{folder} is not finished: run the same tools/import_labels.py again")
+    if not given and not made_from:
+        raise UserError(f"{path} is missing; give the class names with --classes")
+    return read_names(given) if given else tuple(made_from["classes"])
 
 
 def match(

@@ -16,6 +16,7 @@ from core.segmenter import most_likely
 from core.wsss.cam import cam_label, upsampled
 from tools.data.coco_annotations import draw_mask, group, read_instances
 from tools.exchange.arrays import channels_first, class_maps, probabilities, read_saved, unit
+from tools.exchange.names import EMPTY
 
 ARRAYS = Kind("arrays", (".npy", ".npz"), (".pkl", ".mat", ".h5"))
 
@@ -77,7 +78,7 @@ def open_source(
     if colours is not None:
         return from_colours(path, colours)
     if not names:
-        raise UserError(f"{path} does not say its class names; give --source-classes")
+        raise UserError(f"{path} does not say its class names; give --classes")
     arrays = Files(path, ARRAYS)
     if arrays.ids:
         return from_arrays(arrays, names, decision)
@@ -152,8 +153,8 @@ def check_shape(shape: tuple[int, ...], size: tuple[int, int], path: Path) -> No
     off = max(1 / min(shape), 0.02)
     if not 1 - off <= ratio <= 1 + off:
         raise UserError(
-            f"{path} has maps of {shape[1]}x{shape[0]}, its photograph has {size[1]}x{size[0]} "
-            "pixels, which is another shape"
+            f"{path} has maps of {shape[1]}x{shape[0]} (width x height), and its photograph of "
+            f"{size[1]}x{size[0]} pixels has another shape"
         )
 
 
@@ -222,7 +223,7 @@ def from_colours(folder: Path, table: Path) -> Source:
         values = rest.split(":")[0].split(",")
         if len(values) != 3 or not all(v.strip().isdigit() and int(v) < 256 for v in values):
             raise UserError(f"{table}: {line!r} is not `name:red,green,blue`")
-        empty = name.casefold() in ("background", "bg", "void", "unlabeled")
+        empty = name.casefold() in EMPTY
         names += [] if empty else [name]
         colours[tuple(map(int, values))] = 0 if empty else len(names)
     files = Files(folder, LABELS)
