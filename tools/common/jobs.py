@@ -4,6 +4,7 @@ import ctypes
 import hashlib
 import json
 import os
+import runpy
 import shlex
 import signal
 import subprocess
@@ -11,14 +12,22 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from core.config import Config
+from core.run import vision
 from core.run.errors import UserError
 from core.run.files import read_json, write_json
 from tools.common import ROOT
 
+PROCESSES = get_context("fork" if sys.platform == "linux" else "spawn")
+"""Forked processes share what is imported, which saves seconds each; only Linux's are safe."""
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 CALL = "\n$ python "
 """What stands in a log before the arguments of a call."""
 
@@ -56,7 +65,7 @@ def run_jobs(jobs: Sequence[Job], folder: Path, settings: str, max_parallel: int
         if done.get(job.name) == job.command + [settings] and ended.issuperset(job.depends_on):
             ended.add(job.name)
     waiting = [job for job in jobs if job.name not in ended]
-    running: dict[str, tuple[Job, subprocess.Popen, float]] = {}
+    running: dict[str, tuple[Job, BaseProcess, float]] = {}
     began = time.monotonic()
     try:
         while waiting or running:
@@ -66,10 +75,10 @@ def run_jobs(jobs: Sequence[Job], folder: Path, settings: str, max_parallel: int
                     running[job.name] = (job, _start(job, _log(folder, job)), time.monotonic())
             time.sleep(0.1)
             for job, process, started in [*running.values()]:
-                if process.poll() is None:
+                if process.is_alive():
                     continue
                 del running[job.name]
-                if process.returncode:
+                if process.exitcode:
                     log = _log(folder, job)
                     raise UserError(f"{job.name} failed:\n{_tail(log)}\n(full log: {log})")
                 ended.add(job.name)
@@ -80,28 +89,37 @@ def run_jobs(jobs: Sequence[Job], folder: Path, settings: str, max_parallel: int
     finally:
         for _, process, _ in running.values():
             process.terminate()
-            process.wait()
+            process.join()
 
 
 def _log(folder: Path, job: Job) -> Path:
     return folder / "logs" / f"{job.name.replace(': ', '_').replace(' ', '_')}.log"
 
 
-def _start(job: Job, path: Path) -> subprocess.Popen:
+def _start(job: Job, path: Path) -> BaseProcess:
     path.parent.mkdir(parents=True, exist_ok=True)
-    threads = {k: "1" for k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-    with path.open("ab") as log:
-        log.write(f"{CALL}{shlex.join(job.command)}\n".encode())  # earlier calls are above it
-        log.flush()
-        return subprocess.Popen(
-            [sys.executable, *job.command],
-            cwd=ROOT,
-            env={**os.environ, **threads, "PYTHONUNBUFFERED": "1"},
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
-        )
+    if PROCESSES.get_start_method() == "fork":
+        vision.timm, vision.v2  # noqa: B018 (nearly every script needs them: imported once)
+    process = PROCESSES.Process(target=_run, args=(job.command, path))
+    process.start()
+    return process
+
+
+def _run(command: list[str], path: Path) -> None:
+    """In a process of its own: what `python <command>` does, with one thread and its output in a
+    log."""
+    if sys.platform == "linux":
+        _end_with_parent()
+    with path.open("ab", buffering=0) as log, Path(os.devnull).open("rb") as nothing:
+        log.write(f"{CALL}{shlex.join(command)}\n".encode())  # earlier calls are above it
+        for file, descriptor in ((nothing, 0), (log, 1), (log, 2)):
+            os.dup2(file.fileno(), descriptor)
+    sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w", 1), open(2, "w", 1)  # noqa: SIM115
+    os.environ |= dict.fromkeys(THREADS, "1")
+    torch.set_num_threads(1)
+    os.chdir(ROOT)
+    sys.argv = [*command]
+    runpy.run_path(command[0], run_name="__main__")
 
 
 def _end_with_parent() -> None:
