@@ -143,7 +143,6 @@ def _refused(*args: Any, **kwargs: Any) -> None:
 
 
 tensors_only = types.SimpleNamespace(Unpickler=_TensorsOnly, load=_refused, __name__="tensors")
-"""The `pickle_module` of torch.load."""
 
 
 def find_state_dict(content: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -181,17 +180,19 @@ def load_weights(network: nn.Module, path: Path, names: Mapping[str, str] | None
             f"{names[missing[0]]}; is it the file of another architecture?"
         )
     if wrong:
-        text = "the network's name or arguments differ from the file's"
-        raise UserError(f"{path}: {wrong[0]}; {text}")
+        name, shapes = next(iter(wrong.items()))
+        raise UserError(
+            f"{path}: {name} has shape {shapes}; the network's name or arguments differ from the "
+            "file's"
+        )
     network.load_state_dict(state, strict=False)
 
 
-def _misfits(state: Mapping, wanted: Mapping) -> tuple[list[str], list[str]]:
-    """Names of the wanted tensors that `state` lacks; and what is of another shape."""
+def _misfits(state: Mapping, wanted: Mapping) -> tuple[list[str], dict[str, str]]:
+    """Names of the wanted tensors that `state` lacks; and shapes, by name, of those that differ."""
     missing = [k for k in wanted if k not in state and not k.endswith("num_batches_tracked")]
     shapes = {k: (tuple(state[k].shape), tuple(wanted[k].shape)) for k in wanted if k in state}
-    wrong = [f"{k} has shape {a}, expected {b}" for k, (a, b) in shapes.items() if a != b]
-    return missing, wrong
+    return missing, {k: f"{a}, expected {b}" for k, (a, b) in shapes.items() if a != b}
 
 
 def load_published(network: nn.Module, path: Path, own: Collection[str] = ()) -> nn.Module:
@@ -224,8 +225,8 @@ def load_published(network: nn.Module, path: Path, own: Collection[str] = ()) ->
     wanted = network.state_dict()
     extra += [k for k in state if k not in wanted]
     missing, wrong = _misfits(state, wanted)
-    missing = [k for k in missing if k not in own]
-    found = {"missing": missing, "not known": extra, "of another shape": wrong}
+    found = {"missing": [k for k in missing if k not in own], "not known": extra}
+    found["of another shape"] = [f"{name} {shapes}" for name, shapes in wrong.items()]
     problems = [f"  {title}: {', '.join(names)}" for title, names in found.items() if names]
     if problems:
         lines = "\n".join(problems)
