@@ -53,11 +53,10 @@ class Config(Runtime):
 
 
 KEYS = {key: (section, item) for key, section, item in settings_below(Config)}
-"""The section and the field of every key, and of every section."""
 NAME_LISTS = ("data.classes", "data.biased_classes")
 A_LIST = "a list is written in brackets, on the command line between quotes: '[a, b]'"
+# Keys of earlier versions.
 RENAMED = {"uss.stage": "uss.backbone_stage", "wsss.fixed_layers": "wsss.frozen_stages"}
-"""Keys of earlier versions."""
 
 
 class _Parser(jsonargparse.ArgumentParser):

@@ -26,7 +26,7 @@ from core.run.errors import refuse
 from core.run.files import read_json
 from core.run.inputs import Items
 from core.run.settings import check, flatten, is_weight_file, keys_in_use, overlaid, weight_files
-from core.run.stage import Identity, class_differences, refuse_stale, setting_differences
+from core.run.stage import STALE, Identity, class_differences, setting_differences, stale_lines
 from core.segmenter import SegmentationConfig
 from core.uss.features import SemanticFeatures, network_features, standardised_source
 
@@ -138,15 +138,11 @@ def segmentation_identity(config: Config, split: Split, labels: Sequence[Path]) 
 
 
 def prediction_identity(
-    config: Config, split: Split, weights: Path, classes: tuple[str, ...], open_list: bool = False
+    config: Config, split: Split, weights: Path, classes: tuple[str, ...]
 ) -> Identity:
-    """Predictions see images and the trained network, whose checkpoint holds its own settings.
-
-    `classes` are the network's; `open_list`: whether images may come and go.
-    """
+    """Predictions see images and the trained network, whose checkpoint holds its own settings."""
     inputs = {"images": _by_id(split, split.images), "network": {"checkpoint": weights}}
-    changing = frozenset(["images"] if open_list else [])
-    return _identity(config, ["evaluation"], inputs, classes=classes, open_inputs=changing)
+    return _identity(config, ["evaluation"], inputs, classes=classes)
 
 
 def own_stages(config: Config, split: Split, *stages: str) -> Iterator[tuple[Path, Identity, str]]:
@@ -170,7 +166,12 @@ def check_upstream(config: Config, split: Split, *stages: str) -> None:
         UserError: they differ, so that the results would not be of these settings and inputs.
     """
     for folder, identity, script in own_stages(config, split, *stages):
-        refuse_stale(folder, identity, config.workers, script)
+        refuse(
+            f"{folder}, which this stage reads, {STALE}",
+            stale_lines(folder, identity, config.workers),
+            "set these back, or choose another run_dir or remove the folder yourself, and run: "
+            f"python {script}, with the same --config and options",
+        )
 
 
 def check_made_from(

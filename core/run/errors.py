@@ -125,8 +125,8 @@ def _report(error: Exception) -> NoReturn:
     lines = [line for line in str(error).strip().splitlines() if not line.startswith(_LAST)]
     what = f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__
     working = f"\n{_LAST}{files[-1]}" if files[-1] else ""
-    command = f"command: {shlex.join(sys.argv)}\nPython {sys.version}\n"
-    path = _saved(f"{command}{working.strip()}\n{text}")
+    command = f"command: {shlex.join(sys.argv)}\nPython {sys.version}"
+    path = _saved(f"{command}\n{working.strip()}\n{text}")
     sys.exit(
         f"error: unforeseen {what}{working}\nThis is a bug, or an unsupported input. Please "
         f"report it, with {path}: the traceback is there (MARS_TRACEBACK=1 prints it)"

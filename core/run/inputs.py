@@ -14,14 +14,10 @@ from tqdm import tqdm
 from core.run.errors import UserError
 from core.run.files import read_json, write_json
 
-Items = Mapping[str, str | Path]
-"""What a stage reads, by id: a text, or a file whose content counts."""
-Stamp = str | list
-"""An item as recorded: its text; or a file's size, modification time, change time and digest."""
-Stamps = dict[str, dict[str, Stamp | None]]
-"""Stamps by name of the input and id; None: the file is missing."""
-TICK = 2 * 10**9
-"""Nanoseconds in which a file may change twice without a new time on some file systems."""
+Items = Mapping[str, str | Path]  # what is read, by id: a text, or a file whose content counts
+Stamp = str | list  # an item's text; or a file's size, modification time, change time and digest
+Stamps = dict[str, dict[str, Stamp | None]]  # by name of the input and id; None: a missing file
+TICK = 2 * 10**9  # nanoseconds in which, on some file systems, a file changes without a new time
 
 
 def stamp(inputs: Mapping[str, Items], folders: Sequence[Path], workers: int = 0) -> Stamps:

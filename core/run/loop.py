@@ -26,8 +26,7 @@ from core.run.errors import UserError
 from core.run.log import Board, emit
 from core.run.settings import Runtime
 
-Schedule = Callable[[int], float]
-"""Step -> factor on the initial learning rates."""
+Schedule = Callable[[int], float]  # step -> factor on the initial learning rates
 
 
 def poly(iterations: int, power: float = 0.9) -> Schedule:

@@ -26,8 +26,7 @@ from core.run.files import read_json, write_json
 from core.run.log import emit
 from core.run.settings import Runtime
 
-SIGNATURE = "made_from.json"
-"""In a folder of results that may be moved: class names, settings and inputs of its stage."""
+SIGNATURE = "made_from.json"  # in results that may be moved: a stage's classes, settings, inputs
 STALE = "is stale: it was made with other settings or inputs"
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "numba", "opencv-python-headless", "pillow")
 
@@ -164,16 +163,6 @@ def stale_lines(folder: Path, identity: Identity, workers: int, common: bool = F
     stamps = inputs.stamp(identity.inputs, (*identity.known_in, folder), workers)
     identity = dataclasses.replace(identity, settings=settings)
     return _differences(folder, earlier, identity, stamps, common)
-
-
-def refuse_stale(folder: Path, identity: Identity, workers: int, script: str) -> None:
-    """Raises a `UserError` if `stale_lines` finds differences in a stage that `script` makes."""
-    refuse(
-        f"{folder}, which this stage reads, {STALE}",
-        stale_lines(folder, identity, workers),
-        "set these back, or choose another run_dir or remove the folder yourself, and run: "
-        f"python {script}, with the same --config and options",
-    )
 
 
 def check_classes(folder: Path, classes: Sequence[str]) -> None:
