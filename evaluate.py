@@ -130,7 +130,7 @@ def score_list(config: Config, options, split: Split, predictions: Sequence[Path
     result["images"]["skipped"] = split.skipped
     inputs = {"masks": masks, "predictions": predictions}
     items = {key: dict(zip(split.ids, paths, strict=True)) for key, paths in inputs.items()}
-    digests = summary(stamp(items, {}, config.workers))
+    digests = summary(stamp(items, (), config.workers))
     result["data"] = {
         "root": str(Path(config.data.root).resolve()),
         "split": options.split,

@@ -14,7 +14,7 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, get_args
@@ -26,7 +26,7 @@ from core.data.settings import DataConfig
 from core.debias import DebiasConfig
 from core.run.errors import UserError, report_in
 from core.run.files import is_utf8, read_text, user_path
-from core.run.settings import Runtime, check, comments, keys_in_use
+from core.run.settings import Runtime, check, comments, flatten, keys_in_use, settings_below
 from core.segmenter import EvaluationConfig, SegmentationConfig
 from core.uss.features import UssConfig
 from core.wsss.settings import WsssConfig
@@ -46,19 +46,17 @@ class Config(Runtime):
     def __post_init__(self):
         folders = (self.run_dir, self.wsss.labels_dir, self.debias.output_dir)
         root = Path(self.data.root).resolve()
+        told = "is inside data.root; its pictures would be read as images. Choose another folder"
         for folder in [Path(f).resolve() for f in folders if f]:
             inside = self.data.format == "folder" and root in (folder, *folder.parents)
-            check(
-                not inside,
-                f"{folder} is inside data.root; its pictures would be read as images. "
-                "Choose another folder",
-            )
+            check(not inside, f"{folder} {told}")
 
 
+KEYS = {key: (section, item) for key, section, item in settings_below(Config)}
 NAME_LISTS = ("data.classes", "data.biased_classes")
 A_LIST = "a list is written in brackets, on the command line between quotes: '[a, b]'"
+# Keys of earlier versions.
 RENAMED = {"uss.stage": "uss.backbone_stage", "wsss.fixed_layers": "wsss.frozen_stages"}
-"""Keys of earlier versions."""
 
 
 class _Parser(jsonargparse.ArgumentParser):
@@ -74,7 +72,7 @@ class _Parser(jsonargparse.ArgumentParser):
         for k, word in enumerate(words):
             key, equals, value = word.removeprefix("--").partition("=")
             if word.startswith("--"):
-                self._refuse_unknown(key, {a.dest for a in self._actions})
+                self._refuse_unknown(key)
             if key in NAME_LISTS and equals:
                 words[k] = f"--{key}={_json_names(value)}"
             elif key in NAME_LISTS and k + 1 < len(words):
@@ -85,19 +83,18 @@ class _Parser(jsonargparse.ArgumentParser):
         text = read_text(user_path(str(path)), "the configuration")
         try:
             root = yaml.compose(text, yaml.SafeLoader)
-            for key, node in _name_lists(root):
-                _make_names(key, node, str(path))
+            _make_names(root, str(path))
             content = yaml.SafeLoader("").construct_document(root) if root else {}
             text = json.dumps(content)
         except (yaml.YAMLError, TypeError, ValueError) as error:
             self.error(f"{path} is not a valid configuration: {error}")
-        known = {a.dest for a in self._actions}
-        for key in _paths(content):
-            self._refuse_unknown(key, known)
+        for key in flatten(content) if isinstance(content, Mapping) else ():
+            self._refuse_unknown(key)
         return self.parse_string(text, path, *rest, **options)
 
-    def _refuse_unknown(self, shown: str, known: set[str]) -> None:
+    def _refuse_unknown(self, shown: str) -> None:
         key = shown if "." in shown else shown.replace("-", "_")
+        known = {action.dest for action in self._actions}
         tables = (k for k in known if k.endswith(".arguments"))
         if key in known or any(key.startswith(f"{table}.") for table in tables):
             return
@@ -113,9 +110,11 @@ class _Parser(jsonargparse.ArgumentParser):
 
     def _help(self, words: list[str]) -> str:
         """The keys of the script's sections that have an effect, given the rest of the command."""
-        own = [a for a in self._actions if a.dest not in all_keys(Config)]
+        own = [a for a in self._actions if a.dest not in KEYS]
+        options = {name for action in own for name in action.option_strings} - {"--config"}
+        words = [word for word in words if word.partition("=")[0] not in options]
         try:
-            config = parse(self, [w for w in words if not _is_own(w, own)], named=False)[0]
+            config = parse(self, words, named=False)[0]
         except UserError:
             config = Config()
         lines = [f"usage: {self.prog} --config FILE [--key VALUE ...]", "", self.description, ""]
@@ -124,11 +123,12 @@ class _Parser(jsonargparse.ArgumentParser):
                 lines += _entry(f"{action.option_strings[-1]}", action.help or "")
         lines += ["", "Settings in use, with their values; other methods have other settings:", ""]
         shown = {f.name for f in dataclasses.fields(Runtime)}
-        flat = keys_in_use(config, locations=True)
-        for key, value in flat.items():
+        for key, value in keys_in_use(config, locations=True).items():
             if key in shown or key.partition(".")[0] in self.sections:
                 value = [*value] if isinstance(value, tuple) else value
-                lines += _entry(f"--{key} {json.dumps(value)}", _comment(key))
+                section, item = KEYS.get(key, (None, None))  # tables have keys of the user
+                told = comments(section)[item.name] if section else ""
+                lines += _entry(f"--{key} {json.dumps(value)}", told)
         return "\n".join(lines) + "\n"
 
 
@@ -138,58 +138,28 @@ def _entry(head: str, text: str) -> list[str]:
     return textwrap.wrap(f"{head}  {text}", width, subsequent_indent=" " * 32)
 
 
-def _comment(key: str) -> str:
-    kind, parts = Config, key.split(".")
-    for part in parts[:-1]:
-        kind = {f.name: f.type for f in dataclasses.fields(kind)}[part]
-        if not dataclasses.is_dataclass(kind):  # a table whose keys are the user's
-            return ""
-    return comments(kind).get(parts[-1], "")
-
-
-def all_keys(kind: type, prefix: str = "") -> set[str]:
-    """Every key of a dataclass of settings, sections included, as `section.key`."""
-    keys = set()
-    for item in dataclasses.fields(kind):
-        keys.add(prefix + item.name)
-        if dataclasses.is_dataclass(item.type):
-            keys |= all_keys(item.type, f"{prefix}{item.name}.")
-    return keys
-
-
-def _is_own(word: str, own: Sequence[Any]) -> bool:
-    names = {name for action in own for name in action.option_strings} - {"--config"}
-    return word.partition("=")[0] in names
-
-
-def _paths(tree: Any, prefix: str = "") -> Iterator[str]:
-    """Full keys of a parsed YAML file, down to those that hold a value."""
-    for name, value in tree.items() if isinstance(tree, Mapping) else ():
-        key = f"{prefix}{name}"
-        if isinstance(value, Mapping) and not key.endswith(".arguments"):
-            yield from _paths(value, f"{key}.")
-        else:
-            yield key
-
-
 def _json_names(text: str) -> str:
     """Names written as "a,b" or "[a, b]", as a list in JSON."""
     names = re.split("[,\n]", text)
     if text.lstrip().startswith("["):
         try:
-            items = yaml.compose(text, yaml.SafeLoader).value
+            names = yaml.load(text, yaml.BaseLoader)  # which leaves every scalar a text
         except yaml.YAMLError:
             return text  # refused by the parser
-        if not all(isinstance(item, yaml.ScalarNode) for item in items):
+        if not all(isinstance(name, str) for name in names):
             return text
-        names = [item.value for item in items]
     return json.dumps([name.strip() for name in names if name.strip()], ensure_ascii=False)
 
 
-def _make_names(key: str, node: yaml.Node, path: str) -> None:
-    """Makes the items of a list of class names text: `no`, `1` and `null` are names."""
+def _make_names(node: yaml.Node | None, path: str, key: str = "") -> None:
+    """Makes the items of lists of class names text: `no`, `1` and `null` are names."""
     text = "tag:yaml.org,2002:str"
-    if node.tag == text:  # names in one line of text
+    if key not in NAME_LISTS:
+        for name, value in node.value if isinstance(node, yaml.MappingNode) else ():
+            below = f"{key}.{name.value}".lstrip(".")
+            if any(f"{full}.".startswith(f"{below}.") for full in NAME_LISTS):
+                _make_names(value, path, below)
+    elif node.tag == text:  # names in one line of text
         names = json.loads(_json_names(node.value))
         node.value = [yaml.ScalarNode(text, name) for name in names]
         node.__class__, node.tag = yaml.SequenceNode, "tag:yaml.org,2002:seq"
@@ -204,63 +174,38 @@ def _make_names(key: str, node: yaml.Node, path: str) -> None:
         raise UserError(f"{path}, line {line}: {key} must be a list; {A_LIST}")
 
 
-def _name_lists(node: yaml.Node | None, prefix: str = "") -> Iterator[tuple[str, yaml.Node]]:
-    """The keys of `NAME_LISTS` that a YAML mapping has, and their values."""
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            name = f"{prefix}{key.value}"
-            if name in NAME_LISTS:
-                yield name, value
-            elif any(full.startswith(f"{name}.") for full in NAME_LISTS):
-                yield from _name_lists(value, f"{name}.")
-
-
 def make_parser(prog: str, description: str, *sections: str) -> _Parser:
     """A parser with `--config` and every key of `Config`.
 
-    Args:
-        prog: name of the script.
-        description: its docstring.
-        sections: sections of the configuration that --help shows besides `data`; none: all.
+    Its --help shows `data` and the named sections of the configuration; none: all.
     """
     parser = _Parser(prog=prog, description=description)
-    every = tuple(f.name for f in dataclasses.fields(Config))
-    parser.sections = ("data", *sections) if sections else every
+    parser.sections = ("data", *sections) if sections else tuple(KEYS)
     parser.add_argument("--config", action="config", help="The experiment, a YAML file.")
     parser.add_class_arguments(Config, None)
     return parser
 
 
-def _refuse_empty(parsed: Any, kind: type, prefix: str = "") -> None:
-    """Refuses null where a key has no such value; jsonargparse accepts it for lists."""
-    for item in dataclasses.fields(kind):
-        key = prefix + item.name
-        if dataclasses.is_dataclass(item.type):
-            _refuse_empty(parsed, item.type, f"{key}.")
-        elif parsed.get(key, ()) is None and type(None) not in get_args(item.type):
-            raise UserError(f"{key} is empty; give it a value or delete the line")
-
-
 def parse(parser: _Parser, args: list[str] | None = None, named: bool = True) -> tuple[Config, Any]:
     """Parses the command line; returns the configuration and the other arguments.
 
-    Args:
-        parser: result of `make_parser`.
-        args: the command line; None: the process's own.
-        named: whether class names that no setting gives are taken from the data set.
+    `args` None: the own ones of the process; `named`: take class names that no setting gives from
+    the data set.
 
     Raises:
         UserError: settings contradict each other.
         SystemExit: an unknown key or a value out of range, after one message.
     """
     parsed = parser.parse_args(args)
-    _refuse_empty(parsed, Config)
+    for key, (_, item) in KEYS.items():  # jsonargparse accepts null for any list
+        optional = dataclasses.is_dataclass(item.type) or type(None) in get_args(item.type)
+        empty = not optional and parsed.get(key, ()) is None
+        check(not empty, f"{key} is empty; give it a value or delete the line")
     for key, value in [*parsed.items()]:
         if isinstance(value, str) and (value.startswith("~") or not is_utf8(value)):
             parsed[key] = str(user_path(value))  # only paths start like this
     namespace = parser.instantiate(parsed)
-    names = {f.name for f in dataclasses.fields(Config)}
-    config = Config(**{k: v for k, v in vars(namespace).items() if k in names})
+    config = Config(**{k: v for k, v in vars(namespace).items() if k in KEYS})
     report_in(Path(config.run_dir))
     if named:
         config.data = config.data.with_classes()

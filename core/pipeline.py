@@ -9,7 +9,7 @@
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,11 @@ from core.data.finder import FEATURES, LABELS, Files, Kind
 from core.data.lists import Split, masks_folder
 from core.models.deeplab import DeepLab, build_deeplab
 from core.run import checkpoint
-from core.run.errors import UserError
+from core.run.errors import refuse
 from core.run.files import read_json
 from core.run.inputs import Items
-from core.run.settings import flatten, is_weight_file, keys_in_use, overlaid, weight_files
-from core.run.stage import Identity, class_difference, listed, refuse_stale, setting_differences
+from core.run.settings import check, flatten, is_weight_file, keys_in_use, overlaid, weight_files
+from core.run.stage import STALE, Identity, class_differences, setting_differences, stale_lines
 from core.segmenter import SegmentationConfig
 from core.uss.features import SemanticFeatures, network_features, standardised_source
 
@@ -80,96 +80,75 @@ def settings_of(config: Config, *keys: str) -> dict[str, Any]:
     return {key: value for key, value in flat.items() if not is_weight_file(key, value)}
 
 
-def _identity(
-    config: Config,
-    keys: Sequence[str],
-    inputs: Mapping[str, Items],
-    *,
-    classes: tuple[str, ...] | None = None,
-    named: bool = True,
-    open_inputs: frozenset[str] = frozenset(),
-) -> Identity:
-    """The identity of a stage that uses these sections and keys, and the weight files they name;
-    `classes` None: the configured ones. Other arguments are as in `Identity`."""
+def _identity(config: Config, keys: Sequence[str], inputs: dict[str, Items], **more) -> Identity:
+    """The identity of a stage that uses these sections and keys, and the weight files they name.
+
+    `more`: other arguments of `Identity`; `classes` are the configured ones if not given.
+    """
     sections = [k for k in keys if dataclasses.is_dataclass(getattr(config, k))]
     weights = {k: v for s in sections for k, v in weight_files(getattr(config, s), f"{s}.").items()}
-    inputs = {**inputs, **({"weights": weights} if weights else {})}
-    classes = config.data.classes if classes is None else classes
+    inputs = inputs | ({"weights": weights} if weights else {})
     run, settings = Run(config), settings_of(config, *keys)
-    folders = (run.uss, run.wsss, run.debias, run.segmentation())
-    return Identity(classes, settings, inputs, named, open_inputs, folders, _defaults())
+    known = (run.uss, run.wsss, run.debias, run.segmentation())
+    classes = more.pop("classes", config.data.classes)
+    return Identity(classes, settings, inputs, known_in=known, defaults=_defaults(), **more)
 
 
-def _images(split: Split) -> Items:
-    return dict(zip(split.ids, split.images, strict=True))
+def _by_id(split: Split, values: Iterable[Path | str]) -> Items:
+    return dict(zip(split.ids, values, strict=True))
 
 
-def _tags(config: Config, split: Split) -> Items:
+def _images_and_tags(config: Config, split: Split) -> dict[str, Items]:
     names = config.data.classes
-    rows = (";".join(names[k] for k in row.nonzero()[0]) for row in split.tags)
-    return dict(zip(split.ids, rows, strict=True))
+    tags = (";".join(names[k] for k in row.nonzero()[0]) for row in split.tags)
+    return {"images": _by_id(split, split.images), "tags": _by_id(split, tags)}
 
 
 def uss_identity(config: Config, split: Split) -> Identity:
     """Stage 1 sees images alone."""
-    return _identity(config, ("seed", "uss"), {"images": _images(split)}, named=False)
+    return _identity(config, ("seed", "uss"), {"images": _by_id(split, split.images)}, named=False)
 
 
 def wsss_identity(config: Config, split: Split) -> Identity:
     """Stage 2 sees images and their tags."""
-    inputs = {"images": _images(split), "tags": _tags(config, split)}
-    return _identity(config, ("seed", "accumulate", "sync_norm", "wsss"), inputs)
+    keys = ("seed", "accumulate", "sync_norm", "wsss")
+    return _identity(config, keys, _images_and_tags(config, split))
 
 
 def debias_identity(config: Config, split: Split) -> Identity:
     """Stage 3 sees images, tags, label maps, and features or the network that computes them."""
     run, folder = Run(config), config.uss.features_dir
-    inputs = {"images": _images(split), "tags": _tags(config, split)}
-    labels = paths_of(run.wsss_labels, LABELS, split)
-    inputs["labels"] = dict(zip(split.ids, labels, strict=True))
-    inputs["features"] = {"checkpoint": run.uss / "checkpoint.pth"}
-    if folder:
-        paths = paths_of(Path(folder), FEATURES, split)
-        inputs["features"] = dict(zip(split.ids, paths, strict=True))
+    inputs = _images_and_tags(config, split)
+    inputs["labels"] = _by_id(split, paths_of(run.wsss_labels, LABELS, split))
+    if not folder:  # stage 1's checkpoint tells what becomes of its features
+        inputs["features"] = {"checkpoint": run.uss / "checkpoint.pth"}
+        return _identity(config, ("seed", "debias"), inputs)
+    inputs["features"] = _by_id(split, paths_of(Path(folder), FEATURES, split))
     identity = _identity(config, ("seed", "debias"), inputs)
-    if not folder:
-        return identity  # stage 1's checkpoint tells what becomes of its features
     of_files = {f"uss.{key}": getattr(config.uss, key) for key in ("centre", "whiten")}
     return dataclasses.replace(identity, settings={**identity.settings, **of_files})
 
 
 def segmentation_identity(config: Config, split: Split, labels: Sequence[Path]) -> Identity:
     """Stage 4 sees images and label maps; the teacher also sees tags."""
-    inputs = {"images": _images(split), "labels": dict(zip(split.ids, labels, strict=True))}
+    inputs = {"images": _by_id(split, split.images), "labels": _by_id(split, labels)}
     if config.segmentation.mode in ("complement", "mars") or config.segmentation.class_balance:
-        inputs["tags"] = _tags(config, split)
+        inputs |= _images_and_tags(config, split)
     return _identity(config, ("seed", "accumulate", "sync_norm", "segmentation"), inputs)
 
 
 def prediction_identity(
-    config: Config, split: Split, weights: Path, classes: tuple[str, ...], open_list: bool = False
+    config: Config, split: Split, weights: Path, classes: tuple[str, ...]
 ) -> Identity:
-    """Predictions see images and the trained network.
-
-    Args:
-        config: settings of test-time augmentation.
-        split: images to predict.
-        weights: checkpoint of the network, which holds its own settings.
-        classes: class names of the network.
-        open_list: whether images may come and go.
-    """
-    inputs = {"images": _images(split), "network": {"checkpoint": weights}}
-    changing = frozenset(["images"] if open_list else [])
-    return _identity(config, ("evaluation",), inputs, classes=classes, open_inputs=changing)
+    """Predictions see images and the trained network, whose checkpoint holds its own settings."""
+    inputs = {"images": _by_id(split, split.images), "network": {"checkpoint": weights}}
+    return _identity(config, ["evaluation"], inputs, classes=classes)
 
 
 def own_stages(config: Config, split: Split, *stages: str) -> Iterator[tuple[Path, Identity, str]]:
     """Folder, present identity and script of each named stage whose results are the run's own.
 
-    Args:
-        config: the whole configuration.
-        split: the training list.
-        stages: any of "uss", "wsss" and "debias".
+    `split` is the training list, `stages` any of "uss", "wsss" and "debias".
     """
     run = Run(config)
     if "wsss" in stages and not config.wsss.labels_dir:
@@ -181,28 +160,26 @@ def own_stages(config: Config, split: Split, *stages: str) -> Iterator[tuple[Pat
 
 
 def check_upstream(config: Config, split: Split, *stages: str) -> None:
-    """Compares what earlier stages were made from with what they would be made from now.
-
-    Args: see `own_stages`.
+    """Compares what earlier stages (`own_stages`) were made from with what they would be now.
 
     Raises:
         UserError: they differ, so that the results would not be of these settings and inputs.
     """
     for folder, identity, script in own_stages(config, split, *stages):
-        refuse_stale(folder, identity, config.workers, script)
+        refuse(
+            f"{folder}, which this stage reads, {STALE}",
+            stale_lines(folder, identity, config.workers),
+            "set these back, or choose another run_dir or remove the folder yourself, and run: "
+            f"python {script}, with the same --config and options",
+        )
 
 
 def check_made_from(
     path: Path, content: Mapping[str, Any], section: str, config: Config, named: bool = False
 ) -> None:
-    """Compares a checkpoint of ours with the configuration.
+    """Compares the loaded content of a checkpoint, at `path`, with a section of the configuration.
 
-    Args:
-        path: path of the checkpoint, for messages.
-        content: the loaded checkpoint.
-        section: section of the configuration that describes its network.
-        config: the whole configuration.
-        named: whether the network distinguishes classes, so that their names and order count.
+    `named`: whether its network distinguishes classes, so that their names and order count.
 
     Raises:
         UserError: it was made with other settings of the section, or for other classes.
@@ -211,17 +188,12 @@ def check_made_from(
     if made is None:
         return
     there = {k: v for k, v in made["settings"].items() if k.startswith(f"{section}.")}
-    if not there:
-        raise UserError(f"{path} is the checkpoint of {made['stage']}; here {section} is needed")
+    check(any(there), f"{path} is the checkpoint of {made['stage']}; here {section} is needed")
     lines = setting_differences(there, settings_of(config, section), _defaults())
     if named and config.data.classes:
-        lines = [*filter(None, [class_difference(made["classes"], config.data.classes)]), *lines]
-    if lines:
-        raise UserError(
-            f"the network in {path} was made with other settings:\n{listed(lines)}\n"
-            "Remedy: give the --config and options of the run that made it, or train again in "
-            "another run_dir"
-        )
+        lines = class_differences(made["classes"], config.data.classes) + lines
+    remedy = "give the --config and options of the run that made it, or train again in "
+    refuse(f"the network in {path} was made with other settings", lines, f"{remedy}another run_dir")
 
 
 def load_semantic_features(config: Config) -> SemanticFeatures:
@@ -239,9 +211,8 @@ def feature_source(
     """The configured features: files from elsewhere, stage 1's files, or its network."""
     if config.uss.features_dir:
         source = file_features(feature_files(Path(config.uss.features_dir), split))
-        if config.uss.centre or config.uss.whiten:
-            return standardised_source(source, len(split), config.uss.whiten)
-        return source
+        standard = config.uss.centre or config.uss.whiten
+        return standardised_source(source, len(split), config.uss.whiten) if standard else source
     if config.uss.cache:
         return file_features(feature_files(Run(config).uss / "features", split, "run train_uss.py"))
     return network_features(load_semantic_features(config).to(device), split, device, amp)
@@ -254,12 +225,11 @@ def trained_weights(run: Run, chosen: str | None = None) -> Path:
         UserError: it is missing, or the training has not finished.
     """
     if chosen:
-        if not Path(chosen).is_file():
-            raise UserError(f"checkpoint {chosen} is missing; correct --weights")
+        check(Path(chosen).is_file(), f"checkpoint {chosen} is missing; correct --weights")
         return Path(chosen)
     weights = run.segmentation() / "checkpoint.pth"
-    if not weights.is_file() or not read_json(weights.with_name("manifest.json"))["finished"]:
-        raise UserError(f"{weights.parent} holds no finished training; run train_segmentation.py")
+    done = weights.is_file() and read_json(weights.with_name("manifest.json"))["finished"]
+    check(done, f"{weights.parent} holds no finished training; run train_segmentation.py")
     return weights
 
 
@@ -271,10 +241,7 @@ def load_segmenter(
     A checkpoint states which network it contains and what its labels are called, so the training
     data is not needed; one that does not is assumed to contain the configured network.
 
-    Args:
-        weights: path of the checkpoint.
-        config: the whole configuration.
-        configured: refuse a network that was trained with other settings or for other classes.
+    `configured`: refuse a network that was trained with other settings or for other classes.
     """
     content = checkpoint.load(weights)
     if configured:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from core.config import Config, all_keys
+from core.config import KEYS, Config
 
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *ROOT.glob("data/*/README.md")])
 SCRIPTS = [
@@ -22,7 +22,6 @@ SUFFIXES = "py|sh|yaml|ipynb|toml|txt|safetensors"
 PLACES = "core|tools|configs|docs|notebooks|tests|data/demo"
 
 
-KEYS = all_keys(Config)
 SECTIONS = {f.name for f in dataclasses.fields(Config) if dataclasses.is_dataclass(f.type)}
 
 

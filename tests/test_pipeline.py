@@ -241,6 +241,7 @@ def test_stage_3_refuses_labels_of_other_settings_than_it_is_given(finished, tmp
     )
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "wsss, which this stage reads, is stale" in done.stderr
+    assert "and run: python train_wsss.py, with" in done.stderr
     assert "wsss.threshold" in done.stderr and not (output / "labels").exists()
 
 

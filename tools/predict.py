@@ -19,6 +19,7 @@ other formats.
 import csv
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -65,7 +66,8 @@ def main() -> None:
     if config.data.on_bad_image == "skip":
         split = without_bad_images(split)
     # Refuses a folder with results of another network or other settings.
-    identity = prediction_identity(config, split, weights, classes, open_list=True)
+    identity = prediction_identity(config, split, weights, classes)
+    identity = replace(identity, open_inputs=frozenset(["images"]))  # which may come and go
     other = "choose another --output"
     stage = Stage(output, "predictions", config, identity, options.images, split.skipped, other)
     stage.sign(output / "labels")

@@ -1,6 +1,7 @@
 """Saves and loads weights: atomic files, no pickled objects, nothing left random by accident."""
 
 import pickle
+import types
 import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from core.run import distributed
 from core.run.errors import UserError
 from core.run.files import atomic_write
-from core.run.unpickler import tensors_only
+from core.run.settings import check
 
 PREFIXES = ("module.", "teacher.", "backbone.", "model.", "encoder.")
 NESTS = ("teacher", "student", "state_dict", "model", "network")
@@ -23,12 +24,8 @@ LEOPART = "model.prototypes.weight"  # its file: `model.` is the student, which 
 def save(path: Path, content: Mapping[str, Any], keep: bool = False) -> None:
     """Saves tensors, numbers, strings and containers of them, completely or not at all.
 
-    With several processes, only the first one saves.
-
-    Args:
-        path: the file.
-        content: what to save.
-        keep: rename the previous file, if any, to `earlier(path)`.
+    With several processes, only the first one saves. With `keep`, the previous file, if any, is
+    renamed to `earlier(path)`.
     """
     if distributed.rank():
         return
@@ -66,15 +63,14 @@ def load(path: Path) -> dict[str, Any]:
     Raises:
         UserError: the file is missing, broken, or holds more than tensors and plain values.
     """
-    if not path.is_file():
-        raise UserError(f"checkpoint {path} is missing; train this stage first or fix the path")
+    check(path.is_file(), f"checkpoint {path} is missing; train this stage first or fix the path")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         broken = zipfile.ZipFile(path).testzip() if zipfile.is_zipfile(path) else None
         if broken:  # torch compares no checksums
             raise ValueError(f"its part {broken} is not what was written")
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        return _read(path, weights_only=True)
     except Exception as error:  # noqa: BLE001 (any exception type is possible)
         if isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path):
             raise UserError(
@@ -83,12 +79,12 @@ def load(path: Path) -> dict[str, Any]:
             ) from None
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"checkpoint {path} cannot be read: {reason}") from None
-    return _checked(content, path)
 
 
-def _checked(content: Any, path: Path) -> dict[str, Any]:
+def _read(path: Path, **options: Any) -> dict[str, Any]:
+    content = torch.load(path, map_location="cpu", **options)
     if not isinstance(content, Mapping):
-        raise UserError(f"checkpoint {path} is not a state dict but a {type(content).__name__}")
+        raise ValueError(f"it is not a state dict but a {type(content).__name__}")
     return dict(content)
 
 
@@ -106,18 +102,47 @@ def load_foreign(path: Path) -> dict[str, Any]:
         if not path.is_file() or path.suffix == ".safetensors":
             raise
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:  # TorchScript is code
-                if any(name.endswith("constants.pkl") for name in archive.namelist()):
-                    raise UserError("it is a TorchScript program, not weights")
+        if zipfile.is_zipfile(path):  # TorchScript is code
+            if any(name.endswith("constants.pkl") for name in zipfile.ZipFile(path).namelist()):
+                raise UserError("it is a TorchScript program, not weights")
         # weights_only refuses the whole file for one foreign object. Here `tensors_only` takes the
         # place of pickle: it resolves tensors' own classes alone, so no code of the file can run.
-        content = torch.load(
-            path, map_location="cpu", weights_only=False, pickle_module=tensors_only
-        )
+        return _read(path, weights_only=False, pickle_module=tensors_only)
     except Exception as error:  # noqa: BLE001 (any exception type is possible)
         raise UserError(f"checkpoint {path} cannot be read: {error}") from None
-    return _checked(content, path)
+
+
+class _Ignored:
+    """Stands for an object of a checkpoint that is not a tensor; it does nothing."""
+
+    def _nothing(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    __init__ = __setstate__ = __setitem__ = append = extend = _nothing
+
+    def __call__(self, *args: Any, **kwargs: Any) -> "_Ignored":
+        return self
+
+
+class _TensorsOnly(pickle.Unpickler):
+    """Builds tensors and plain containers; every other class is `_Ignored`: no code can run."""
+
+    KNOWN = {("collections", "OrderedDict"), ("torch", "Size")}
+    KNOWN |= {("torch._utils", f"_rebuild_{kind}") for kind in ("tensor_v2", "parameter")}
+
+    def find_class(self, module: str, name: str) -> Any:
+        storage = module in ("torch", "torch.storage") and name.endswith("Storage")
+        storage = storage and "." not in name  # no attribute of an attribute
+        if (module, name) in self.KNOWN or storage:
+            return super().find_class(module, name)
+        return _Ignored
+
+
+def _refused(*args: Any, **kwargs: Any) -> None:
+    raise UserError("it is not a checkpoint, or older than torch 1.6; save its state dict again")
+
+
+tensors_only = types.SimpleNamespace(Unpickler=_TensorsOnly, load=_refused, __name__="tensors")
 
 
 def find_state_dict(content: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -131,53 +156,54 @@ def find_state_dict(content: Mapping[str, Any]) -> dict[str, Tensor]:
             return find_state_dict(content[nest])
     state = {k: v for k, v in content.items() if isinstance(v, Tensor)}
     for prefix in ("model.",) if LEOPART in state else PREFIXES:
-        if any(k.startswith(prefix) for k in state):
-            return find_state_dict(
-                {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-            )
+        inner = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        if inner:
+            return find_state_dict(inner)
     return state
 
 
 def load_weights(network: nn.Module, path: Path, names: Mapping[str, str] | None = None) -> None:
     """Loads pre-trained weights into `network`; further tensors of the file (a head) are ignored.
 
-    Args:
-        network: the network that is changed.
-        path: the file.
-        names: names in the file, by those of the network's tensors; None: the same names.
+    `names`: names in the file, by those of the network's tensors; None: the same names.
 
     Raises:
         UserError: a tensor that the network needs is missing or has another shape.
     """
-    found = find_state_dict(load_foreign(path))
-    wanted = network.state_dict()
+    found, wanted = find_state_dict(load_foreign(path)), network.state_dict()
     names = names or {k: k for k in wanted}
     state = {k: found[names[k]] for k in wanted if names[k] in found}
-    missing = [k for k in wanted if k not in state and not k.endswith("num_batches_tracked")]
+    missing, wrong = _misfits(state, wanted)
     if missing:
         raise UserError(
             f"{path} lacks {len(missing)} of the {len(wanted)} tensors of this network, first: "
             f"{names[missing[0]]}; is it the file of another architecture?"
         )
-    wrong = [k for k in wanted if k in state and state[k].shape != wanted[k].shape]
     if wrong:
-        k = wrong[0]
+        name, shapes = next(iter(wrong.items()))
         raise UserError(
-            f"{path}: {k} has shape {tuple(state[k].shape)}, expected {tuple(wanted[k].shape)}; "
-            "the network's name or arguments differ from the file's"
+            f"{path}: {name} has shape {shapes}; the network's name or arguments differ from the "
+            "file's"
         )
     network.load_state_dict(state, strict=False)
 
 
+def _misfits(state: Mapping, wanted: Mapping) -> tuple[list[str], dict[str, str]]:
+    """Names of the wanted tensors that `state` lacks; and shapes, by name, of those that differ."""
+    missing = [k for k in wanted if k not in state and not k.endswith("num_batches_tracked")]
+    shapes = {k: (tuple(state[k].shape), tuple(wanted[k].shape)) for k in wanted if k in state}
+    return missing, {k: f"{a}, expected {b}" for k, (a, b) in shapes.items() if a != b}
+
+
 def load_published(network: nn.Module, path: Path, own: Collection[str] = ()) -> nn.Module:
-    """Loads a released checkpoint of the whole network; in evaluation mode.
+    """Loads a released checkpoint of the whole network, of its architecture; in evaluation mode.
 
     Some files hold a tensor under several names, or parts that labels do not need (IRNet's
     displacement branch, an ImageNet head), which are ignored; everything else must fit.
 
     Args:
-        network: network of the same architecture. Its `RELEASED`, if any, lists pairs (prefix in
-            the file, our prefix), of which the first that fits counts; our prefix None: ignored.
+        network: its `RELEASED`, if any, lists pairs (prefix in the file, our prefix), of which the
+            first that fits counts; our prefix None: ignored.
         path: the file.
         own: tensors of the network that the file need not contain.
 
@@ -186,8 +212,11 @@ def load_published(network: nn.Module, path: Path, own: Collection[str] = ()) ->
             network, or shapes differ; all of them are listed.
     """
     rules = getattr(network, "RELEASED", [("", "")])
+    content = load_foreign(path)
+    content = content.get("state_dict", content)
+    tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)}
     state, extra = {}, []
-    for name, value in _unwrapped(load_foreign(path)).items():
+    for name, value in {k.removeprefix("module."): v for k, v in tensors.items()}.items():
         rule = next((r for r in rules if name.startswith(r[0])), None)
         if rule is None:
             extra.append(name)
@@ -195,17 +224,9 @@ def load_published(network: nn.Module, path: Path, own: Collection[str] = ()) ->
             state[rule[1] + name.removeprefix(rule[0])] = value
     wanted = network.state_dict()
     extra += [k for k in state if k not in wanted]
-    missing = [
-        k
-        for k in wanted
-        if k not in state and k not in own and not k.endswith("num_batches_tracked")
-    ]
-    wrong = [
-        f"{k} {tuple(state[k].shape)}, expected {tuple(wanted[k].shape)}"
-        for k in wanted
-        if k in state and state[k].shape != wanted[k].shape
-    ]
-    found = {"missing": missing, "not known": extra, "of another shape": wrong}
+    missing, wrong = _misfits(state, wanted)
+    found = {"missing": [k for k in missing if k not in own], "not known": extra}
+    found["of another shape"] = [f"{name} {shapes}" for name, shapes in wrong.items()]
     problems = [f"  {title}: {', '.join(names)}" for title, names in found.items() if names]
     if problems:
         lines = "\n".join(problems)
@@ -214,24 +235,11 @@ def load_published(network: nn.Module, path: Path, own: Collection[str] = ()) ->
     return network.eval()
 
 
-def _unwrapped(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors of a checkpoint that may be below "state_dict" and start with "module."."""
-    content = content.get("state_dict", content)
-    tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)}
-    return {k.removeprefix("module."): v for k, v in tensors.items()}
-
-
 def restore(network: nn.Module, content: Mapping[str, Any], key: str, path: Path) -> nn.Module:
-    """Puts one network of a loaded checkpoint of ours into `network`: in evaluation mode.
-
-    Args:
-        network: network of the same configuration.
-        content: result of `load`.
-        key: name of the network in the checkpoint.
-        path: path of the checkpoint, for messages.
+    """Puts the network `key` of a loaded checkpoint of ours into `network`; in evaluation mode.
 
     Raises:
-        UserError: the checkpoint holds another network.
+        UserError: the checkpoint, at `path`, holds a network of another configuration.
     """
     try:
         network.load_state_dict(content[key])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from core.run import distributed
 from core.run.errors import UserError
-from core.run.settings import Runtime
+from core.run.settings import Runtime, check
 
 
 def pick_device(runtime: Runtime) -> torch.device:
@@ -26,15 +26,14 @@ def pick_device(runtime: Runtime) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise UserError(f"device {name!r} is unknown; use auto, cpu, cuda or cuda:N") from None
-    if device.type not in ("cpu", "cuda"):  # mps lacks float64, among other things
-        raise UserError(f"device {name!r} is not supported; use auto, cpu, cuda or cuda:N")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device {name!r} was requested, but this PyTorch sees no GPU; use auto")
-    if (device.index or 0) >= max(1, torch.cuda.device_count()):
-        count = torch.cuda.device_count()
-        raise UserError(f"device {name!r}: there are {count} GPUs, counted from 0")
-    if device.index is not None and distributed.world() > 1:
-        raise UserError(f"several processes cannot share {name}; leave device at auto")
+    kind, index, count = device.type, device.index, torch.cuda.device_count()
+    # mps lacks float64, among other things.
+    known, there = kind in ("cpu", "cuda"), kind == "cpu" or torch.cuda.is_available()
+    check(known, f"device {name!r} is not supported; use auto, cpu, cuda or cuda:N")
+    check(there, f"device {name!r} was requested, but this PyTorch sees no GPU; use auto")
+    check((index or 0) < max(1, count), f"device {name!r}: there are {count} GPUs, counted from 0")
+    alone = index is None or distributed.world() == 1
+    check(alone, f"several processes cannot share {name}; leave device at auto")
     return device
 
 
@@ -43,15 +42,9 @@ def autocast(runtime: Runtime, device: torch.device) -> torch.autocast:
     if device.type == "cuda":  # older GPUs only emulate it
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        fast = _cpu_multiplies_bf16()
+        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     enabled = runtime.precision == "bf16" or (runtime.precision == "auto" and fast)
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
-
-
-def _cpu_multiplies_bf16() -> bool:
-    return bool(
-        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()  # noqa: SLF001
-    )
 
 
 def to_device(network: nn.Module, device: torch.device) -> nn.Module:
@@ -78,10 +71,8 @@ def on_device(batches: Iterable[dict[str, Any]], device: torch.device) -> Iterat
         steps = torch.cuda.current_stream(device)
         steps.wait_stream(copies)
         for value in moved.values():
-            if isinstance(value, Tensor):
-                value.record_stream(
-                    steps
-                )  # its memory is not used again before that stream is done
+            if isinstance(value, Tensor):  # whose memory is not used again before the step is done
+                value.record_stream(steps)
         yield moved
 
 

@@ -28,20 +28,12 @@ def world() -> int:
 
 def start() -> None:
     """Joins the processes."""
-    if world() == 1 or dist.is_initialized():
-        return
     backend = "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         backend = "cpu:gloo,cuda:nccl"  # `device: cpu` is possible on such a machine, too
     # One process may refine labels for hours while the others wait.
     dist.init_process_group(backend, timeout=timedelta(days=7))
-
-
-def stop() -> None:
-    """Leaves the other processes."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 def barrier() -> None:
@@ -110,8 +102,11 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
     """Batch normalisation with the statistics of all processes; torch's own needs GPUs."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or world() == 1:
-            return super().forward(x)
+        shared = self.training and world() > 1
+        x = self._shared(x) if shared else super().forward(x)
+        return self.act(self.drop(x)) if hasattr(self, "act") else x  # timm's may end with one
+
+    def _shared(self, x: Tensor) -> Tensor:
         x, kind = x.float(), x.dtype
         dims, here = (0, 2, 3), x.numel() // x.shape[1]
         count = here * world()  # each process has as many images
@@ -126,19 +121,11 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
         return (centred * scale[:, None, None] + self.bias[:, None, None]).to(kind)
 
 
-class SharedBatchNormAct2d(SharedBatchNorm2d):
-    """The same for timm's layers that end with an activation."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.drop(super().forward(x)))
-
-
 def share_normalisation(network: nn.Module) -> None:
     """Makes each batch normalisation of `network` see the batches of all processes."""
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
-            active = hasattr(module, "act") and hasattr(module, "drop")
-            module.__class__ = SharedBatchNormAct2d if active else SharedBatchNorm2d
+            module.__class__ = SharedBatchNorm2d
 
 
 def _average(tensors: list[Tensor]) -> None:

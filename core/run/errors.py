@@ -9,23 +9,13 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
 AGAIN = "the same command resumes from here."
-OUT_OF_MEMORY = (
-    "out of memory. Lower the batch size of this stage, cut its batches (accumulate), lower the "
-    "crop or the scales, see images through windows (evaluation.window), or make smaller copies"
-)
-LOADER_LOST = (
-    "a process that loads images ended suddenly; memory or shared memory (/dev/shm) may have run "
-    "out. Set workers: 0, or give docker --shm-size 8g"
-)
-OTHER_ENDED = "another process of this run ended; its own message says why"
-# Messages of torch and CUDA, of torch on a CPU, and of CUDA's libraries.
-_NO_MEMORY = ("out of memory", "DefaultCPUAllocator", "_ALLOC_FAILED")
-TOO_MANY_FILES = "too many open files; raise the limit (`ulimit -n 4096`) or set workers: 0"
 
 
 class UserError(Exception):
@@ -36,13 +26,18 @@ class UserError(Exception):
         return super().__str__().rsplit(f"{__name__}.{type(self).__name__}: ", 1)[-1].strip()
 
 
+def refuse(title: str, lines: Sequence[str], remedy: str) -> None:
+    """Raises one `UserError` with the first of `lines`, if any, and a count of the rest."""
+    if lines:
+        more = [f"... and {len(lines) - 8} more"] if len(lines) > 8 else []
+        shown = "\n".join(f"  {line}" for line in [*lines[:8], *more])
+        raise UserError(f"{title}:\n{shown}\nRemedy: {remedy}")
+
+
 def raise_all(problems: Sequence[str], remedy: str) -> None:
     """Raises one `UserError` with the first of `problems`, a count of the rest, and `remedy`."""
-    if problems:
-        shown = "\n".join(f"  - {p}" for p in problems[:8])
-        more = f"\n  ... and {len(problems) - 8} more" if len(problems) > 8 else ""
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        raise UserError(f"{count} with the input:\n{shown}{more}\nRemedy: {remedy}")
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    refuse(f"{count} with the input", [f"- {p}" for p in problems], remedy)
 
 
 def run_script(main: Callable[[], None]) -> None:
@@ -56,28 +51,23 @@ def run_script(main: Callable[[], None]) -> None:
     watch_files()
     sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack letters of a name
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    if several:
-        from core.run import distributed  # imports torch, which some tools do without
-
-        if distributed.rank():
-            sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 (until the end)
+    if several and int(os.environ.get("RANK", "0")):
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 (until the end)
     try:
         if several:
+            from core.run import distributed  # imports torch, which some tools do without
+
             distributed.start()
         main()
         if several:
-            distributed.stop()
+            distributed.dist.destroy_process_group()
     except UserError as error:
         sys.exit(f"error: {error}")
-    except (OSError, MemoryError, RuntimeError) as error:
-        advice = _advice(error)
-        if advice is None:
-            _report(error)
-        sys.exit(f"error: {advice}\nNothing finished was lost; {AGAIN}")
     except KeyboardInterrupt:
         sys.exit(f"\nstopped; {AGAIN}")
     except Exception as error:  # noqa: BLE001 (the last resort: reported, its traceback is kept)
-        _report(error)
+        advice = _advice(error) or _report(error)
+        sys.exit(f"error: {advice}\nNothing finished was lost; {AGAIN}")
 
 
 _reading = threading.local()
@@ -93,11 +83,10 @@ def report_in(folder: Path) -> None:
     _reports[:] = [folder]
 
 
+@cache
 def watch_files() -> None:
     """From now on, each thread of this process remembers the last data file that it opened."""
-    if not getattr(watch_files, "on", False):
-        watch_files.on = True
-        sys.addaudithook(_remember)
+    sys.addaudithook(_remember)
 
 
 def _remember(event: str, arguments: tuple[Any, ...]) -> None:
@@ -110,8 +99,7 @@ def _remember(event: str, arguments: tuple[Any, ...]) -> None:
 
 @dataclass(frozen=True)
 class NamesFile:
-    """A function for another thread or process, whose unforeseen errors name the last file read
-    there."""
+    """A function for another thread or process; its unforeseen errors name the file last read."""
 
     work: Callable[[Any], Any]
 
@@ -137,12 +125,11 @@ def _report(error: Exception) -> NoReturn:
     lines = [line for line in str(error).strip().splitlines() if not line.startswith(_LAST)]
     what = f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__
     working = f"\n{_LAST}{files[-1]}" if files[-1] else ""
-    command = f"command: {shlex.join(sys.argv)}\nPython {sys.version}\n"
-    path = _saved(f"{command}{working.strip()}\n{text}")
+    command = f"command: {shlex.join(sys.argv)}\nPython {sys.version}"
+    path = _saved(f"{command}\n{working.strip()}\n{text}")
     sys.exit(
         f"error: unforeseen {what}{working}\nThis is a bug, or an unsupported input. Please "
-        f"report it, with {path}: the traceback is there "
-        "(MARS_TRACEBACK=1 prints it)"
+        f"report it, with {path}: the traceback is there (MARS_TRACEBACK=1 prints it)"
     )
 
 
@@ -150,27 +137,40 @@ def _saved(text: str) -> Path:
     rank = os.environ.get("RANK", "0")
     name = f"traceback-{Path(sys.argv[0]).stem}{f'-{rank}' if rank != '0' else ''}.txt"
     for folder in (*_reports, Path(tempfile.gettempdir())):
-        try:
+        with suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(text, "utf-8", errors="backslashreplace")
-        except OSError:
-            continue
-        return folder / name
+            return folder / name
     return Path("the output above")
 
 
 def _advice(error: Exception) -> str | None:
     """What to do about an error of the machine; None if it is of another kind."""
+    if not isinstance(error, (OSError, MemoryError, RuntimeError)):
+        return None
     text = str(error)
-    if isinstance(error, MemoryError) or any(part in text for part in _NO_MEMORY):
-        return OUT_OF_MEMORY
-    if "Too many open files" in text:
-        return TOO_MANY_FILES
-    lost = any(part in text for part in ("DataLoader worker (pid", "shared memory", "shm_open"))
+
+    def says(*parts: str) -> bool:
+        return any(part in text for part in parts)
+
+    # Messages of torch and CUDA, of torch on a CPU, and of CUDA's libraries.
+    full = says("out of memory", "DefaultCPUAllocator", "_ALLOC_FAILED")
+    if full or isinstance(error, MemoryError):
+        return (
+            "out of memory. Lower the batch size of this stage, cut its batches (accumulate), "
+            "lower the crop or the scales, see images through windows (evaluation.window), or make "
+            "smaller copies"
+        )
+    if says("Too many open files"):
+        return "too many open files; raise the limit (`ulimit -n 4096`) or set workers: 0"
+    lost = says("DataLoader worker (pid", "shared memory", "shm_open")
     if lost or isinstance(error, ConnectionError):
-        return LOADER_LOST
-    if any(part in text for part in ("closed by peer", "reset by peer", "remote process exited")):
-        return OTHER_ENDED
+        return (
+            "a process that loads images ended suddenly; memory or shared memory (/dev/shm) may "
+            "have run out. Set workers: 0, or give docker --shm-size 8g"
+        )
+    if says("closed by peer", "reset by peer", "remote process exited"):
+        return "another process of this run ended; its own message says why"
     if not isinstance(error, OSError):
         return None
     if error.errno is None:  # of a loading process

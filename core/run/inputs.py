@@ -4,7 +4,7 @@ Only the content of an input counts, not where it is or how its path is spelt.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,47 +14,33 @@ from tqdm import tqdm
 from core.run.errors import UserError
 from core.run.files import read_json, write_json
 
-Items = Mapping[str, str | Path]
-"""What a stage reads, by id: a text, or a file whose content counts."""
-Stamp = str | list
-"""An item as recorded: its text; or a file's size, modification time, change time and digest."""
-Stamps = dict[str, dict[str, Stamp | None]]
-"""Stamps by name of the input and id; None: the file is missing."""
-TICK = 2 * 10**9
-"""Nanoseconds in which a file may change twice without a new time on some file systems."""
+Items = Mapping[str, str | Path]  # what is read, by id: a text, or a file whose content counts
+Stamp = str | list  # an item's text; or a file's size, modification time, change time and digest
+Stamps = dict[str, dict[str, Stamp | None]]  # by name of the input and id; None: a missing file
+TICK = 2 * 10**9  # nanoseconds in which, on some file systems, a file changes without a new time
 
 
-def stamp(
-    inputs: Mapping[str, Items], known: Mapping[str, Mapping[str, Stamp]], workers: int = 0
-) -> Stamps:
+def stamp(inputs: Mapping[str, Items], folders: Sequence[Path], workers: int = 0) -> Stamps:
     """Identifies every item: a text by itself, a file by its content; None: the file is missing.
 
-    Args:
-        inputs: lists of items, by name.
-        known: result of `known_stamps`; a file with the size and times noted there is not read.
-        workers: number of reading threads.
+    A file with the size and times that stages noted in these folders (`known_stamps`) is not read;
+    `workers` threads read the others.
     """
-    found: Stamps = {}
+    known = known_stamps(*folders)
+    found: Stamps = {name: dict(items) for name, items in inputs.items()}
     unread: list[tuple[str, str, Path, list]] = []
     for name, items in inputs.items():
-        found[name] = {}
-        for key, item in items.items():
-            if not isinstance(item, Path):
-                found[name][key] = item
-                continue
-            times, old = _times(item), known.get(name, {}).get(key)
-            found[name][key] = old if times and old and old[:3] == times else None
-            if times and found[name][key] is None:
-                unread.append((name, key, item, times))
+        for key, path in items.items():
+            if isinstance(path, Path):
+                times, old = _times(path), known.get(name, {}).get(key)
+                found[name][key] = old if times and old and old[:3] == times else None
+                if times and found[name][key] is None:
+                    unread.append((name, key, path, times))
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        digests = pool.map(lambda entry: _digest(entry[2]), unread)
-        bar = tqdm(
-            zip(unread, digests, strict=True),
-            *("reading inputs", len(unread)),
-            unit="file",
-            disable=len(unread) < 3000 or None,
-        )
-        for (name, key, _, times), digest in bar:
+        digests = pool.map(_digest, [path for _, _, path, _ in unread])
+        few = len(unread) < 3000
+        bar = tqdm(digests, "reading inputs", len(unread), unit="file", disable=few or None)
+        for (name, key, _, times), digest in zip(unread, bar, strict=True):
             found[name][key] = [*times, digest]
     return found
 
@@ -85,11 +71,8 @@ def known_stamps(*folders: Path) -> Stamps:
     for folder in folders:
         written, stamps = read_stamps(folder)
         for name, entries in stamps.items():
-            settled = {
-                key: stamp
-                for key, stamp in entries.items()
-                if isinstance(stamp, list) and max(stamp[1:3]) + TICK < written
-            }
+            files = {key: stamp for key, stamp in entries.items() if isinstance(stamp, list)}
+            settled = {k: stamp for k, stamp in files.items() if max(stamp[1:3]) + TICK < written}
             known.setdefault(name, {}).update(settled)
     return known
 
@@ -106,10 +89,7 @@ def read_stamps(folder: Path) -> tuple[int, Stamps]:
 def save_stamps(folder: Path, stamps: Stamps, began: int) -> None:
     """Writes `<folder>/inputs.json`, unless it says the same already.
 
-    Args:
-        folder: folder of the stage.
-        stamps: every item.
-        began: time before the first of them was read, nanoseconds since the epoch.
+    `began`: time before the first item was read, nanoseconds since the epoch.
     """
     files = {n: {k: v for k, v in s.items() if isinstance(v, list)} for n, s in stamps.items()}
     if read_stamps(folder)[1] != stamps or known_stamps(folder) != files:
@@ -132,18 +112,11 @@ def _content(stamp: Stamp | None) -> str | None:
 
 
 def input_differences(
-    old: Mapping[str, Mapping[str, Stamp]],
-    new: Stamps,
-    open_lists: frozenset[str] = frozenset(),
-    common: bool = False,
+    old: Stamps, new: Stamps, open_lists: frozenset[str], common: bool
 ) -> Iterator[str]:
-    """One line for each input that differs, naming the first item.
+    """One line for each input that differs from the old one, naming the first item.
 
-    Args:
-        old: stamps of the result.
-        new: stamps of what there is now.
-        open_lists: names of inputs whose items may come and go.
-        common: compare only items that both have, in every input.
+    The items of `open_lists` may come and go; with `common`, those of every input.
     """
     for name in dict.fromkeys((*old, *new)):
         there, here = old.get(name, {}), new.get(name, {})

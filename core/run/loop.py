@@ -12,8 +12,9 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +26,7 @@ from core.run.errors import UserError
 from core.run.log import Board, emit
 from core.run.settings import Runtime
 
-NAN_ADVICE = "Set precision: fp32 to resume from there, or a lower learning rate and a new run_dir"
-Schedule = Callable[[int], float]
-"""Step -> factor on the initial learning rates."""
+Schedule = Callable[[int], float]  # step -> factor on the initial learning rates
 
 
 def poly(iterations: int, power: float = 0.9) -> Schedule:
@@ -52,12 +51,7 @@ def make_optimizer(
 ) -> tuple[torch.optim.Optimizer, Schedule]:
     """SGD with a polynomial schedule ("sgd") or AdamW with a one-cycle one ("adamw").
 
-    Args:
-        kind: "sgd" or "adamw".
-        groups: parameters and their learning rates.
-        weight_decay: weight decay of all groups.
-        iterations: number of steps.
-        momentum: momentum of SGD.
+    `groups`: parameters and their learning rates; `momentum`: of SGD.
     """
     settings = {"weight_decay": weight_decay, "fused": True}
     if kind == "sgd":
@@ -87,6 +81,7 @@ class EMA:
             ours[k].copy_(theirs[k])
 
 
+@dataclass
 class Loop:
     """A training that, resumed after a kill, ends with the weights of an uninterrupted one.
 
@@ -94,63 +89,46 @@ class Loop:
     the body computes a loss and calls `step` once. Batch t and the random state of step t are
     functions of (seed, t); everything else is in the checkpoint.
 
-    Args:
-        name: name for the progress bar.
-        folder: folder of `checkpoint.pth` and of `log.jsonl`, to which lines are added.
-        runtime: seed, `checkpoint_every`, `accumulate` and logs.
-        networks: everything with weights or buffers to save, by name.
-        optimizer: its groups' learning rates are multiplied by `schedule`.
-        schedule: step -> factor on the initial learning rates.
-        batches: first step -> batches from there on; their "id" names the images.
-        iterations: number of steps.
-        ema: updated from networks["network"] after each step; its network must be in `networks`.
-        pictures: batch -> what TensorBoard shows of it ten times, (B, 3, H, W) uint8 by name; must
-            leave the networks as they are.
-        made_from: what the checkpoint says of itself (`Stage.made_from`).
-
     Raises:
         UserError: the loss or a weight is not finite; the last checkpoints are kept.
     """
 
-    def __init__(
-        self,
-        name: str,
-        folder: Path,
-        runtime: Runtime,
-        *,
-        networks: Mapping[str, nn.Module],
-        optimizer: torch.optim.Optimizer,
-        schedule: Schedule,
-        batches: Callable[[int], Iterable[dict[str, Tensor]]],
-        iterations: int,
-        ema: EMA | None = None,
-        pictures: Callable[[dict[str, Tensor]], Mapping[str, Tensor]] | None = None,
-        made_from: dict[str, Any] | None = None,
-    ):
-        self.name, self.folder, self.runtime, self.iterations = name, folder, runtime, iterations
-        self.networks, self.optimizer, self.schedule = networks, optimizer, schedule
-        self.batches, self.ema, self.pictures = batches, ema, pictures
-        self.made_from = made_from
-        self.path = folder / "checkpoint.pth"
-        self.start, self._log, self._sums = 0, [], {}
+    name: str  # for the progress bar
+    folder: Path  # of `checkpoint.pth` and of `log.jsonl`, to which lines are added
+    runtime: Runtime  # seed, `checkpoint_every`, `accumulate` and logs
+    _: KW_ONLY
+    networks: Mapping[str, nn.Module]  # everything with weights or buffers to save
+    optimizer: torch.optim.Optimizer  # its groups' learning rates are multiplied by `schedule`
+    schedule: Schedule
+    batches: Callable[[int], Iterable[dict]]  # from a step on; their "id" names the images
+    iterations: int
+    ema: EMA | None = None  # of networks["network"]; its network must be in `networks`
+    # Batch -> what TensorBoard shows of it ten times, (B, 3, H, W) uint8 by name; must leave the
+    # networks as they are.
+    pictures: Callable[[dict[str, Tensor]], Mapping[str, Tensor]] | None = None
+    made_from: dict[str, Any] | None = None  # what the checkpoint says of itself (`Stage`)
+
+    def __post_init__(self):
+        self.path = self.folder / "checkpoint.pth"
+        self.start, self._log = 0, []
+        self._sums: dict[str, Tensor] = {}  # of each figure and of its values since the last record
         # (step, loss, ids) to be checked: that waits for the GPU, so it is not done at each step.
         self._unchecked: list[tuple[int, Tensor, Sequence[str]]] = []
         state = checkpoint.resume(self.path)
         if state is not None:
             self.start, self._log = state["iteration"], json.loads(state["log"])
-            self._sums: dict[str, Tensor] = state["sums"]
-            for key, network in networks.items():
+            self._sums = state["sums"]
+            for key, network in self.networks.items():
                 network.load_state_dict(state[key])
-            optimizer.load_state_dict(state["optimizer"])
+            self.optimizer.load_state_dict(state["optimizer"])
         self._write_log(self._log, anew=True)  # a killed run's later lines are written again
 
     def __iter__(self) -> Iterator[tuple[int, dict[str, Tensor]]]:
         groups, world = self.optimizer.param_groups, distributed.world()
         rates = [group.setdefault("initial_lr", group["lr"]) for group in groups]
         self._board = Board(self.folder, self.runtime, self.start)
-        self._bar = tqdm(
-            *(None, self.name, self.iterations), initial=self.start, unit="it", mininterval=1
-        )
+        bar = {"total": self.iterations, "initial": self.start, "unit": "it", "mininterval": 1}
+        self._bar = tqdm(desc=self.name, **bar)
         began, waited = time.monotonic(), 0.0
         torch.backends.cudnn.benchmark = True  # crops are of one size, or of a few
         batches = self.batches(self.start) if self.start < self.iterations else ()
@@ -172,10 +150,9 @@ class Loop:
         self._board.close()
         if self.start < self.iterations:
             seconds, count = time.monotonic() - began, self.iterations - self.start
-            rate, share = seconds / count, f"{waited / seconds:.0%}"
             print(
-                f"{self.name}: {self.iterations} iterations, {rate:.3f} s each, "
-                f"{share} of it waiting for data"
+                f"{self.name}: {self.iterations} iterations, {seconds / count:.3f} s each, "
+                f"{waited / seconds:.0%} of it waiting for data"
             )
         distributed.barrier()
 
@@ -198,13 +175,12 @@ class Loop:
     def step(self, loss: Tensor | None = None, **figures: Tensor) -> None:
         """Ends an iteration: gradients, optimiser, moving average, log and checkpoint.
 
-        Args:
-            loss: () loss to minimise; None: its parts went through `backward`.
-            figures: () values to log.
+        `loss`: () loss to minimise; None: its parts went through `backward`; `figures`: () values
+        to log.
         """
         if loss is not None:
             self.backward(loss)
-        t, runtime = self._t, self.runtime
+        t = self._t
         distributed.average_gradients(self.optimizer)
         self.optimizer.step()
         distributed.average_statistics(self.networks.values())
@@ -215,15 +191,17 @@ class Loop:
             counted = torch.stack([value.detach(), torch.ones_like(value)])
             earlier = self._sums.get(key)  # a checkpoint's is on the CPU
             self._sums[key] = counted if earlier is None else counted + earlier.to(counted.device)
-        last = t + 1 == self.iterations
-        if (t + 1) % max(1, self.iterations // 100) == 0 or last:
+
+        def due(every: int) -> bool:
+            return (t + 1) % max(1, every) == 0 or t + 1 == self.iterations
+
+        if due(self.iterations // 100):
             self._record(t)
-        if self.pictures and self._board.enabled:
-            if (t + 1) % max(1, self.iterations // 10) == 0 or last:
-                with torch.inference_mode():
-                    self._board.pictures(t + 1, self.pictures(self._batch))
+        if self.pictures and self._board.enabled and due(self.iterations // 10):
+            with torch.inference_mode():
+                self._board.pictures(t + 1, self.pictures(self._batch))
         self._bar.update()
-        if last or (t + 1) % runtime.checkpoint_every == 0:
+        if due(self.runtime.checkpoint_every):
             self._save(t)
 
     def _record(self, t: int) -> None:
@@ -256,10 +234,13 @@ class Loop:
         for k in (~losses.isfinite()).nonzero().flatten().tolist()[:1]:
             t, _, ids = recent[k]
             shown = f" (images {', '.join(ids)})" if ids else ""
-            raise UserError(
-                f"{self.name}: the loss is not finite at iteration {t + 1}{shown}; {self.path} "
-                f"keeps an earlier state. {NAN_ADVICE}"
-            )
+            self._refuse(f"loss is not finite at iteration {t + 1}{shown}")
+
+    def _refuse(self, what: str) -> NoReturn:
+        raise UserError(
+            f"{self.name}: the {what}; {self.path} keeps an earlier state. Set precision: fp32 to "
+            "resume from there, or a lower learning rate and a new run_dir"
+        )
 
     def _save(self, t: int) -> None:
         """Saves a checkpoint of finite weights.
@@ -269,10 +250,7 @@ class Loop:
         self._check_losses()
         weights = [p.detach() for network in self.networks.values() for p in network.parameters()]
         if not torch.stack([w.isfinite().all() for w in weights]).all():
-            raise UserError(
-                f"{self.name}: the weights are not finite after iteration {t + 1}; {self.path} "
-                f"keeps an earlier state. {NAN_ADVICE}"
-            )
+            self._refuse(f"weights are not finite after iteration {t + 1}")
         state = {key: network.state_dict() for key, network in self.networks.items()}
         state |= {"optimizer": self.optimizer.state_dict(), "iteration": t + 1}
         state |= {"log": json.dumps(self._log), "sums": self._sums, "made_from": self.made_from}

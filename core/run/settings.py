@@ -9,7 +9,7 @@ lists the keys that have no effect with the present values of the others; they a
 import dataclasses
 import inspect
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -69,12 +69,9 @@ class Runtime:
 
 
 def keys_in_use(section: Any, prefix: str = "", locations: bool = False) -> dict[str, Any]:
-    """The flat settings of a section that its results depend on.
+    """The flat settings of a section that its results depend on, by `prefix` and key.
 
-    Args:
-        section: dataclass of settings.
-        prefix: full key of the section with a dot at its end; empty for the whole configuration.
-        locations: include the keys made by `location`.
+    `locations`: include the keys made by `location`.
     """
     unused, flat = {*getattr(section, "unused", tuple)()}, {}
     for item in dataclasses.fields(section):
@@ -82,11 +79,10 @@ def keys_in_use(section: Any, prefix: str = "", locations: bool = False) -> dict
         if item.name in unused or (item.metadata.get("location") and not locations):
             continue
         if dataclasses.is_dataclass(value):
-            below = keys_in_use(value, f"{item.name}.", locations)
-            flat |= {k: v for k, v in below.items() if k not in unused}
+            flat |= keys_in_use(value, f"{item.name}.", locations)
         else:
             flat |= flatten({item.name: value})
-    return {f"{prefix}{key}": value for key, value in flat.items()}
+    return {f"{prefix}{key}": value for key, value in flat.items() if key not in unused}
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -101,12 +97,9 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def overlaid(section: Any, flat: Mapping[str, Any], prefix: str = "") -> Any:
-    """A section of the configuration with flat settings laid over it.
+    """A section with flat settings, {"segmentation.backbone.name": "resnet50"}, laid over it.
 
-    Args:
-        section: dataclass with the values of all keys that `flat` lacks.
-        flat: values by full key, such as {"segmentation.backbone.name": "resnet50"}.
-        prefix: full key of the section with a dot at its end; empty for the whole configuration.
+    `prefix`: full key of the section with a dot at its end; empty for the whole configuration.
     """
     values = {}
     for item in dataclasses.fields(section):
@@ -121,6 +114,14 @@ def overlaid(section: Any, flat: Mapping[str, Any], prefix: str = "") -> Any:
     return dataclasses.replace(section, **values)
 
 
+def settings_below(kind: type, prefix: str = "") -> Iterator[tuple[str, type, dataclasses.Field]]:
+    """(full key, its section, its field) of every key and section of a dataclass of settings."""
+    for item in dataclasses.fields(kind):
+        yield prefix + item.name, kind, item
+        if dataclasses.is_dataclass(item.type):
+            yield from settings_below(item.type, f"{prefix}{item.name}.")
+
+
 @cache
 def comments(kind: type) -> dict[str, str]:
     """What the source says of each key of a dataclass, its parents included."""
@@ -132,12 +133,11 @@ def comments(kind: type) -> dict[str, str]:
             name = code.strip().partition(":")[0]
             if not code.strip() and comment:
                 above.append(comment.strip())
-            elif code.startswith("    ") and name in cls.__annotations__ and ":" in code:
+                continue
+            if code.startswith("    ") and name in cls.__annotations__ and ":" in code:
                 text = " ".join([*above, comment.strip()]).strip()
                 found[name] = text or found.get(name, "")
-                above = []
-            else:
-                above = []
+            above = []
     return found
 
 

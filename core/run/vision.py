@@ -2,11 +2,10 @@
 
 `vision.v2` are torchvision's transforms, `vision.tv_tensors` its tensors, `vision.timm` is timm.
 
-PyPI's torchvision next to a CPU-only PyTorch does not import, because the operators that it
-registers were compiled for another build. Declaring their schemas makes it importable; models and
-transforms work, only the compiled operators themselves stay unavailable, and nothing here needs
-them. Every import of torchvision (by timm, or by unpickling in another process) works this way once
-this module is imported.
+PyPI's torchvision next to a CPU-only PyTorch does not import, because its operators were compiled
+for another build. Declaring their schemas makes it importable, by timm and by unpickling in another
+process, too, once this module is imported; only the operators stay unavailable, and nothing here
+needs them.
 """
 
 import importlib
@@ -25,9 +24,7 @@ _MODULES |= {"timm": "timm"}
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = importlib.import_module(_MODULES[name])
-    globals()[name] = module
-    return module
+    return importlib.import_module(_MODULES[name])
 
 
 class _Torchvision(MetaPathFinder, Loader):

@@ -162,7 +162,7 @@ def gathered_in(rank: int, file: str, results) -> None:
         queue.push(0, own, most=2)
         distributed.average_statistics([queue, nn.BatchNorm1d(3)])
     results[rank] = queue.rows[0].tolist()
-    distributed.stop()
+    distributed.dist.destroy_process_group()
 
 
 def test_queue_of_embeddings_is_that_of_all_processes(tmp_path):

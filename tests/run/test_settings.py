@@ -1,15 +1,22 @@
 """Which settings count, and what is made of their flat form."""
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, is_dataclass, replace
 
 import pytest
 
 from core.config import Config
 from core.pipeline import settings_of
 from core.run.errors import UserError
-from core.run.settings import comments, flatten, keys_in_use, location, overlaid, weight_files
+from core.run.settings import (
+    comments,
+    flatten,
+    keys_in_use,
+    location,
+    overlaid,
+    settings_below,
+    weight_files,
+)
 from core.segmenter import SegmentationConfig
 from core.wsss.affinity import PairConfig
 from core.wsss.psa import PsaConfig
@@ -151,14 +158,8 @@ def test_comments_of_keys_are_those_on_their_lines_or_above():
 
 
 def test_every_key_is_explained():
-    def bare(kind: type, prefix: str = "") -> Iterator[str]:
-        for item in fields(kind):
-            if is_dataclass(item.type):
-                yield from bare(item.type, f"{prefix}{item.name}.")
-            elif not comments(kind)[item.name]:
-                yield prefix + item.name
-
-    assert not [*bare(Config)]
+    settings = [(k, s, f.name) for k, s, f in settings_below(Config) if not is_dataclass(f.type)]
+    assert not [key for key, section, name in settings if not comments(section)[name]]
 
 
 METHODS = {

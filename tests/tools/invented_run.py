@@ -184,7 +184,7 @@ def invent_figures(config: Config, run: Run) -> None:
         write_json(run.folder / stage / "manifest.json", manifest)
     split = read_split(config.data, "train")
     for folder, identity, _ in own_stages(config, split, "wsss", "debias"):
-        stamps = stamp(identity.inputs, {})
+        stamps = stamp(identity.inputs, ())
         identified = {"settings": dict(identity.settings), "inputs": summary(stamps)}
         write_json(folder / "manifest.json", read_json(folder / "manifest.json") | identified)
         save_stamps(folder, stamps, 0)
