@@ -49,10 +49,10 @@ class BackboneConfig:
 
 
 def create_network(config: BackboneConfig, **arguments: Any) -> nn.Module:
-    """Builds a network of timm, with timm's own weights or random ones."""
+    """Builds a network of timm, with timm's own weights, those of a local file, or random ones."""
     try:
         options, own = {**config.arguments, **arguments}, config.weights == "timm"
-        return vision.timm.create_model(config.name, pretrained=own, **options)
+        net = vision.timm.create_model(config.name, pretrained=own, **options)
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         hint = ""
         if not vision.timm.is_model(config.name):
@@ -67,6 +67,9 @@ def create_network(config: BackboneConfig, **arguments: Any) -> nn.Module:
             remedy = "download them once and set `weights` to the local file"
             text = f"timm could not fetch the weights of {config.name!r} ({kind}); {remedy}"
         raise UserError(text) from None
+    if config.weights not in ("timm", "none"):
+        _load_file(net, config)
+    return net
 
 
 def blank_network(config: BackboneConfig, **arguments: Any) -> nn.Module:
@@ -89,11 +92,9 @@ def map_strides(config: BackboneConfig) -> list[int]:
     return [level["reduction"] for level in maps]
 
 
-def load_local(net: nn.Module, config: BackboneConfig) -> None:
-    """Loads the configured file into a network of timm that gives feature maps, which renames its
-    parts: `stages.0` of the file becomes `stages_0`, or has `model.` before it."""
-    if config.weights in ("timm", "none"):
-        return
+def _load_file(net: nn.Module, config: BackboneConfig) -> None:
+    """Loads the configured file into a network of timm. One that gives feature maps has renamed its
+    parts: `stages.0` of the file is `stages_0`, or has `model.` before it."""
     in_file = blank_network(config).state_dict()
     names = {}
     for key in net.state_dict():
@@ -138,7 +139,6 @@ class Backbone(nn.Module):
         self._channels_last = getattr(blank, "output_fmt", "NCHW") == "NHWC"
         self._multiple = self._multiple_of_sides(blank)
         self.net = create_network(config, **options)
-        load_local(self.net, config)
         _set_dilation(self.net, config)
         use_fast_gradients(self.net)
 
@@ -260,8 +260,7 @@ def _wide_resnet(
 class OnBackbone(nn.Module):
     """A network whose first part is `backbone`; the rest is its head."""
 
-    frozen_norm = False
-    """The backbone's batch normalisation uses its running statistics in training, too."""
+    frozen_norm = False  # the backbone's batch normalisation trains by its running statistics
 
     def train(self, mode: bool = True) -> "OnBackbone":
         super().train(mode)

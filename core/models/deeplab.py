@@ -17,9 +17,7 @@ class DeepLabConfig:
     """A DeepLab: a head on a backbone."""
 
     # A network with maps at strides 4 to 32.
-    backbone: BackboneConfig = field(
-        default_factory=lambda: BackboneConfig(name="resnet101.tv_in1k")
-    )
+    backbone: BackboneConfig = field(default_factory=lambda: BackboneConfig("resnet101.tv_in1k"))
     network: Literal["deeplabv1", "deeplabv2", "deeplabv3plus"] = "deeplabv3plus"  # The head.
     output_stride: Literal[8, 16] = 8  # Pixels per cell of the deepest map; see wsss.output_stride.
     # Width of v3+'s ASPP and decoder, or of v1's head (512 in the literature).
@@ -63,10 +61,8 @@ class DeepLab(OnBackbone):
         self.train_scales = config.train_scales
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, 1 + C, h, w) logits, background first, at the head's stride.
-
-        With `train_scales`, the maximum over the image and its smaller copies.
-        """
+        """(B, 3, H, W) -> (B, 1 + C, h, w) logits, background first, at the head's stride; with
+        `train_scales`, the maximum over the image and its smaller copies."""
         return self.training_logits(images)[-1]
 
     def training_logits(self, images: Tensor) -> list[Tensor]:
@@ -125,12 +121,9 @@ class DeepLabV1Head(Head):
     def __init__(self, low_dim: int, dim: int, config: DeepLabConfig, outputs: int):
         super().__init__()
         width, momentum = config.aspp_dim, config.head_momentum
-        self.layers = nn.Sequential(
-            ConvBlock(dim, width, 3, config.rates[0], momentum),
-            ConvBlock(width, width, 1, momentum=momentum),
-            nn.Dropout(config.dropout),
-            nn.Conv2d(width, outputs, 1),
-        )
+        wide = ConvBlock(dim, width, 3, config.rates[0], momentum)
+        blocks = (wide, ConvBlock(width, width, 1, momentum=momentum), nn.Dropout(config.dropout))
+        self.layers = nn.Sequential(*blocks, nn.Conv2d(width, outputs, 1))
 
     def forward(self, low: Tensor, high: Tensor) -> Tensor:
         return self.layers(high)

@@ -14,7 +14,6 @@ from core.models.backbones import (
     blank_network,
     create_network,
     is_resnet,
-    load_local,
     map_strides,
 )
 from core.run.errors import UserError
@@ -31,7 +30,6 @@ class ViT(nn.Module):
     def __init__(self, config: BackboneConfig, tokens: str = "last"):
         super().__init__()
         self.net = create_network(config, num_classes=0, dynamic_img_size=True)
-        load_local(self.net, config)
         self.patch: int = self.net.patch_embed.patch_size[0]
         self.dim: int = self.net.embed_dim
         self._keys: Tensor | None = None

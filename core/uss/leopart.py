@@ -193,15 +193,10 @@ class MultiCrops(Dataset):
     def __init__(self, split: Split, config: LeopartConfig):
         self.split, self.config = split, config
         v2 = vision.v2
-        self._colours = v2.Compose(
-            [
-                v2.RandomApply([v2.ColorJitter(0.8, 0.8, 0.8, 0.2)], p=0.8),
-                v2.RandomGrayscale(p=0.2),
-                v2.RandomApply([v2.GaussianBlur(23, (0.1, 2.0))], p=0.5),
-                v2.ToDtype(torch.float32, scale=True),
-                v2.Normalize(MEAN, STD),
-            ]
-        )
+        jitter = v2.RandomApply([v2.ColorJitter(0.8, 0.8, 0.8, 0.2)], p=0.8)
+        blur = v2.RandomApply([v2.GaussianBlur(23, (0.1, 2.0))], p=0.5)
+        steps = [jitter, v2.RandomGrayscale(p=0.2), blur, v2.ToDtype(torch.float32, scale=True)]
+        self._colours = v2.Compose([*steps, v2.Normalize(MEAN, STD)])
 
     def __getitem__(self, draw: tuple[int, int]) -> dict[str, Tensor | str]:
         """{"large": (2, 3, S, S), "small": (n, 3, s, s), "boxes": (2 + n, 4) as shares, "id"}."""

@@ -8,7 +8,7 @@ steps are summed. What is bright already must stay as it is, or it would outshin
 import copy
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -135,14 +135,10 @@ def map_over_devices(
         ) from None
 
 
-_climb: Callable[[int], np.ndarray]
-
-
 def _begin(climb: AdversarialCam, places: multiprocessing.Queue, threads: int) -> None:
-    global _climb  # noqa: PLW0603 (a process of a pool keeps what it works with in this way)
     torch.set_num_threads(threads)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _climb = climb.to(places.get())
+    _work.climb = climb.to(places.get())  # a process of a pool keeps what it works with
 
 
 def _end_with_parent() -> None:
@@ -152,4 +148,4 @@ def _end_with_parent() -> None:
 
 
 def _work(index: int) -> np.ndarray:
-    return _climb(index)
+    return _work.climb(index)

@@ -1,9 +1,8 @@
 """Affinities of pairs of pixels, and the random walk that spreads activation maps along them.
 
 From IRNet (Ahn, Cho and Kwak, CVPR 2019), where two pixels belong together unless a boundary is
-between them, and PSA (Ahn and Kwak, CVPR 2018), where they do if their features are alike. Pure
-functions on tensors. All pairs within a radius are listed once, as offsets that point
-down or right; P is their number.
+between them, and PSA (Ahn and Kwak, CVPR 2018), where they do if their features are alike. All
+pairs within a radius are listed once, as offsets that point down or right; P is their number.
 """
 
 import itertools

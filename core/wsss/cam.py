@@ -113,8 +113,7 @@ def cam_label(
         keys: (K,) labels of the maps, 1-based.
         cam: (K, h, w) in [0, 1].
         threshold: the background's score.
-        crf: refinement of the softmax of the scores; None for none.
-        sharpness: factor on the scores in that softmax.
+        crf: refinement of the softmax of `sharpness` times the scores; None for none.
 
     Returns:
         (H, W) uint8 labels.
@@ -137,9 +136,7 @@ def confident_label(
     """A class where it beats a strong background; background where even a weak one wins.
 
     Args:
-        image: (H, W, 3) uint8 RGB.
-        keys: (K,) labels of the maps, 1-based.
-        cam: (K, h, w) in [0, 1].
+        image, keys, cam: see `cam_label`.
         crf: refinement of both decisions.
         decisions: (K, H, W) maps -> (1 + K, H, W) probabilities that the CRF starts from, with a
             strong background and with a weak one.
