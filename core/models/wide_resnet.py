@@ -44,7 +44,6 @@ class _Bottleneck(nn.Module):
         self.conv_branch1 = nn.Conv2d(inputs, out, 1, bias=False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The result, and the activation that the convolutions start from."""
         active = self.bn_branch2a(x).relu()
         mid = self.dropout_2b1(self.bn_branch2b1(self.conv_branch2a(active)).relu())
         mid = self.dropout_2b2(self.bn_branch2b2(self.conv_branch2b1(mid)).relu())

@@ -54,12 +54,8 @@ class PrototypeNetwork(nn.Module):
         self.project = nn.Sequential(*hidden, nn.Conv2d(256, width, 1))
         self.prototypes = nn.Parameter(torch.randn(prototypes, width) * 0.1)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, K, h, w) cosine similarities."""
-        return self.similarity(self.backbone(images))
-
-    def similarity(self, feat: Tensor) -> Tensor:
-        """(B, D, h, w) features -> (B, K, h, w) cosine similarities."""
+    def forward(self, feat: Tensor) -> Tensor:
+        """(B, D, h, w) features of the backbone -> (B, K, h, w) cosine similarities."""
         cells = F.normalize(self.project(feat).float(), dim=1)
         with torch.autocast(cells.device.type, enabled=False):  # a small temperature divides them
             return torch.einsum("bdhw,kd->bkhw", cells, F.normalize(self.prototypes, dim=1))
@@ -179,7 +175,7 @@ def self_supervised_losses(
     inner = random_crops(count, 0.55, 0.9)
     part = crop(whole, inner, config.student_size)
     with torch.no_grad():
-        seen = teacher(normalise_unit(jitter(whole)))
+        seen = teacher(teacher.backbone(normalise_unit(jitter(whole))))
     size = config.student_size // (config.teacher_size // seen.shape[-1])
     target = crop(seen, inner, size).flatten(2).transpose(1, 2)  # (B, cells, K)
     target = sinkhorn(target.flatten(0, 1), TEACHER_TEMPERATURE).unflatten(0, target.shape[:2])
@@ -197,7 +193,7 @@ def self_supervised_losses(
     target = torch.where(is_figure, target.roll(1, 0), target)
 
     feat = student.backbone(composite)
-    logits = student.similarity(feat).flatten(2).transpose(1, 2) / STUDENT_TEMPERATURE
+    logits = student(feat).flatten(2).transpose(1, 2) / STUDENT_TEMPERATURE
     entropy = -(target * F.log_softmax(logits, 2)).sum(2)
     pure = ((pasted < 0.1) | (pasted > 0.6)).flatten(1).float()
     distillation = (entropy * pure).sum() / pure.sum()

@@ -142,9 +142,8 @@ def _begin(climb: AdversarialCam, places: multiprocessing.Queue, threads: int) -
 
 
 def _end_with_parent() -> None:
-    """Leaves no process behind when the parent is killed."""
     multiprocessing.parent_process().join()
-    os._exit(1)
+    os._exit(1)  # leaves no process behind when the parent is killed
 
 
 def _work(index: int) -> np.ndarray:
