@@ -132,9 +132,7 @@ def feature_affinity(features: Tensor, radius: int) -> Tensor:
     return torch.exp(-torch.stack(gaps, -3))
 
 
-def random_walk(
-    maps: Tensor, affinity: Tensor, radius: int = 5, beta: float = 10, doublings: int = 8
-) -> Tensor:
+def random_walk(maps: Tensor, affinity: Tensor, radius: int, beta: float, doublings: int) -> Tensor:
     """Spreads maps over the image by 2^doublings steps of a random walk (IRNet, Eq. 10-11).
 
     A step goes to cell j from each cell i of its neighbourhood with the probability a_ij^beta /

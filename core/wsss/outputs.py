@@ -81,9 +81,7 @@ def write_labels(config: WsssConfig, runtime: Runtime, split: Split, folder: Pat
     crf = make_crf(config.crf, pick_device(runtime)) if config.refine == "crf" else None
     maps, share = [folder / "cams" / f"{i}.npz" for i in split.ids], config.object_share
     threshold = config.threshold if share is None else background_score(share, maps)
-
-    settings = {"threshold": threshold, "crf": crf, "sharpness": config.sharpness}
-    label = functools.partial(cam_label, **settings)
+    label = functools.partial(cam_label, threshold=threshold, crf=crf, sharpness=config.sharpness)
     _write(label, folder / "labels", "pseudo labels", runtime, split)
     return threshold
 
