@@ -32,24 +32,9 @@ from core.run.errors import UserError, run_script
 from core.run.loop import EMA, Loop, one_cycle
 from core.run.stage import Stage
 from core.uss.features import SemanticFeatures, UssConfig, network_features, statistics
-from core.uss.leopart import (
-    LeopartNetwork,
-    MultiCrops,
-    Queue,
-    add_drop_path,
-    crops_loss,
-    follow,
-    parameter_groups,
-)
+from core.uss.leopart import LeopartNetwork, MultiCrops, Queue, add_drop_path, crops_loss, follow
 from core.uss.self_supervision import PrototypeNetwork, self_supervised_losses
-from core.uss.stego import (
-    ClusterProbe,
-    PartnerSampler,
-    SquareImages,
-    neighbours_of,
-    paired,
-    stego_losses,
-)
+from core.uss.stego import ClusterProbe, NeighbourPairs, SquareImages, neighbours_of, stego_losses
 
 
 def main() -> None:
@@ -167,7 +152,7 @@ def train_leopart(config: Config, backbone: nn.Module, split: Split, folder: Pat
     add_drop_path(student.backbone, settings.drop_path)
     queue = Queue(settings.queue, settings.width).to(device)
     iterations = max(1, settings.epochs * len(split) // settings.batch_size)
-    optimizer = torch.optim.AdamW(parameter_groups(student, settings))
+    optimizer = torch.optim.AdamW(student.parameter_groups(settings.lr, settings.head_lr))
     batches = batches_from(MultiCrops(split, settings), settings.batch_size, iterations, config)
 
     def progress(t: int) -> float:  # from 0 to 1 along a cosine
@@ -239,8 +224,7 @@ def train_stego(config: Config, network: SemanticFeatures, split: Split, folder:
     def batches(start: int):
         sizes = (len(squares), settings.batch_size, settings.iterations)
         draws = StepSampler(*sizes, config.seed, start)
-        samplers = (draws, PartnerSampler(draws, neighbours))
-        return paired(*(make_loader(squares, s, config.workers) for s in samplers))
+        return make_loader(NeighbourPairs(squares, neighbours), draws, config.workers)
 
     def features(images: Tensor) -> tuple[Tensor, Tensor]:
         feat = encode(images)

@@ -152,7 +152,8 @@ def test_psa_walk_differs_in_pairs_of_the_frame_and_in_cells():  # infer_aff.py
     walked = affinity.random_walk(scores, theirs, config.radius, config.beta, config.doublings)
     assert close(walked, [0.288726, 0.288726, 0.00545399, 0.394456, 0.395619])
     # Here all pairs inside the image are walked along: 0, 7413, 5556 there.
-    label = psa.walk_to_label(features[0], np.array([1, 2]), maps, size, config)
+    network = psa.AffinityNetwork(RESNET, config)
+    label = network.label(features[0], np.array([1, 2]), maps, size)
     counts = [int((label == k).sum()) for k in range(3)]
     assert counts == pytest.approx([0, 7413, 5556], abs=0.08 * label.size)
     assert counts != [0, 7413, 5556]

@@ -49,11 +49,10 @@ class BackboneConfig:
 
 
 def create_network(config: BackboneConfig, **arguments: Any) -> nn.Module:
-    """Builds a network of timm, with timm's own weights or random ones."""
+    """Builds a network of timm, with timm's own weights, those of a local file, or random ones."""
     try:
-        return vision.timm.create_model(
-            config.name, pretrained=config.weights == "timm", **{**config.arguments, **arguments}
-        )
+        options, own = {**config.arguments, **arguments}, config.weights == "timm"
+        net = vision.timm.create_model(config.name, pretrained=own, **options)
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         hint = ""
         if not vision.timm.is_model(config.name):
@@ -62,17 +61,19 @@ def create_network(config: BackboneConfig, **arguments: Any) -> nn.Module:
         given = f" with {config.arguments}" if config.arguments else ""
         raise UserError(f"backbone {config.name!r}{given}: {error}{hint}") from None
     except Exception as error:  # noqa: BLE001 (hub clients raise classes of their own when offline)
-        if config.weights != "timm":
-            reason = f"{type(error).__name__}: {error}"
-            raise UserError(f"backbone {config.name!r} cannot be built ({reason})") from None
-        raise UserError(
-            f"timm could not fetch the weights of {config.name!r} ({type(error).__name__}); "
-            "download them once and set `weights` to the local file"
-        ) from None
+        kind = type(error).__name__
+        text = f"backbone {config.name!r} cannot be built ({kind}: {error})"
+        if config.weights == "timm":
+            remedy = "download them once and set `weights` to the local file"
+            text = f"timm could not fetch the weights of {config.name!r} ({kind}); {remedy}"
+        raise UserError(text) from None
+    if config.weights not in ("timm", "none"):
+        _load_file(net, config)
+    return net
 
 
 def blank_network(config: BackboneConfig, **arguments: Any) -> nn.Module:
-    """The network without values, which tells the shapes of its maps at no cost."""
+    """The network on the meta device, which tells the shapes of its maps at no cost."""
     with torch.device("meta"):
         return create_network(config.without_weights(), **arguments).eval()
 
@@ -87,19 +88,13 @@ def _accepted(config: BackboneConfig, **arguments: Any) -> dict[str, Any]:
 
 def map_strides(config: BackboneConfig) -> list[int]:
     """Strides of all maps that timm gives of a network, without dilation."""
-    return [
-        level["reduction"] for level in blank_network(config, features_only=True).feature_info.info
-    ]
+    maps = blank_network(config, features_only=True).feature_info.info
+    return [level["reduction"] for level in maps]
 
 
-def load_local(net: nn.Module, config: BackboneConfig) -> None:
-    """Loads the configured file into a network of timm that gives feature maps.
-
-    Such a network renames its parts: `stages.0` of the file becomes `stages_0`, or has `model.`
-    before it.
-    """
-    if config.weights in ("timm", "none"):
-        return
+def _load_file(net: nn.Module, config: BackboneConfig) -> None:
+    """Loads the configured file into a network of timm. One that gives feature maps has renamed its
+    parts: `stages.0` of the file is `stages_0`, or has `model.` before it."""
     in_file = blank_network(config).state_dict()
     names = {}
     for key in net.state_dict():
@@ -117,7 +112,6 @@ class Backbone(nn.Module):
     Parameter names are the architecture's own (a ResNet's: torchvision's) below `net.`.
 
     Args:
-        config: architecture and weights.
         stages: the stages whose maps are wanted, ascending.
         output_stride: largest stride of a map. Deeper stages are dilated where timm's network can
             be; where it cannot, their maps are enlarged (bilinear).
@@ -135,18 +129,16 @@ class Backbone(nn.Module):
             self._multiple, self._channels_last = 1, False
             self._taps = [stage - 1 for stage in stages]
             return
-        indices = _indices(config, stages)
-        options = {"features_only": True, "out_indices": indices}
+        options = {"features_only": True, "out_indices": _indices(config, stages)}
         options |= _accepted(config, strict_img_size=False)
         if output_stride < 32:
             options |= _accepted(config, output_stride=output_stride)
         blank = blank_network(config, **options)
         self.dims: list[int] = blank.feature_info.channels()
+        self._taps = range(len(stages))
         self._channels_last = getattr(blank, "output_fmt", "NCHW") == "NHWC"
         self._multiple = self._multiple_of_sides(blank)
-        self._taps = range(len(indices))
         self.net = create_network(config, **options)
-        load_local(self.net, config)
         _set_dilation(self.net, config)
         use_fast_gradients(self.net)
 
@@ -156,16 +148,11 @@ class Backbone(nn.Module):
         For networks that need it, images are first enlarged to the next multiple of their largest
         stride or window.
         """
-        size = [-(-n // self._multiple) * self._multiple for n in images.shape[-2:]]
-        fits = size == list(images.shape[-2:])
-        maps = self._maps(
-            self.net, images if fits else F.interpolate(images, size, mode="bilinear")
-        )
-        for k, stride in enumerate(self.strides):
-            cells = [-(-n // stride) for n in images.shape[-2:]]
-            if cells != list(maps[k].shape[-2:]):
-                maps[k] = F.interpolate(maps[k], cells, mode="bilinear")
-        return maps
+        size = images.shape[-2:]
+        multiple = [-(-n // self._multiple) * self._multiple for n in size]
+        maps = self._maps(self.net, _resized(images, multiple))
+        cells = ([-(-n // stride) for n in size] for stride in self.strides)
+        return [_resized(*pair) for pair in zip(maps, cells, strict=True)]
 
     def _maps(self, net: nn.Module, images: Tensor) -> list[Tensor]:
         maps = net(images)
@@ -174,14 +161,9 @@ class Backbone(nn.Module):
 
     def _multiple_of_sides(self, blank: nn.Module) -> int:
         """The number of which the sides of images must be multiples: 1, the network's largest
-        stride, or the side that it was made for.
-
-        Raises:
-            UserError: none of them works.
-        """
+        stride, or the side that it was made for."""
         made_for = self.config.arguments.get("img_size", blank.pretrained_cfg["input_size"][-1])
         made_for = made_for if isinstance(made_for, int) else math.lcm(*made_for)
-        self._taps = range(len(self.dims))
         strides = blank.feature_info.reduction()
         for multiple in (1, max(strides), made_for):
             sizes = [(multiple, multiple), (3 * multiple, 2 * multiple)]
@@ -197,10 +179,8 @@ class Backbone(nn.Module):
     def _covers(self, blank: nn.Module, size: tuple[int, int], strides: Sequence[int]) -> bool:
         """Whether the maps of an image of this size have as many cells as their strides say."""
         maps = self._maps(blank, torch.zeros(1, 3, *size, device="meta"))
-        expected = [
-            (1, dim, *(-(-n // stride) for n in size))
-            for dim, stride in zip(self.dims, strides, strict=True)
-        ]
+        pairs = zip(self.dims, strides, strict=True)
+        expected = [(1, dim, *(-(-n // stride) for n in size)) for dim, stride in pairs]
         return [tuple(m.shape) for m in maps] == expected
 
     def freeze_stages(self, count: int) -> None:
@@ -213,21 +193,24 @@ class Backbone(nn.Module):
                 self.get_parameter(name).requires_grad_(False)
 
 
-def _indices(config: BackboneConfig, stages: Sequence[int]) -> list[int]:
-    """Places of stages among all maps of a network.
+def _resized(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """(B, D, H, W) -> (B, D, *size), bilinear; the same tensor where nothing changes."""
+    if list(maps.shape[-2:]) == list(size):
+        return maps
+    return F.interpolate(maps, size, mode="bilinear")
 
-    Raises:
-        UserError: it has no such map.
-    """
-    strides = map_strides(config)
-    last = {stride: k for k, stride in enumerate(strides)}
-    missing = [2 ** (stage + 1) for stage in stages if 2 ** (stage + 1) not in last]
+
+def _indices(config: BackboneConfig, stages: Sequence[int]) -> list[int]:
+    """Places of stages among all maps of a network."""
+    last = {stride: k for k, stride in enumerate(map_strides(config))}
+    needed = [2 ** (stage + 1) for stage in stages]
+    missing = [stride for stride in needed if stride not in last]
     if missing:
         raise UserError(
             f"backbone {config.name!r} has maps of stride {', '.join(map(str, last))}; here "
             f"stride {', '.join(map(str, missing))} is needed, too; {KNOWN_TO_WORK}"
         )
-    return [last[2 ** (stage + 1)] for stage in stages]
+    return [last[stride] for stride in needed]
 
 
 def _set_dilation(net: nn.Module, config: BackboneConfig) -> None:
@@ -235,10 +218,8 @@ def _set_dilation(net: nn.Module, config: BackboneConfig) -> None:
     if config.dilation == "torchvision":
         return
     if not is_resnet(config):
-        raise UserError(
-            f"backbone {config.name!r}: dilation {config.dilation} is for ResNets; delete the "
-            "line, or set it to torchvision"
-        )
+        text = f"backbone {config.name!r}: dilation {config.dilation} is for ResNets"
+        raise UserError(f"{text}; delete the line, or set it to torchvision")
     for layer in (net[name] for name in ("layer3", "layer4") if name in net):
         first = layer[0]  # its strided convolution has the first dilation
         undilated = [first.conv2 if hasattr(first, "conv3") else first.conv1]
@@ -250,20 +231,18 @@ def _set_dilation(net: nn.Module, config: BackboneConfig) -> None:
 
 def is_resnet(config: BackboneConfig) -> bool:
     net, resnet = blank_network(config), vision.timm.models.resnet
-    if not isinstance(net, resnet.ResNet):
-        return False
-    return isinstance(net.layer1[0], (resnet.BasicBlock, resnet.Bottleneck))
+    blocks = (resnet.BasicBlock, resnet.Bottleneck)
+    return isinstance(net, resnet.ResNet) and isinstance(net.layer1[0], blocks)
 
 
 def _wide_resnet(
     config: BackboneConfig, stages: Sequence[int], output_stride: int
 ) -> tuple[WideResNet38, list[int]]:
-    """Wide-ResNet-38 and the widths of its stages; its first convolution is not trained, as in SEAM
+    """The network and the widths of its stages; its first convolution is not trained, as in SEAM
     and PSA."""
     if 0 in stages:
-        raise UserError(
-            f"wide_resnet38 has no map of stride 2, which is needed here; {KNOWN_TO_WORK}"
-        )
+        missing = "wide_resnet38 has no map of stride 2, which is needed here"
+        raise UserError(f"{missing}; {KNOWN_TO_WORK}")
     if output_stride != 8:
         raise UserError(f"wide_resnet38 has output stride 8 alone, not {output_stride}")
     try:
@@ -278,12 +257,28 @@ def _wide_resnet(
     return net, [net.dims[stage - 1] for stage in stages]
 
 
-def tapped_backbone(config: BackboneConfig) -> nn.Module:
-    """A network at stride 8 that gives its middle stages, too: `dims` and a list of maps.
+class OnBackbone(nn.Module):
+    """A network whose first part is `backbone`; the rest is its head."""
 
-    Its normalisation layers have no trainable parameters, and of Wide-ResNet-38 the first layers
-    are fixed, as in SEAM.
-    """
+    frozen_norm = False  # the backbone's batch normalisation trains by its running statistics
+
+    def train(self, mode: bool = True) -> "OnBackbone":
+        super().train(mode)
+        for module in norms(self.backbone) if self.frozen_norm else ():
+            module.eval()
+        return self
+
+    def parameter_groups(self, lr: float, head_lr: float) -> list[dict]:
+        """What is trained of backbone and head, each with its learning rate."""
+        named = [(k, p) for k, p in self.named_parameters() if p.requires_grad]
+        head = [p for k, p in named if not k.startswith("backbone.")]
+        backbone = [p for k, p in named if k.startswith("backbone.")]
+        return [{"params": backbone, "lr": lr}, {"params": head, "lr": head_lr}]
+
+
+def tapped_backbone(config: BackboneConfig) -> nn.Module:
+    """A network at stride 8 that gives its middle stages, too: `dims` and a list of maps. Its
+    normalisation and the first layers of Wide-ResNet-38 are not trained, as in SEAM."""
     network, fixed = Backbone(config, (2, 3, 4), 8), ()
     if isinstance(network.net, WideResNet38):  # named as in the released files
         network = network.net
@@ -296,9 +291,3 @@ def tapped_backbone(config: BackboneConfig) -> nn.Module:
 def norms(network: nn.Module) -> list[nn.Module]:
     """Every batch normalisation of a network."""
     return [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-
-
-def freeze_norms(network: nn.Module) -> None:
-    """Makes every batch normalisation use its running statistics (call after each `.train()`)."""
-    for module in norms(network):
-        module.eval()

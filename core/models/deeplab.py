@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from core.models.backbones import Backbone, BackboneConfig, freeze_norms, norms
+from core.models.backbones import Backbone, BackboneConfig, OnBackbone, norms
 from core.run.settings import Dropout, PositiveFloat, PositiveInt, Share, check
 
 
@@ -17,9 +17,7 @@ class DeepLabConfig:
     """A DeepLab: a head on a backbone."""
 
     # A network with maps at strides 4 to 32.
-    backbone: BackboneConfig = field(
-        default_factory=lambda: BackboneConfig(name="resnet101.tv_in1k")
-    )
+    backbone: BackboneConfig = field(default_factory=lambda: BackboneConfig("resnet101.tv_in1k"))
     network: Literal["deeplabv1", "deeplabv2", "deeplabv3plus"] = "deeplabv3plus"  # The head.
     output_stride: Literal[8, 16] = 8  # Pixels per cell of the deepest map; see wsss.output_stride.
     # Width of v3+'s ASPP and decoder, or of v1's head (512 in the literature).
@@ -44,22 +42,14 @@ class DeepLabConfig:
 
 def build_deeplab(config: DeepLabConfig, num_classes: int) -> "DeepLab":
     """The configured network for `num_classes` classes and background."""
-    heads: dict[str, type[Head]] = {
-        "deeplabv1": DeepLabV1Head,
-        "deeplabv2": DeepLabV2Head,
-        "deeplabv3plus": DeepLabV3PlusHead,
-    }
+    heads = {"deeplabv1": DeepLabV1Head, "deeplabv2": DeepLabV2Head}
+    heads |= {"deeplabv3plus": DeepLabV3PlusHead}
     return DeepLab(config, num_classes, heads[config.network])
 
 
-class DeepLab(nn.Module):
-    """A backbone and a head.
-
-    Args:
-        config: backbone, widths, rates, normalisation.
-        num_classes: C, without background.
-        head: built from (low_dim, dim, config, outputs); maps (low, deep) features to logits.
-    """
+class DeepLab(OnBackbone):
+    """A backbone and a head, which maps (low, deep) features to logits of C classes and
+    background."""
 
     def __init__(self, config: DeepLabConfig, num_classes: int, head: "type[Head]"):
         super().__init__()
@@ -71,48 +61,32 @@ class DeepLab(nn.Module):
         self.train_scales = config.train_scales
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, 1 + C, h, w) logits, background first, at the head's stride.
-
-        With `train_scales`, the maximum over the image and its smaller copies.
-        """
+        """(B, 3, H, W) -> (B, 1 + C, h, w) logits, background first, at the head's stride; with
+        `train_scales`, the maximum over the image and its smaller copies."""
         return self.training_logits(images)[-1]
 
     def training_logits(self, images: Tensor) -> list[Tensor]:
         """All logits that the loss sums over: the image's; with `train_scales` also the smaller
         copies' and, last, the maximum of all."""
         logits = [self.head(*self.backbone(images))]
-        if not self.train_scales:
-            return logits
         for scale in self.train_scales:
             size = [max(1, int(n * scale)) for n in images.shape[-2:]]
             smaller = F.interpolate(images, size, mode="bilinear")
             logits.append(self.head(*self.backbone(smaller)))
+        if not self.train_scales:
+            return logits
         size = logits[0].shape[-2:]
         resized = [F.interpolate(level, size, mode="bilinear") for level in logits]
         return [*logits, torch.stack(resized).amax(0)]
 
-    def train(self, mode: bool = True) -> "DeepLab":
-        super().train(mode)
-        if self.frozen_norm:
-            freeze_norms(self.backbone)
-        return self
-
     def parameter_groups(self, lr: float, head_lr: float) -> list[dict]:
-        """The backbone and the head, each with its learning rate.
-
-        The biases of v1's and v2's last layers have twice the head's rate and do not decay, as in
-        their Caffe versions.
-        """
-        biases = self.head.fast_biases()
-        groups = [
-            {"params": [p for p in self.backbone.parameters() if p.requires_grad], "lr": lr},
-            {
-                "params": [p for p in self.head.parameters() if all(p is not b for b in biases)],
-                "lr": head_lr,
-            },
-        ]
-        fast = {"params": biases, "lr": 2 * head_lr, "weight_decay": 0.0}
-        return [*groups, fast] if biases else groups
+        """The biases of v1's and v2's last layers have twice the head's rate and do not decay, as
+        in their Caffe versions."""
+        groups, biases = super().parameter_groups(lr, head_lr), self.head.fast_biases()
+        if not biases:
+            return groups
+        groups[1]["params"] = [p for p in groups[1]["params"] if all(p is not b for b in biases)]
+        return [*groups, {"params": biases, "lr": 2 * head_lr, "weight_decay": 0.0}]
 
 
 class ConvBlock(nn.Sequential):
@@ -123,9 +97,7 @@ class ConvBlock(nn.Sequential):
     ):
         super().__init__()
         padding = dilation * (kernel // 2)
-        self.conv = nn.Conv2d(
-            inputs, outputs, kernel, padding=padding, dilation=dilation, bias=False
-        )
+        self.conv = nn.Conv2d(inputs, outputs, kernel, 1, padding, dilation, bias=False)
         self.bn = nn.BatchNorm2d(outputs, momentum=momentum)
         self.relu = nn.ReLU(inplace=True)
 
@@ -133,10 +105,8 @@ class ConvBlock(nn.Sequential):
 class Head(nn.Module):
     """Maps (low, deep) features to logits, and says what is particular in its training."""
 
-    at_cells = False
-    """The loss takes the label at the centres of the logits' cells."""
-    averages_logits = False
-    """A prediction from several views is the softmax of their mean logits."""
+    at_cells = False  # the loss takes the label at the centres of the logits' cells
+    averages_logits = False  # a prediction from several views is the softmax of their mean logits
 
     def fast_biases(self) -> list[nn.Parameter]:
         """Biases that learn at twice the rate and do not decay."""
@@ -151,12 +121,9 @@ class DeepLabV1Head(Head):
     def __init__(self, low_dim: int, dim: int, config: DeepLabConfig, outputs: int):
         super().__init__()
         width, momentum = config.aspp_dim, config.head_momentum
-        self.layers = nn.Sequential(
-            ConvBlock(dim, width, 3, config.rates[0], momentum),
-            ConvBlock(width, width, 1, momentum=momentum),
-            nn.Dropout(config.dropout),
-            nn.Conv2d(width, outputs, 1),
-        )
+        wide = ConvBlock(dim, width, 3, config.rates[0], momentum)
+        blocks = (wide, ConvBlock(width, width, 1, momentum=momentum), nn.Dropout(config.dropout))
+        self.layers = nn.Sequential(*blocks, nn.Conv2d(width, outputs, 1))
 
     def forward(self, low: Tensor, high: Tensor) -> Tensor:
         return self.layers(high)
@@ -172,9 +139,8 @@ class DeepLabV2Head(Head):
 
     def __init__(self, low_dim: int, dim: int, config: DeepLabConfig, outputs: int):
         super().__init__()
-        self.branches = nn.ModuleList(
-            nn.Conv2d(dim, outputs, 3, padding=rate, dilation=rate) for rate in config.rates
-        )
+        branches = (nn.Conv2d(dim, outputs, 3, 1, rate, rate) for rate in config.rates)
+        self.branches = nn.ModuleList(branches)
         for branch in self.branches:
             nn.init.normal_(branch.weight, std=0.01)
             nn.init.zeros_(branch.bias)
@@ -221,23 +187,14 @@ class Decoder(nn.Module):
     """
 
     def __init__(
-        self,
-        low_dim: int,
-        low_width: int,
-        width: int,
-        outputs: int,
-        dropouts: tuple[float, float],
-        last: int,
+        self, low_dim: int, low_width: int, width: int, outputs: int, dropouts: Sequence, last: int
     ):
         super().__init__()
         self.low_block = ConvBlock(low_dim, low_width, 1)
-        self.classifier = nn.Sequential(
-            ConvBlock(width + low_width, width, 3),
-            nn.Dropout(dropouts[0]),
-            ConvBlock(width, width, 3),
-            nn.Dropout(dropouts[1]),
-            nn.Conv2d(width, outputs, last, padding=last // 2, bias=last == 1),
-        )
+        first, second = (nn.Dropout(p) for p in dropouts)
+        joined, same = ConvBlock(width + low_width, width, 3), ConvBlock(width, width, 3)
+        classify = nn.Conv2d(width, outputs, last, padding=last // 2, bias=last == 1)
+        self.classifier = nn.Sequential(joined, first, same, second, classify)
 
     def forward(self, low: Tensor, deep: Tensor) -> Tensor:
         deep = F.interpolate(deep, low.shape[-2:], mode="bilinear")
@@ -250,8 +207,8 @@ class DeepLabV3PlusHead(Head):
     def __init__(self, low_dim: int, dim: int, config: DeepLabConfig, outputs: int):
         super().__init__()
         width = config.aspp_dim
-        # The pooled mean of a single image has no batch statistics, so it is not normalised.
         behind_aspp, behind_first = config.head_dropout
+        # The pooled mean of a single image has no batch statistics, so it is not normalised.
         self.aspp = ASPP(dim, width, config.rates, behind_aspp, mean_norm=False)
         dropouts = (behind_first, config.dropout)
         self.decoder = Decoder(low_dim, config.low_dim, width, outputs, dropouts, last=1)

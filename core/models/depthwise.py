@@ -54,9 +54,8 @@ def _forward(module: nn.Conv2d, images: Tensor) -> Tensor:
     if not torch.is_autocast_enabled("cpu") or not torch.is_grad_enabled():
         return type(module).forward(module, images)
     geometry = module.stride, module.padding, module.dilation
-    if isinstance(module, vision.timm.layers.Conv2dSame):
-        images = vision.timm.layers.pad_same(
-            images, module.kernel_size, module.stride, module.dilation
-        )
+    layers = vision.timm.layers
+    if isinstance(module, layers.Conv2dSame):
+        images = layers.pad_same(images, module.kernel_size, module.stride, module.dilation)
     dtype = torch.get_autocast_dtype("cpu")
     return _Depthwise.apply(images.to(dtype), module.weight.to(dtype), *geometry)

@@ -14,7 +14,6 @@ from core.models.backbones import (
     blank_network,
     create_network,
     is_resnet,
-    load_local,
     map_strides,
 )
 from core.run.errors import UserError
@@ -24,18 +23,13 @@ class ViT(nn.Module):
     """The patch tokens of a vision transformer as a feature map.
 
     Images whose sides are multiples of the patch may have any size: position embeddings are
-    interpolated (bicubic, to the explicit size).
-
-    Args:
-        config: the architecture and its weights.
-        tokens: "last", the last block's tokens after the final norm, or "keys", the keys of its
-            attention.
+    interpolated (bicubic, to the explicit size). `tokens` are "last", the last block's after the
+    final norm, or "keys", the keys of its attention.
     """
 
     def __init__(self, config: BackboneConfig, tokens: str = "last"):
         super().__init__()
         self.net = create_network(config, num_classes=0, dynamic_img_size=True)
-        load_local(self.net, config)
         self.patch: int = self.net.patch_embed.patch_size[0]
         self.dim: int = self.net.embed_dim
         self._keys: Tensor | None = None
@@ -71,8 +65,7 @@ class StageFeatures(Backbone):
     """
 
     def __init__(self, config: BackboneConfig, stages: Sequence[int]):
-        wide = config.name == "wide_resnet38"
-        dilated = wide or is_resnet(config)
+        dilated = config.name == "wide_resnet38" or is_resnet(config)
         ascending = sorted({*stages})
         super().__init__(config, ascending, 8 if dilated else 32)
         self._first = ascending.index(stages[0])
@@ -85,8 +78,8 @@ class StageFeatures(Backbone):
         if len(maps) == 1:
             return maps[0]
         size = maps[self._first].shape[-2:]
-        maps = [F.normalize(m.float(), dim=1) for m in maps]
-        return torch.cat([F.interpolate(m, size, mode="bilinear") for m in maps], 1)
+        units = (F.normalize(m.float(), dim=1) for m in maps)
+        return torch.cat([F.interpolate(m, size, mode="bilinear") for m in units], 1)
 
 
 def feature_network(
@@ -95,7 +88,6 @@ def feature_network(
     """The network that unsupervised features come from.
 
     Args:
-        backbone: architecture and weights.
         stages: stage of a network with feature maps, 1 to 4, or several, see `StageFeatures`.
         tokens: tokens of a ViT, see `ViT`.
 
@@ -111,16 +103,16 @@ def feature_network(
         strides = map_strides(backbone)
     if len({*strides}) > 1:
         return StageFeatures(backbone, stages)
-    _refuse_unless_vit(backbone, tokens)
+    if not _is_vit(backbone, tokens):
+        raise UserError(
+            f"backbone {backbone.name!r} has neither maps of several strides nor patch tokens at "
+            f"any image size (uss.tokens: {tokens}); vit_small_patch16_224, {KNOWN_TO_WORK}"
+        )
     return ViT(backbone, tokens)
 
 
-def _refuse_unless_vit(config: BackboneConfig, tokens: str) -> None:
+def _is_vit(config: BackboneConfig, tokens: str) -> bool:
     with contextlib.suppress(Exception), torch.device("meta"):  # a network fails in any way
         vit = ViT(config.without_weights(), tokens).eval()
-        if vit(torch.zeros(1, 3, 2 * vit.patch, 3 * vit.patch)).shape == (1, vit.dim, 2, 3):
-            return
-    raise UserError(
-        f"backbone {config.name!r} has neither maps of several strides nor patch tokens at any "
-        f"image size (uss.tokens: {tokens}); vit_small_patch16_224, {KNOWN_TO_WORK}"
-    )
+        return vit(torch.zeros(1, 3, 2 * vit.patch, 3 * vit.patch)).shape == (1, vit.dim, 2, 3)
+    return False

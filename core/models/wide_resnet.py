@@ -1,7 +1,6 @@
 """Wide-ResNet-38 (Wu, Shen and van den Hengel, 2016, model A1) at output stride 8.
 
-Parameter names and shapes match the public weight files of its users (PSA, SEAM), so that
-these load as they are.
+Parameters are named as in the weight files of its users (PSA, SEAM), which load as they are.
 """
 
 import torch
@@ -45,7 +44,6 @@ class _Bottleneck(nn.Module):
         self.conv_branch1 = nn.Conv2d(inputs, out, 1, bias=False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The result, and the activation that the convolutions start from."""
         active = self.bn_branch2a(x).relu()
         mid = self.dropout_2b1(self.bn_branch2b1(self.conv_branch2a(active)).relu())
         mid = self.dropout_2b2(self.bn_branch2b2(self.conv_branch2b1(mid)).relu())
@@ -57,11 +55,7 @@ def _conv3(inputs: int, outputs: int, stride: int, dilation: int) -> nn.Conv2d:
 
 
 class WideResNet38(nn.Module):
-    """The network without its classifier.
-
-    Args:
-        width: factor on all channels, for small experiments; 1 is the published network.
-    """
+    """The network without its classifier; `width` is a factor on all channels, 1 as published."""
 
     def __init__(self, width: float = 1.0):
         super().__init__()
@@ -69,9 +63,8 @@ class WideResNet38(nn.Module):
         self.conv1a = _conv3(3, c64, 1, 1)
         self.b2, self.b2_1, self.b2_2 = _stage(c64, c128, c128, 3, stride=2)
         self.b3, self.b3_1, self.b3_2 = _stage(c128, c256, c256, 3, stride=2)
-        self.b4, self.b4_1, self.b4_2, self.b4_3, self.b4_4, self.b4_5 = _stage(
-            c256, c512, c512, 6, stride=2
-        )
+        b4 = _stage(c256, c512, c512, 6, stride=2)
+        self.b4, self.b4_1, self.b4_2, self.b4_3, self.b4_4, self.b4_5 = b4
         self.b5, self.b5_1, self.b5_2 = _stage(c512, c512, c1024, 3, stride=1, dilation=2)
         self.b6 = _Bottleneck(c1024, c512, c2048, dilation=4, dropout=0.3)
         self.b7 = _Bottleneck(c2048, c1024, c4096, dilation=4, dropout=0.5)
@@ -81,15 +74,13 @@ class WideResNet38(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) -> the activations that b4 (stride 4), b5 and b6 (8) start from, and the
         last map."""
-        taps = []
-        x = self.conv1a(images)
-        for name, block in self.named_children():
-            if name in ("conv1a", "bn7"):
-                continue
+        (_, first), *blocks, (_, last) = self.named_children()
+        x, taps = first(images), []
+        for name, block in blocks:
             x, active = block(x)
             if name in ("b4", "b5", "b6"):
                 taps.append(active)
-        return [*taps, torch.relu(self.bn7(x))]
+        return [*taps, torch.relu(last(x))]
 
 
 def _stage(

@@ -1,8 +1,7 @@
 """Unsupervised semantic features F of images, computed by a frozen or trained network."""
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import ClassVar, Literal
 
 import torch
@@ -59,17 +58,16 @@ class UssConfig(StegoConfig):
         super().__post_init__()
         check(len(self.scales) > 0, "uss.scales needs at least one number")
         check(self.backbone_stage != (), "uss.backbone_stage needs at least one stage")
-        check(
-            self.weights is None or self.method == "stego",
-            "uss.weights is a STEGO checkpoint; set uss.method to stego, or uss.backbone.weights",
-        )
+        remedy = "set uss.method to stego, or uss.backbone.weights"
+        fits = self.weights is None or self.method == "stego"
+        check(fits, f"uss.weights is a STEGO checkpoint; {remedy}")
 
     def unused(self) -> list[str]:
         """Keys of the methods that are not chosen."""
         keys = [] if self.method == "leopart" else ["leopart"]
         keys += [] if self.self_supervised.iterations else ["self_supervised"]
         if self.method != "stego":
-            keys += [item.name for item in dataclasses.fields(StegoConfig)]
+            keys += [item.name for item in fields(StegoConfig)]
         return keys + (["backbone.weights"] if self.weights else [])
 
 
@@ -92,15 +90,9 @@ class SemanticFeatures(nn.Module):
         self.head = None
         if config.method == "stego":
             self.head = StegoHead(self.backbone.dim, config.code_dim, config.dropout)
-        width = config.code_dim if self.head else self.backbone.dim
+        width, whiten = config.code_dim if self.head else self.backbone.dim, config.whiten
         self.register_buffer("mean", torch.zeros(width))
-        shape = (config.whiten, width) if config.whiten else None
-        self.register_buffer("projection", torch.zeros(shape) if shape else None)
-
-    def encode(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W), sides multiples of the patch -> (B, D, H/patch, W/patch)."""
-        feat = self.backbone(images)
-        return self.head(feat) if self.head else feat
+        self.register_buffer("projection", torch.zeros(whiten, width) if whiten else None)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) normalised images of any size -> (B, D, h, w) features; see `raw`."""
@@ -121,17 +113,16 @@ class SemanticFeatures(nn.Module):
         size = [-(-max(1, round(n * scale)) // patch) * patch for n in images.shape[-2:]]
         if size != list(images.shape[-2:]):
             images = F.interpolate(images, size, mode="bicubic")
-        feat = self.encode(images).float()
-        if self.config.flip:
-            feat = (feat + self.encode(images.flip(-1)).float().flip(-1)) / 2
-        return feat
+        feat = self._encode(images)
+        return (feat + self._encode(images.flip(-1)).flip(-1)) / 2 if self.config.flip else feat
+
+    def _encode(self, images: Tensor) -> Tensor:
+        feat = self.backbone(images)  # sides are multiples of the patch
+        return (self.head(feat) if self.head else feat).float()
 
 
 def network_features(
-    network: Callable[[Tensor], Tensor],
-    split: Split,
-    device: torch.device,
-    autocast: torch.autocast,
+    network: Callable[[Tensor], Tensor], split: Split, device: torch.device, amp: torch.autocast
 ) -> FeatureSource:
     """Features computed on the fly, in batches of consecutive images of one size."""
 
@@ -139,7 +130,7 @@ def network_features(
     def source(indices: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
         wanted = set(indices)
         for batch, images in batches_by_size(split, wanted, device):
-            with autocast:
+            with amp:
                 feats = network(images).float().cpu()
             yield from ((k, f) for k, f in zip(batch, feats, strict=True) if k in wanted)
 
@@ -153,7 +144,6 @@ def statistics(
 
     Args:
         source: features of `count` images.
-        count: number of images.
         whiten: number W of principal components; None: the mean alone.
 
     Returns:
@@ -167,10 +157,8 @@ def statistics(
         points = feat.double().flatten(1)
         total = total + points.mean(1)
         if whiten:
-            check(
-                whiten <= len(feat),
-                f"uss.whiten: {whiten} components of features with {len(feat)} channels; lower it",
-            )
+            found = f"{whiten} components of features with {len(feat)} channels"
+            check(whiten <= len(feat), f"uss.whiten: {found}; lower it")
             products = products + points @ points.T / points.shape[1]
     mean = total / count
     if not whiten:
@@ -194,7 +182,6 @@ def standardised_source(source: FeatureSource, count: int, whiten: int | None) -
     mean, projection = statistics(source, count, whiten)
 
     def transformed(indices: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
-        for index, feat in source(indices):
-            yield index, standardised(feat, mean, projection)
+        yield from ((index, standardised(f, mean, projection)) for index, f in source(indices))
 
     return transformed

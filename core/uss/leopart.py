@@ -5,6 +5,7 @@ overlap, the student must predict in one crop what the teacher assigns in the ot
 that the teacher attends to as foreground count.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import cv2
@@ -16,6 +17,7 @@ from torch.utils.data import Dataset
 
 from core.data.lists import Split
 from core.data.transforms import MEAN, STD, drawn_from
+from core.models.backbones import OnBackbone
 from core.models.feature_networks import ViT
 from core.run import distributed, vision
 from core.run.settings import Decay, Dropout, NonNegativeInt, PositiveInt, Share
@@ -23,6 +25,7 @@ from core.uss.self_supervision import sinkhorn
 
 TEACHER_TEMPERATURE, STUDENT_TEMPERATURE = 0.05, 0.1
 CELLS = 7  # per side, of an aligned overlap
+Box = tuple[float, ...]  # top, left, bottom, right
 
 
 @dataclass
@@ -58,7 +61,6 @@ def roi_align(maps: Tensor, boxes: Tensor, cells: int = CELLS) -> Tensor:
     Args:
         maps: (B, C, h, w).
         boxes: (B, 4) top, left, bottom, right as shares of the map's sides, in [0, 1].
-        cells: number of cells per side of the result.
 
     Returns:
         (B, C, cells, cells) float32; samples beyond the outermost cells have the border's value.
@@ -70,22 +72,15 @@ def roi_align(maps: Tensor, boxes: Tensor, cells: int = CELLS) -> Tensor:
 
 
 def _sampling(start: Tensor, end: Tensor, length: int, cells: int) -> Tensor:
-    """Weights of a map's cells in the means that `roi_align` takes along one axis.
-
-    Args:
-        start, end: (B,) ends of the boxes, as shares of the axis.
-        length: number of the map's cells along the axis.
-        cells: number of means.
-
-    Returns:
-        (B, cells, length), sums over the last axis are 1.
-    """
+    """(B, cells, length) weights of the `length` cells along one axis in the means of `roi_align`,
+    whose boxes go from `start` to `end`, (B,) shares of that axis."""
+    start, end = start[:, None, None], end[:, None, None]
     start, extent = start.float() * length, (end - start).float() * length
     # The slack keeps rounding of a whole number of cells from adding a sample.
-    count = (extent / cells - 1e-4).ceil().clamp(min=1)[:, None, None]
+    count = (extent / cells - 1e-4).ceil().clamp(min=1)
     each = torch.arange(-(-length // cells), device=start.device)  # samples at most
     mean = torch.arange(cells, device=start.device)[:, None]
-    place = start[:, None, None] + (mean + (each + 0.5) / count) * extent[:, None, None] / cells
+    place = start + (mean + (each + 0.5) / count) * extent / cells
     place = (place - 0.5).clamp(0, length - 1)[..., None]  # from edges to centres of cells
     near = (1 - (place - torch.arange(length, device=start.device)).abs()).clamp(min=0)
     return (near * (each < count)[..., None]).sum(2) / count
@@ -103,15 +98,11 @@ def overlap(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     return within(first), within(second)
 
 
-def foreground(attention: Tensor, mass: float = 0.6) -> Tensor:
-    """What the class token attends to: the smallest set of cells that holds `mass` of it.
+def foreground(attention: Tensor, mass: float) -> Tensor:
+    """What the class token attends to: the smallest set of cells that holds the share `mass` of it.
 
-    Args:
-        attention: (B, h, w), not negative.
-        mass: share of the attention.
-
-    Returns:
-        (B, h, w) bool; components of one or two cells (8-connected) are left out.
+    (B, h, w), not negative -> (B, h, w) bool; components of one or two cells (8-connected) are left
+    out.
     """
     blurred = vision.v2.functional.gaussian_blur(attention.float()[:, None], 7, 0.6)
     smooth = blurred[:, 0].flatten(1)
@@ -127,19 +118,15 @@ def foreground(attention: Tensor, mass: float = 0.6) -> Tensor:
     return torch.from_numpy(masks).bool().to(attention.device)
 
 
-class LeopartNetwork(nn.Module):
+class LeopartNetwork(OnBackbone):
     """A transformer, a projection of its patch tokens, and prototypes, named as in Leopart."""
 
     def __init__(self, backbone: ViT, config: LeopartConfig):
         super().__init__()
         self.backbone = backbone
-        self.projection_head = nn.Sequential(
-            nn.Linear(backbone.dim, config.hidden),
-            nn.GELU(),
-            nn.Linear(config.hidden, config.hidden),
-            nn.GELU(),
-            nn.Linear(config.hidden, config.width),
-        )
+        first, second = (nn.Linear(n, config.hidden) for n in (backbone.dim, config.hidden))
+        last = nn.Linear(config.hidden, config.width)
+        self.projection_head = nn.Sequential(first, nn.GELU(), second, nn.GELU(), last)
         self.prototypes = nn.Linear(config.width, config.prototypes, bias=False)
         self._heads: int = backbone.net.blocks[-1].attn.num_heads
 
@@ -166,6 +153,15 @@ class LeopartNetwork(nn.Module):
         patches = logits.softmax(2).mean(1)[:, self.backbone.net.num_prefix_tokens :]
         return embeddings, patches.unflatten(1, embeddings.shape[-2:])
 
+    def parameter_groups(self, lr: float, head_lr: float) -> list[dict]:
+        """Backbone and heads, each with its learning rate; biases and scales do not decay."""
+        groups = []
+        for group in super().parameter_groups(lr, head_lr):
+            for decays in (True, False):
+                chosen = [p for p in group["params"] if (p.ndim > 1) == decays]
+                groups.append({**group, "params": chosen, "decays": float(decays)})
+        return groups
+
     @torch.no_grad()
     def normalise_prototypes(self) -> None:
         """Makes every prototype a unit vector."""
@@ -187,9 +183,8 @@ class Queue(nn.Module):
         the others, on all processes, so that their queues stay equal."""
         length = self.rows.shape[1]
         chosen = embeddings[torch.randperm(len(embeddings))[: min(most, length)]]
-        chosen = distributed.gather(chosen)[:length]
-        kept = length - len(chosen)
-        self.rows[crop] = torch.cat([chosen, self.rows[crop, :kept]])
+        chosen = distributed.gather(chosen)
+        self.rows[crop] = torch.cat([chosen, self.rows[crop]])[:length]
 
 
 class MultiCrops(Dataset):
@@ -198,64 +193,50 @@ class MultiCrops(Dataset):
     def __init__(self, split: Split, config: LeopartConfig):
         self.split, self.config = split, config
         v2 = vision.v2
-        self._colours = v2.Compose(
-            [
-                v2.RandomApply([v2.ColorJitter(0.8, 0.8, 0.8, 0.2)], p=0.8),
-                v2.RandomGrayscale(p=0.2),
-                v2.RandomApply([v2.GaussianBlur(23, (0.1, 2.0))], p=0.5),
-                v2.ToDtype(torch.float32, scale=True),
-                v2.Normalize(MEAN, STD),
-            ]
-        )
+        jitter = v2.RandomApply([v2.ColorJitter(0.8, 0.8, 0.8, 0.2)], p=0.8)
+        blur = v2.RandomApply([v2.GaussianBlur(23, (0.1, 2.0))], p=0.5)
+        steps = [jitter, v2.RandomGrayscale(p=0.2), blur, v2.ToDtype(torch.float32, scale=True)]
+        self._colours = v2.Compose([*steps, v2.Normalize(MEAN, STD)])
 
     def __getitem__(self, draw: tuple[int, int]) -> dict[str, Tensor | str]:
         """{"large": (2, 3, S, S), "small": (n, 3, s, s), "boxes": (2 + n, 4) as shares, "id"}."""
-        index, seed = draw
+        (index, seed), config = draw, self.config
         image = torch.from_numpy(self.split.read_image(index)).permute(2, 0, 1)
-        config = self.config
-        kinds = [(config.large, config.large_area)] * 2
-        kinds += [(config.small, config.small_area)] * config.smalls
-        boxes: list[tuple[float, ...]] = []
+        kinds = [(config.large, config.large_area, 0.02)] * 2
+        kinds += [(config.small, config.small_area, 0.01)] * config.smalls
+        boxes: list[Box] = []
         views = []
         with drawn_from(seed):
-            rows, cols = image.shape[-2:]
-            for k, (side, area) in enumerate(kinds):
-                place = crop_place(image, area, boxes[:2], 0.02 if k < 2 else 0.01)
-                top, left, height, width = place
-                box = (top / rows, left / cols, (top + height) / rows, (left + width) / cols)
-                boxes.append(box)
-                view = vision.v2.functional.resized_crop(
-                    image, *place, [side, side], antialias=True
-                )
+            for side, area, least in kinds:
+                place, box = random_crop(image, area, boxes[:2], least)
+                view = vision.v2.functional.resized_crop(image, *place, [side] * 2, antialias=True)
                 views.append(self._colours(view))
-        return {
-            "large": torch.stack(views[:2]),
-            "small": torch.stack(views[2:]),
-            "boxes": torch.tensor(boxes),
-            "id": self.split.ids[index],
-        }
+                boxes.append(box)
+        item = {"large": torch.stack(views[:2]), "small": torch.stack(views[2:])}
+        return {**item, "boxes": torch.tensor(boxes), "id": self.split.ids[index]}
 
 
-def crop_place(
-    image: Tensor, area: tuple[float, float], others: list[tuple[float, ...]], least: float
-) -> tuple[int, int, int, int]:
-    """Top, left, height and width of a random crop that shares at least `least` of the image's area
-    with each of the boxes `others`; after 100 draws without one, the crop that shares most."""
+def random_crop(
+    image: Tensor, area: tuple[float, float], others: list[Box], least: float
+) -> tuple[tuple[int, ...], Box]:
+    """Top, left, height and width, and the box, of a random crop that shares at least `least` of
+    the image's area with each of `others`; of 100 draws without one, that which shares most."""
     rows, cols = image.shape[-2:]
-    best = (-1.0, (0, 0, rows, cols))
+    most, best = -1.0, None
     for _ in range(100):
         place = vision.v2.RandomResizedCrop.get_params(image, list(area), [3 / 4, 4 / 3])
         top, left, height, width = place
+        box = (top / rows, left / cols, (top + height) / rows, (left + width) / cols)
         shared = 1.0
-        for box in others:
-            tall = min(box[2], (top + height) / rows) - max(box[0], top / rows)
-            wide = min(box[3], (left + width) / cols) - max(box[1], left / cols)
+        for other in others:
+            tall = min(other[2], box[2]) - max(other[0], box[0])
+            wide = min(other[3], box[3]) - max(other[1], box[1])
             shared = min(shared, max(0.0, tall) * max(0.0, wide))
-        if shared > best[0]:
-            best = shared, place
+        if shared > most:
+            most, best = shared, (place, box)
         if shared > least:
             break
-    return best[1]
+    return best
 
 
 def part_loss(
@@ -272,19 +253,16 @@ def part_loss(
     Returns:
         () mean over large crops and the other crops of each.
     """
-    total, pairs = 0, 0
-    for i, (target, mask) in enumerate(zip(teacher, masks, strict=True)):
-        for v, scores in enumerate(student):
-            if v == i:
-                continue
+    losses = []
+    for i, v in itertools.product(range(len(teacher)), range(len(student))):
+        if i != v:
             here, there = overlap(boxes[:, i], boxes[:, v])
-            wanted = roi_align(target, here)
-            inside = roi_align(mask[:, None].float(), here)[:, 0] >= 1 - 1e-5  # rounding
-            found = F.log_softmax(roi_align(scores, there) / STUDENT_TEMPERATURE, 1)
+            wanted = roi_align(teacher[i], here)
+            inside = roi_align(masks[i][:, None].float(), here)[:, 0] >= 1 - 1e-5  # rounding
+            found = F.log_softmax(roi_align(student[v], there) / STUDENT_TEMPERATURE, 1)
             entropy = -(wanted * found).sum(1)
-            total = total + (entropy * inside).sum() / inside.sum().clamp(min=1)
-            pairs += 1
-    return total / pairs
+            losses.append((entropy * inside).sum() / inside.sum().clamp(min=1))
+    return sum(losses) / len(losses)
 
 
 def add_drop_path(backbone: ViT, rate: float) -> None:
@@ -294,18 +272,6 @@ def add_drop_path(backbone: ViT, rate: float) -> None:
     for k, block in enumerate(blocks):
         share = rate * k / max(1, len(blocks) - 1)
         block.drop_path1, block.drop_path2 = drop_path(share), drop_path(share)
-
-
-def parameter_groups(student: LeopartNetwork, config: LeopartConfig) -> list[dict]:
-    """Backbone and heads, each with its learning rate; biases and scales do not decay."""
-    head = [student.projection_head, student.prototypes]
-    groups = []
-    for modules, rate in (([student.backbone], config.lr), (head, config.head_lr)):
-        parameters = [p for m in modules for p in m.parameters() if p.requires_grad]
-        for decays in (True, False):
-            chosen = [p for p in parameters if (p.ndim > 1) == decays]
-            groups.append({"params": chosen, "lr": rate, "decays": float(decays)})
-    return groups
 
 
 @torch.no_grad()
@@ -332,17 +298,14 @@ def crops_loss(
     with torch.no_grad():
         for i in range(2):
             embeddings, attention = teacher.with_attention(large[:, i])
-            mask = foreground(attention, config.mass)
-            similarity = teacher.scores(embeddings)
-            cells = similarity.permute(0, 2, 3, 1).flatten(0, 2)  # (B h w, K)
-            count = len(cells)
+            masks.append(foreground(attention, config.mass))
+            similarity = teacher.scores(embeddings).permute(0, 2, 3, 1)
+            cells = similarity.flatten(0, 2)  # (B h w, K)
             if queue.full(i):
                 with torch.autocast(cells.device.type, enabled=False):
                     earlier = queue.rows[i] @ student.prototypes.weight.float().T
                 cells = torch.cat([cells, earlier])
-            shares = sinkhorn(cells, TEACHER_TEMPERATURE)[:count]
-            grid = (len(large), *similarity.shape[-2:])
-            targets.append(shares.unflatten(0, grid).permute(0, 3, 1, 2))
-            masks.append(mask)
-            queue.push(i, embeddings.permute(0, 2, 3, 1)[mask], 10 * len(large))
+            shares = sinkhorn(cells, TEACHER_TEMPERATURE)[: attention.numel()]
+            targets.append(shares.view_as(similarity).permute(0, 3, 1, 2))
+            queue.push(i, embeddings.permute(0, 2, 3, 1)[masks[i]], 10 * len(large))
     return part_loss(targets, scores, masks, batch["boxes"])

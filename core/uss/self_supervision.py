@@ -1,4 +1,4 @@
-"""Self-supervised training of a feature network from scratch, for images far from ImageNet.
+"""Self-supervised training of a feature network from scratch.
 
 The student sees composites: a jittered crop of one image with a random outline of another pasted
 in, parts of it hidden. Two losses work on the same pass.
@@ -50,20 +50,12 @@ class PrototypeNetwork(nn.Module):
     def __init__(self, backbone: nn.Module, prototypes: int, width: int = 64):
         super().__init__()
         self.backbone = backbone
-        self.project = nn.Sequential(
-            nn.Conv2d(backbone.dim, 256, 1),
-            nn.BatchNorm2d(256),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(256, width, 1),
-        )
+        hidden = (nn.Conv2d(backbone.dim, 256, 1), nn.BatchNorm2d(256), nn.ReLU(inplace=True))
+        self.project = nn.Sequential(*hidden, nn.Conv2d(256, width, 1))
         self.prototypes = nn.Parameter(torch.randn(prototypes, width) * 0.1)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, K, h, w) cosine similarities."""
-        return self.similarity(self.backbone(images))
-
-    def similarity(self, feat: Tensor) -> Tensor:
-        """(B, D, h, w) features -> (B, K, h, w) cosine similarities."""
+    def forward(self, feat: Tensor) -> Tensor:
+        """(B, D, h, w) features of the backbone -> (B, K, h, w) cosine similarities."""
         cells = F.normalize(self.project(feat).float(), dim=1)
         with torch.autocast(cells.device.type, enabled=False):  # a small temperature divides them
             return torch.einsum("bdhw,kd->bkhw", cells, F.normalize(self.prototypes, dim=1))
@@ -83,10 +75,8 @@ def sinkhorn(similarity: Tensor, temperature: float, iterations: int = 3) -> Ten
 
 
 def random_crops(count: int, low: float, high: float) -> Tensor:
-    """(count, 2, 3) affine maps of random square crops, half of them mirrored.
-
-    A crop's side is a share in [low, high] of the image's.
-    """
+    """(count, 2, 3) affine maps of random square crops, half of them mirrored; a crop's side is a
+    share in [low, high] of the image's."""
     side = torch.empty(count).uniform_(low, high)
     x, y = ((torch.rand(count) * 2 - 1) * (1 - side) for _ in range(2))
     mirror = torch.where(torch.rand(count) < 0.5, -1.0, 1.0)
@@ -153,7 +143,6 @@ def figure_ground_loss(feat: Tensor, pasted: Tensor, temperature: float = 0.1) -
     Args:
         feat: (B, D, h, w) features of composites.
         pasted: (B, h, w) share of each cell that is pasted; cells between 0.1 and 0.6 are left out.
-        temperature: temperature of the similarities.
 
     Returns:
         () mean over the cells of each side, averaged over the two sides.
@@ -162,10 +151,10 @@ def figure_ground_loss(feat: Tensor, pasted: Tensor, temperature: float = 0.1) -
     sides = [(pasted > 0.6).flatten(1).float(), (pasted < 0.1).flatten(1).float()]
     means = [F.normalize(torch.einsum("bdn,bn->bd", cells, side), dim=1) for side in sides]
     total = cells.new_zeros(())
-    for own, other, side in ((0, 1, sides[0]), (1, 0, sides[1])):
-        near = torch.einsum("bdn,bd->bn", cells, means[own]) / temperature
-        here = torch.einsum("bdn,bd->bn", cells, means[other]) / temperature
-        everywhere = torch.einsum("bdn,kd->bkn", cells, means[other]) / temperature
+    for side, own, other in zip(sides, means, means[::-1], strict=True):
+        near = torch.einsum("bdn,bd->bn", cells, own) / temperature
+        here = torch.einsum("bdn,bd->bn", cells, other) / temperature
+        everywhere = torch.einsum("bdn,kd->bkn", cells, other) / temperature
         away = everywhere.logsumexp(1) - math.log(len(feat))
         loss = F.softplus(here - near) + F.softplus(away - near)
         total = total + (loss * side).sum() / side.sum().clamp(min=1)
@@ -173,25 +162,20 @@ def figure_ground_loss(feat: Tensor, pasted: Tensor, temperature: float = 0.1) -
 
 
 def self_supervised_losses(
-    student: PrototypeNetwork,
-    teacher: PrototypeNetwork,
-    images: Tensor,
-    config: SelfSupervisedConfig,
+    student: nn.Module, teacher: nn.Module, images: Tensor, config: SelfSupervisedConfig
 ) -> dict[str, Tensor]:
     """Both losses on composites of a batch, and "loss", their sum.
 
     Args:
-        student: network in training mode.
-        teacher: its moving average.
+        student: a `PrototypeNetwork` in training mode; `teacher` is its moving average.
         images: (B, 3, H, W) in [0, 1]; image b is pasted onto image b + 1.
-        config: crop sizes and hidden share.
     """
     count = len(images)
     whole = crop(images, random_crops(count, 0.7, 1.0), config.teacher_size)
     inner = random_crops(count, 0.55, 0.9)
     part = crop(whole, inner, config.student_size)
     with torch.no_grad():
-        seen = teacher(normalise_unit(jitter(whole)))
+        seen = teacher(teacher.backbone(normalise_unit(jitter(whole))))
     size = config.student_size // (config.teacher_size // seen.shape[-1])
     target = crop(seen, inner, size).flatten(2).transpose(1, 2)  # (B, cells, K)
     target = sinkhorn(target.flatten(0, 1), TEACHER_TEMPERATURE).unflatten(0, target.shape[:2])
@@ -209,14 +193,11 @@ def self_supervised_losses(
     target = torch.where(is_figure, target.roll(1, 0), target)
 
     feat = student.backbone(composite)
-    logits = student.similarity(feat).flatten(2).transpose(1, 2) / STUDENT_TEMPERATURE
+    logits = student(feat).flatten(2).transpose(1, 2) / STUDENT_TEMPERATURE
     entropy = -(target * F.log_softmax(logits, 2)).sum(2)
     pure = ((pasted < 0.1) | (pasted > 0.6)).flatten(1).float()
     distillation = (entropy * pure).sum() / pure.sum()
     with torch.autocast(images.device.type, enabled=False):
         contrast = figure_ground_loss(feat, pasted)
-    return {
-        "loss": distillation + contrast,
-        "distillation": distillation,
-        "figure_ground": contrast,
-    }
+    parts = {"distillation": distillation, "figure_ground": contrast}
+    return {"loss": distillation + contrast, **parts}

@@ -1,6 +1,6 @@
 """STEGO's feature correspondence distillation (Hamilton et al., ICLR 2022)."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,23 +13,23 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from core.data.lists import Split
-from core.data.loader import StepSampler, make_loader
+from core.data.loader import make_loader
 from core.data.transforms import normalise
 from core.run import distributed, vision
 from core.run.files import atomic_write
 from core.run.settings import Dropout, NonNegativeInt, PositiveInt, location
 
-VITS8 = {"weight_negative": 0.63, "weight_inter": 0.25, "weight_intra": 0.67}
+PAIRS = ("intra", "inter", "negative")
 PRESETS = {
-    "cocostuff27_vitb8": {"weight_negative": 0.1538, "weight_inter": 1.0, "weight_intra": 0.10}
-    | {"shift_negative": 1.0, "shift_inter": 0.20, "shift_intra": 0.12},
-    "cocostuff27_vits8": VITS8 | {"shift_negative": 0.66, "shift_inter": 0.02, "shift_intra": 0.08},
-    "cityscapes_vitb8": {"weight_negative": 0.906, "weight_inter": 0.577, "weight_intra": 1.0}
-    | {"shift_negative": 0.314, "shift_inter": 0.175, "shift_intra": 0.458},
-    "potsdam_vits8": VITS8 | {"shift_negative": 0.46, "shift_inter": 0.02, "shift_intra": 0.08},
-    "code_default": VITS8 | {"shift_negative": 0.46, "shift_inter": 0.12, "shift_intra": 0.18},
+    # Weights of `PAIRS`, then their shifts.
+    "cocostuff27_vitb8": (0.10, 1.0, 0.1538, 0.12, 0.20, 1.0),
+    "cocostuff27_vits8": (0.67, 0.25, 0.63, 0.08, 0.02, 0.66),
+    "cityscapes_vitb8": (1.0, 0.577, 0.906, 0.458, 0.175, 0.314),
+    "potsdam_vits8": (0.67, 0.25, 0.63, 0.08, 0.02, 0.46),
+    "code_default": (0.67, 0.25, 0.63, 0.18, 0.12, 0.46),
 }
-"""STEGO's published values of these keys of `StegoConfig`."""
+"""STEGO's published values of the keys of `StegoConfig` from `weight_intra` to `shift_negative`."""
+Pair = tuple[Tensor, Tensor]
 
 
 @dataclass
@@ -63,24 +63,21 @@ class StegoConfig:
     weights: str | None = None
 
     def __post_init__(self):
-        for name, value in PRESETS[self.preset].items():
+        names = [f"{key}_{pair}" for key in ("weight", "shift") for pair in PAIRS]
+        for name, value in zip(names, PRESETS[self.preset], strict=True):
             if getattr(self, name) is None:
                 setattr(self, name, value)
 
 
 class StegoHead(nn.Module):
-    """A linear and a non-linear projection of frozen features, added up.
-
-    Parameter names match the released checkpoints below `net.`.
-    """
+    """A linear and a non-linear projection of frozen features, added up; named as released."""
 
     def __init__(self, dim: int, code_dim: int, dropout: float):
         super().__init__()
         self.dropout = dropout
         self.cluster1 = nn.Sequential(nn.Conv2d(dim, code_dim, 1))
-        self.cluster2 = nn.Sequential(
-            nn.Conv2d(dim, dim, 1), nn.ReLU(inplace=True), nn.Conv2d(dim, code_dim, 1)
-        )
+        hidden = (nn.Conv2d(dim, dim, 1), nn.ReLU(inplace=True))
+        self.cluster2 = nn.Sequential(*hidden, nn.Conv2d(dim, code_dim, 1))
 
     def drop(self, feat: Tensor) -> Tensor:
         """Channel dropout, in training only; each call draws its own channels."""
@@ -97,24 +94,18 @@ def sample_points(maps: Tensor, points: Tensor) -> Tensor:
 
 
 def correspondence(first: Tensor, second: Tensor) -> Tensor:
-    """Cosine similarity of every cell of one map with every cell of another.
-
-    (B, D, h, w), (B, D, i, j) -> (B, h, w, i, j).
-    """
+    """Cosines of every cell with every other: (B, D, h, w), (B, D, i, j) -> (B, h, w, i, j)."""
     return torch.einsum("bdhw,bdij->bhwij", F.normalize(first, dim=1), F.normalize(second, dim=1))
 
 
-def correspondence_loss(
-    feat: tuple[Tensor, Tensor], code: tuple[Tensor, Tensor], shift: float
-) -> tuple[Tensor, Tensor]:
+def correspondence_loss(feat: Pair, code: Pair, shift: float) -> Pair:
     """Pulls codes together where frozen features agree more than `shift`, and apart elsewhere.
 
-    l = -max(cos(code), 0) (F - b), F the features' correspondence, centred cell by cell.
+    l = -max(cos(code), 0) (F - shift), F the features' correspondence, centred cell by cell.
 
     Args:
         feat: frozen features of the pair, (B, D, h, w) each.
         code: codes of the pair at the same points, (B, d, h, w) each.
-        shift: b.
 
     Returns:
         () mean over images and pairs of points, and the codes' similarities (B, h, w, i, j).
@@ -136,20 +127,11 @@ def derangement(count: int, generator: torch.Generator | None = None) -> Tensor:
 
 
 def health(negative: Tensor, positive: Tensor) -> dict[str, Tensor]:
-    """Label-free diagnostics for choosing settings: in good training, most similarities of
-    unrelated images are near 0, while those of neighbours spread upwards.
-
-    Args:
-        negative, positive: similarities of codes of random pairs and of neighbours, any shape.
-
-    Returns:
-        "negatives_at_zero", the share below 0.1, and "positives_spread", the standard deviation.
-    """
-    negative, positive = negative.detach(), positive.detach()
-    return {
-        "negatives_at_zero": (negative < 0.1).float().mean(),
-        "positives_spread": positive.std(),
-    }
+    """Label-free diagnostics of code similarities, of any shape, for choosing settings: in good
+    training, most of random pairs are near 0 ("negatives_at_zero", the share below 0.1), while
+    those of neighbours spread upwards ("positives_spread", the standard deviation)."""
+    near_zero = (negative < 0.1).float().mean()
+    return {"negatives_at_zero": near_zero, "positives_spread": positive.detach().std()}
 
 
 class ClusterProbe(nn.Module):
@@ -168,46 +150,31 @@ class ClusterProbe(nn.Module):
         return -similarity.amax(1).mean()
 
 
-def stego_losses(
-    settings: StegoConfig, anchor: tuple[Tensor, Tensor], partner: tuple[Tensor, Tensor]
-) -> dict[str, Tensor]:
-    """STEGO's three terms on (features, codes) of a batch and of a neighbour of each image.
-
-    Returns:
-        Each term, "loss", their weighted sum, and the figures of `core.uss.stego.health`.
-    """
+def stego_losses(settings: StegoConfig, anchor: Pair, partner: Pair) -> dict[str, Tensor]:
+    """STEGO's three terms on (features, codes) of a batch and of a neighbour of each image, "loss",
+    their weighted sum, and the figures of `health`."""
     feat, code = anchor
     shape = (len(feat), settings.samples, settings.samples, 2)
     here, there = (torch.rand(shape, device=feat.device) * 2 - 1 for _ in range(2))
+    own = [sample_points(maps, here) for maps in anchor]
 
-    def sampled(pair: tuple[Tensor, Tensor], points: Tensor) -> tuple[Tensor, Tensor]:
-        return sample_points(pair[0], points), sample_points(pair[1], points)
-
-    own, near = sampled(anchor, here), sampled(partner, there)
-
-    def term(other: tuple[Tensor, Tensor], shift: float) -> tuple[Tensor, Tensor]:
-        return correspondence_loss((own[0], other[0]), (own[1], other[1]), shift)
+    def term(other: Pair, shift: float) -> Pair:
+        pairs = zip(own, (sample_points(maps, there) for maps in other), strict=True)
+        return correspondence_loss(*pairs, shift)
 
     orders = [derangement(len(feat)).to(feat.device) for _ in range(5)]  # STEGO's neg_samples
-    others = [sampled((feat[order], code[order]), there) for order in orders]
-    negatives, unlike = zip(*(term(o, settings.shift_negative) for o in others), strict=True)
-    inter, alike = term(near, settings.shift_inter)
-    figures = {
-        "intra": term(own, settings.shift_intra)[0],
-        "inter": inter,
-        "negative": torch.stack(negatives).mean(),
-    }
-    weights = (settings.weight_intra, settings.weight_inter, settings.weight_negative)
-    loss = sum(w * v for w, v in zip(weights, figures.values(), strict=True))
+    others = [term((feat[order], code[order]), settings.shift_negative) for order in orders]
+    negatives, unlike = zip(*others, strict=True)
+    inter, alike = term(partner, settings.shift_inter)
+    intra, _ = correspondence_loss(*zip(own, own, strict=True), settings.shift_intra)
+    figures = {"intra": intra, "inter": inter, "negative": torch.stack(negatives).mean()}
+    loss = sum(getattr(settings, f"weight_{pair}") * figures[pair] for pair in PAIRS)
     return {"loss": loss, **figures, **health(unlike[0], alike)}
 
 
 class SquareImages(Dataset):
-    """Squares of one resolution, which STEGO trains on, without augmentation.
-
-    With `crops` 1 the centre square of each image; with 5, centre squares of its four corners and
-    its middle, each half its sides long.
-    """
+    """Squares of one resolution, without augmentation: with `crops` 1 the centre square of each
+    image; with 5, centre squares of its four corners and its middle, each half its sides long."""
 
     def __init__(self, split: Split, resolution: int, crops: int):
         self.split, self.resolution, self.crops = split, resolution, crops
@@ -220,9 +187,8 @@ class SquareImages(Dataset):
         index, crop = divmod(draw[0], self.crops)
         image = torch.from_numpy(self.split.read_image(index)).permute(2, 0, 1)
         if self.crops == 5:
-            image = vision.v2.functional.five_crop(
-                image, [max(1, n // 2) for n in image.shape[-2:]]
-            )[crop]
+            half = [max(1, n // 2) for n in image.shape[-2:]]
+            image = vision.v2.functional.five_crop(image, half)[crop]
         side = min(image.shape[-2:])
         square = vision.v2.functional.center_crop(image, [side, side])
         if side != self.resolution:
@@ -231,57 +197,44 @@ class SquareImages(Dataset):
         return {"image": normalise(square), "id": self.split.ids[index]}
 
 
-def nearest_neighbours(means: Tensor, count: int) -> Tensor:
+def _nearest_neighbours(means: Tensor, count: int) -> Tensor:
     """(N, D) unit mean features -> (N, count) int64: the most similar others of each."""
     near = []
     for start in range(0, len(means), 1024):
         similarity = means[start : start + 1024] @ means.T
-        rows = torch.arange(len(similarity))
-        similarity[rows, rows + start] = -2  # not itself
+        similarity.diagonal(start).fill_(-2)  # not itself
         near.append(similarity.topk(min(count, len(means) - 1)).indices)
     return torch.cat(near)
 
 
 @torch.inference_mode()
 def neighbours_of(
-    squares: SquareImages,
-    encode: Callable[[Tensor], Tensor],
-    count: int,
-    path: Path,
-    workers: int,
+    squares: SquareImages, encode: Callable[[Tensor], Tensor], count: int, path: Path, workers: int
 ) -> np.ndarray:
     """(N, count) int64: for each square, those whose mean patch feature is most similar.
 
     Kept in the file `path`, which a resumed training reads.
     """
     if distributed.rank() == 0 and not path.exists():
-        starts, total = range(0, len(squares), 32), len(squares)
-        order = [[(k, 0) for k in range(s, min(s + 32, total))] for s in starts]
-        means = []
+        draws = [(k, 0) for k in range(len(squares))]
+        order, means = [draws[s : s + 32] for s in range(0, len(draws), 32)], []
         for batch in tqdm(make_loader(squares, order, workers), desc="nearest neighbours"):
             feat = encode(batch["image"])  # (B, D, h, w) float32
             means.append(F.normalize(feat.mean((2, 3)), dim=1).cpu())
         with atomic_write(path) as tmp, tmp.open("wb") as file:
-            np.save(file, nearest_neighbours(torch.cat(means), count).numpy())
+            np.save(file, _nearest_neighbours(torch.cat(means), count).numpy())
     distributed.barrier()
     return np.load(path, allow_pickle=False)
 
 
-class PartnerSampler:
-    """For each draw of a batch, one of the nearest neighbours of its image."""
+class NeighbourPairs(Dataset):
+    """Squares, each with one of its nearest neighbours as "partner"."""
 
-    def __init__(self, draws: StepSampler, neighbours: np.ndarray):
-        self.draws, self.neighbours = draws, neighbours
+    def __init__(self, squares: SquareImages, neighbours: np.ndarray):
+        self.squares, self.neighbours = squares, neighbours
 
-    def __len__(self) -> int:
-        return len(self.draws)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for batch in self.draws:
-            yield [(int(self.neighbours[i][s % self.neighbours.shape[1]]), s) for i, s in batch]
-
-
-def paired(first: Iterable[dict], second: Iterable[dict]) -> Iterator[dict[str, Tensor]]:
-    """Batches of the first loader with the images of the second as "partner"."""
-    for a, b in zip(first, second, strict=True):
-        yield {**a, "partner": b["image"]}
+    def __getitem__(self, draw: tuple[int, int]) -> dict[str, Tensor | str]:
+        index, seed = draw
+        near = self.neighbours[index]
+        partner = self.squares[int(near[seed % len(near)]), seed]
+        return {**self.squares[draw], "partner": partner["image"]}

@@ -8,7 +8,7 @@ steps are summed. What is bright already must stay as it is, or it would outshin
 import copy
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -49,8 +49,7 @@ def adversarial_cam(
         classifier: classifier in evaluation mode.
         views: (2, 3, H, W) float32, the normalised image and its mirror image.
         label: the class, 0-based.
-        steps: T, of the climb; the first map is that of the image itself.
-        config: step size, weight and threshold of the penalty.
+        steps: T; the first map is that of the image itself.
 
     Returns:
         (h, w) not negative, at the classifier's stride, in the first view's orientation.
@@ -83,34 +82,6 @@ def _grad_cam(classifier: CamClassifier, views: Tensor, label: int) -> tuple[Ten
     return both[0] + both[1].flip(-1), maps.mean((2, 3)).sum(0)
 
 
-def adversarial_cams(
-    classifier: CamClassifier, image: Tensor, labels: list[int], config: AdvCamConfig
-) -> Tensor:
-    """Maps of several classes over all scales of one image.
-
-    Args:
-        classifier: classifier in evaluation mode; its weights do not change.
-        image: (3, H, W) float32, normalised.
-        labels: classes, 0-based.
-        config: scales and climb.
-
-    Returns:
-        (K, ceil(H / 4), ceil(W / 4)) not negative.
-    """
-    height, width = image.shape[-2:]
-    size = (-(-height // 4), -(-width // 4))
-    total = image.new_zeros(len(labels), *size)
-    for scale in config.scales:
-        resized = (max(1, round(height * scale)), max(1, round(width * scale)))
-        view = F.interpolate(image[None], resized, mode="bicubic", antialias=scale < 1)[0]
-        views = torch.stack([view, view.flip(-1)])
-        steps = config.steps if scale >= 1 else max(1, config.steps // 2)
-        for k, label in enumerate(labels):
-            climbed = adversarial_cam(classifier, views, label, steps, config)
-            total[k] += F.interpolate(climbed[None, None], size, mode="bilinear")[0, 0]
-    return total
-
-
 class AdversarialCam:
     """Computes the maps of one image; each process of `map_over_devices` has a copy."""
 
@@ -118,16 +89,26 @@ class AdversarialCam:
         self.classifier, self.split, self.config = classifier.requires_grad_(False), split, config
 
     def to(self, device: torch.device) -> "AdversarialCam":
-        self.device = device
-        self.classifier = self.classifier.to(device)
+        self.classifier, self.device = self.classifier.to(device), device
         return self
 
     def __call__(self, index: int) -> np.ndarray:
-        """Maps of the tagged classes, (K, ceil(H / 4), ceil(W / 4)) float32."""
+        """Maps of the tagged classes over all scales: (K, ceil(H / 4), ceil(W / 4)) float32, not
+        negative."""
         image = torch.from_numpy(self.split.read_image(index)).permute(2, 0, 1)
         labels = self.split.tags[index].nonzero()[0].tolist()
-        image = normalise(image).to(self.device)
-        return adversarial_cams(self.classifier, image, labels, self.config).cpu().numpy()
+        image, config = normalise(image).to(self.device), self.config
+        size = [-(-n // 4) for n in image.shape[1:]]
+        total = image.new_zeros(len(labels), *size)
+        for scale in config.scales:
+            resized = [max(1, round(n * scale)) for n in image.shape[1:]]
+            view = F.interpolate(image[None], resized, mode="bicubic", antialias=scale < 1)[0]
+            views = torch.stack([view, view.flip(-1)])
+            steps = config.steps if scale >= 1 else max(1, config.steps // 2)
+            for k, label in enumerate(labels):
+                climbed = adversarial_cam(self.classifier, views, label, steps, config)
+                total[k] += F.interpolate(climbed[None, None], size, mode="bilinear")[0, 0]
+        return total.cpu().numpy()
 
 
 def map_over_devices(
@@ -142,10 +123,10 @@ def map_over_devices(
     places = context.Queue()
     for device in devices:
         places.put(device)
-    sent = copy.deepcopy(climb).to(torch.device("cpu"))
     threads = max(1, (os.cpu_count() or 1) // len(devices))
+    given = (copy.deepcopy(climb).to(torch.device("cpu")), places, threads)
     try:
-        with ProcessPoolExecutor(len(devices), context, _begin, (sent, places, threads)) as pool:
+        with ProcessPoolExecutor(len(devices), context, _begin, given) as pool:
             yield from zip(todo, pool.map(_work, todo), strict=True)
     except BrokenProcessPool:
         raise UserError(
@@ -154,21 +135,16 @@ def map_over_devices(
         ) from None
 
 
-_climb: Callable[[int], np.ndarray]
-
-
 def _begin(climb: AdversarialCam, places: multiprocessing.Queue, threads: int) -> None:
-    global _climb  # noqa: PLW0603 (a process of a pool keeps what it works with in this way)
     torch.set_num_threads(threads)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _climb = climb.to(places.get())
+    _work.climb = climb.to(places.get())  # a process of a pool keeps what it works with
 
 
 def _end_with_parent() -> None:
-    """Leaves no process behind when the parent is killed."""
     multiprocessing.parent_process().join()
-    os._exit(1)
+    os._exit(1)  # leaves no process behind when the parent is killed
 
 
 def _work(index: int) -> np.ndarray:
-    return _climb(index)
+    return _work.climb(index)

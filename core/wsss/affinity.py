@@ -1,11 +1,12 @@
 """Affinities of pairs of pixels, and the random walk that spreads activation maps along them.
 
 From IRNet (Ahn, Cho and Kwak, CVPR 2019), where two pixels belong together unless a boundary is
-between them, and PSA (Ahn and Kwak, CVPR 2018), where they do if their features are alike. Pure
-functions on tensors. All pairs within a radius are listed once, as offsets that point
-down or right; P is their number.
+between them, and PSA (Ahn and Kwak, CVPR 2018), where they do if their features are alike. All
+pairs within a radius are listed once, as offsets that point down or right; P is their number.
 """
 
+import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -45,11 +46,9 @@ class PairConfig:
 
 def pair_offsets(radius: int) -> list[Offset]:
     """Offsets (dy, dx) of the pairs closer than `radius`, each pair once: 34 for 5, 152 for 10."""
-    reach = range(1 - radius, radius)
-    right = [(0, x) for x in reach if x > 0]
-    return right + [
-        (y, x) for y in reach if y > 0 for x in reach if y * y + x * x < radius * radius
-    ]
+    right = [(0, x) for x in range(1, radius)]
+    below = itertools.product(range(1, radius), range(1 - radius, radius))
+    return right + [(y, x) for y, x in below if y * y + x * x < radius * radius]
 
 
 def path(offset: Offset) -> list[Offset]:
@@ -71,38 +70,30 @@ def path_affinity(boundary: Tensor, radius: int) -> Tensor:
         (..., P, H - r, W - 2 r) with r = radius - 1, for each pair at its upper or left cell; cells
         whose pairs would leave the map have none.
     """
-    margin = radius - 1
-    height, width = boundary.shape[-2] - margin, boundary.shape[-1] - 2 * margin
-    if height < 1 or width < 1:
-        raise ValueError(f"a map of {tuple(boundary.shape)} has no pairs of radius {radius}")
-    pairs = []
-    for offset in pair_offsets(radius):
-        views = [
-            boundary[..., y : y + height, margin + x : margin + x + width] for y, x in path(offset)
-        ]
-        pairs.append(1 - torch.stack(views).amax(0))
-    return torch.stack(pairs, -3)
+    at = _shifts(boundary, radius)
+    strongest = (torch.stack([*map(at, path(o))]).amax(0) for o in pair_offsets(radius))
+    return torch.stack([1 - edge for edge in strongest], -3)
 
 
 def pair_ends(maps: Tensor, radius: int) -> tuple[Tensor, list[Tensor]]:
-    """Values at both ends of each pair.
+    """Values of (..., H, W) features or labels at both ends of each pair: (..., H - r, W - 2 r) at
+    the upper or left cell, and a list of P such at the other one; see `path_affinity`."""
+    at = _shifts(maps, radius)
+    return at((0, 0)), [at(offset) for offset in pair_offsets(radius)]
 
-    Args:
-        maps: (..., H, W), features or labels.
-        radius: see `path_affinity`.
 
-    Returns:
-        (..., H - r, W - 2 r) at the upper or left cell, and a list of P such at the other cell.
-    """
+def _shifts(maps: Tensor, radius: int) -> Callable[[Offset], Tensor]:
+    """Offset -> the cells there of all upper or left cells whose pairs stay inside the map."""
     margin = radius - 1
     height, width = maps.shape[-2] - margin, maps.shape[-1] - 2 * margin
     if height < 1 or width < 1:
         raise ValueError(f"a map of {tuple(maps.shape)} has no pairs of radius {radius}")
 
-    def shifted(dy: int, dx: int) -> Tensor:
-        return maps[..., dy : dy + height, margin + dx : margin + dx + width]
+    def at(offset: Offset) -> Tensor:
+        y, x = offset[0], margin + offset[1]
+        return maps[..., y : y + height, x : x + width]
 
-    return shifted(0, 0), [shifted(*offset) for offset in pair_offsets(radius)]
+    return at
 
 
 def affinity_loss(affinity: Tensor, label: Tensor, radius: int) -> Tensor:
@@ -115,9 +106,6 @@ def affinity_loss(affinity: Tensor, label: Tensor, radius: int) -> Tensor:
         affinity: (..., P, h, w) of `path_affinity` or `feature_affinity`.
         label: (..., H, W) integers, 0..C or 255 (or -1) to ignore.
         radius: radius of the pairs, in cells.
-
-    Returns:
-        () loss.
     """
     here, there = pair_ends(label, radius)
     here, there = here.unsqueeze(-3), torch.stack(there, -3)
@@ -137,21 +125,14 @@ def _mean(values: Tensor, chosen: Tensor) -> Tensor:
 def feature_affinity(features: Tensor, radius: int) -> Tensor:
     """exp(-mean |f - g|) of the features at both ends of each pair (PSA).
 
-    Args:
-        features: (B, D, H, W).
-        radius: pairs are closer than this, in cells.
-
-    Returns:
-        (B, P, H - r, W - 2 r) with r = radius - 1, in (0, 1]; see `path_affinity`.
+    (B, D, H, W) -> (B, P, H - r, W - 2 r) with r = radius - 1, in (0, 1]; see `path_affinity`.
     """
     here, there = pair_ends(features, radius)
     gaps = [(here - other).abs().mean(-3) for other in there]
     return torch.exp(-torch.stack(gaps, -3))
 
 
-def random_walk(
-    maps: Tensor, affinity: Tensor, radius: int = 5, beta: float = 10, doublings: int = 8
-) -> Tensor:
+def random_walk(maps: Tensor, affinity: Tensor, radius: int, beta: float, doublings: int) -> Tensor:
     """Spreads maps over the image by 2^doublings steps of a random walk (IRNet, Eq. 10-11).
 
     A step goes to cell j from each cell i of its neighbourhood with the probability a_ij^beta /
@@ -159,39 +140,27 @@ def random_walk(
     of affinities, so memory is linear in the cells; the paper's matrix power is quadratic.
 
     Args:
-        maps: (K, h, w) maps of the image's classes, not negative.
+        maps: (K, h, w) maps of the image's classes, not negative; the result has their shape.
         affinity: (P, h, w) in [0, 1] of each cell's pairs; those that leave the image are left out.
         radius: radius of the pairs, in cells.
-        beta: exponent of the affinities.
-        doublings: log2 of the number of steps.
-
-    Returns:
-        (K, h, w).
     """
     # In double precision: rounding of the same kind in each of 256 steps would add up.
-    weights = affinity.double() ** beta
-    walked = _walk(maps.double(), weights, pair_offsets(radius), 2**doublings)
-    return walked.to(maps.dtype)
-
-
-def _walk(maps: Tensor, weights: Tensor, offsets: list[Offset], steps: int) -> Tensor:
-    height, width = maps.shape[-2:]
-    pairs = []
-    for (dy, dx), weight in zip(offsets, weights, strict=True):
-        here = (slice(0, height - dy), slice(max(0, -dx), width - max(0, dx)))
-        there = (slice(dy, height), slice(max(0, dx), width - max(0, -dx)))
-        if here[0].stop > 0 and here[1].stop > here[1].start:
+    walked, pairs, (height, width) = maps.double(), [], maps.shape[-2:]
+    for (dy, dx), weight in zip(pair_offsets(radius), affinity.double() ** beta, strict=True):
+        here = (..., slice(0, height - dy), slice(max(0, -dx), width - max(0, dx)))
+        there = (..., slice(dy, height), slice(max(0, dx), width - max(0, -dx)))
+        if dy < height and abs(dx) < width:
             pairs.append((here, there, weight[here].contiguous()))
     # A map of ones collects each cell's sum of affinities, by which the others are divided.
-    total = _step(torch.ones_like(maps[:1]), pairs)
-    for _ in range(steps):
-        maps = _step(maps, pairs) / total
-    return maps
+    total = _step(torch.ones_like(walked[:1]), pairs)
+    for _ in range(2**doublings):
+        walked = _step(walked, pairs) / total
+    return walked.to(maps.dtype)
 
 
 def _step(maps: Tensor, pairs: list) -> Tensor:
     result = maps.clone()
     for here, there, weight in pairs:
-        result[(..., *there)].addcmul_(maps[(..., *here)], weight)
-        result[(..., *here)].addcmul_(maps[(..., *there)], weight)
+        result[there].addcmul_(maps[here], weight)
+        result[here].addcmul_(maps[there], weight)
     return result

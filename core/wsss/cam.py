@@ -1,7 +1,7 @@
 """From class activation maps to pseudo labels, and the files of both."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core.crf.dense import DenseCRF
-from core.models.backbones import Backbone, BackboneConfig, freeze_norms
+from core.data.labels import BACKGROUND, IGNORE
+from core.models.backbones import Backbone, BackboneConfig, OnBackbone
 from core.run.files import atomic_write, read_arrays
 
 RELEASED_RESNET = [
@@ -22,7 +23,7 @@ RELEASED_RESNET = [
 """Prefixes in IRNet's and AdvCAM's files, some of which have a tensor twice, and ours."""
 
 
-class CamClassifier(nn.Module):
+class CamClassifier(OnBackbone):
     """A backbone and a 1x1 convolution; the class logits are the map's mean (as in IRNet).
 
     With log-mean-exp pooling they are between the average and the maximum (Pinheiro and Collobert,
@@ -47,12 +48,6 @@ class CamClassifier(nn.Module):
         if frozen_stages is not None:
             self.backbone.freeze_stages(frozen_stages)
 
-    def train(self, mode: bool = True) -> "CamClassifier":
-        super().train(mode)
-        if self.frozen_norm:
-            freeze_norms(self.backbone)
-        return self
-
     def maps(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, C, H/stride, W/stride) class scores, any sign."""
         return self.classifier(self.backbone(images)[-1])
@@ -68,13 +63,6 @@ class CamClassifier(nn.Module):
         """(B, 3, H, W) and (B, C) multi-hot -> () mean binary cross entropy."""
         return F.multilabel_soft_margin_loss(self(images).float(), tags)
 
-    def parameter_groups(self, lr: float, head_lr: float) -> list[dict]:
-        """The backbone and the classifier, each with its learning rate."""
-        return [
-            {"params": [p for p in self.backbone.parameters() if p.requires_grad], "lr": lr},
-            {"params": list(self.classifier.parameters()), "lr": head_lr},
-        ]
-
     def activation(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, C, H/stride, W/stride) activation maps, not negative."""
         return torch.relu(self.maps(images))
@@ -82,9 +70,8 @@ class CamClassifier(nn.Module):
 
 def save_cam(path: Path, keys: np.ndarray, cam: np.ndarray) -> None:
     """Saves the (K,) labels, 1-based, and (K, h, w) maps in [0, 1] of one image."""
-    with atomic_write(path) as tmp:
-        with tmp.open("wb") as file:
-            np.savez(file, keys=keys.astype(np.int16), cam=cam.astype(np.float16))
+    with atomic_write(path) as tmp, tmp.open("wb") as file:
+        np.savez(file, keys=keys.astype(np.int16), cam=cam.astype(np.float16))
 
 
 def load_cam(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -126,20 +113,47 @@ def cam_label(
         keys: (K,) labels of the maps, 1-based.
         cam: (K, h, w) in [0, 1].
         threshold: the background's score.
-        crf: refinement of the softmax of the scores; None for none.
-        sharpness: factor on the scores in that softmax.
+        crf: refinement of the softmax of `sharpness` times the scores; None for none.
 
     Returns:
         (H, W) uint8 labels.
     """
-    height, width = image.shape[:2]
-    labels = np.concatenate([[0], keys]).astype(np.uint8)
-    background = np.full((1, height, width), threshold, np.float32)
-    scores = np.concatenate([background, upsampled(cam, (height, width))])
+    labels = np.concatenate([[BACKGROUND], keys]).astype(np.uint8)
+    scores = with_background(upsampled(cam, image.shape[:2]), threshold)
     if crf is not None and len(keys):
         exponent = np.exp(sharpness * (scores - scores.max(0)))
         scores = crf(image, (exponent / exponent.sum(0)).astype(np.float32))
     return labels[scores.argmax(0)]
+
+
+def confident_label(
+    image: np.ndarray,
+    keys: np.ndarray,
+    cam: np.ndarray,
+    crf: DenseCRF,
+    decisions: Sequence[Callable[[np.ndarray], np.ndarray]],
+) -> np.ndarray:
+    """A class where it beats a strong background; background where even a weak one wins.
+
+    Args:
+        image, keys, cam: see `cam_label`.
+        crf: refinement of both decisions.
+        decisions: (K, H, W) maps -> (1 + K, H, W) probabilities that the CRF starts from, with a
+            strong background and with a weak one.
+
+    Returns:
+        (H, W) uint8, 255 where neither is certain.
+    """
+    labels = np.concatenate([[BACKGROUND], keys]).astype(np.uint8)
+    maps = upsampled(cam, image.shape[:2])
+    strong, weak = (labels[crf(image, decide(maps)).argmax(0)] for decide in decisions)
+    unsure = np.where(weak == BACKGROUND, BACKGROUND, IGNORE).astype(np.uint8)
+    return np.where(strong == BACKGROUND, unsure, strong)
+
+
+def with_background(maps: np.ndarray, score: float) -> np.ndarray:
+    """Puts a constant background score before (K, H, W) float32 maps."""
+    return np.concatenate([np.full((1, *maps.shape[1:]), score, np.float32), maps])
 
 
 def upsampled(cam: np.ndarray, size: tuple[int, int]) -> np.ndarray:

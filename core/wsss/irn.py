@@ -1,6 +1,7 @@
 """IRNet's spreading (Ahn, Cho and Kwak, CVPR 2019): boundaries that no walk crosses."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -9,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core.crf.dense import CrfConfig, DenseCRF
-from core.data.labels import BACKGROUND, IGNORE
+from core.data.labels import BACKGROUND
 from core.models.backbones import Backbone, BackboneConfig
 from core.run.settings import OpenUnitInterval, Radius, check
 from core.wsss.affinity import PairConfig, path_affinity, random_walk
-from core.wsss.cam import RELEASED_RESNET, upsampled
+from core.wsss.cam import RELEASED_RESNET, confident_label, with_background
 
 
 @dataclass
@@ -32,59 +33,33 @@ class IrnConfig(PairConfig):
     threshold: OpenUnitInterval = 0.25  # Background score against the walked maps (maximum 1).
 
     def __post_init__(self):
-        check(
-            self.background <= self.foreground,
-            "wsss.irn.background must not be greater than wsss.irn.foreground",
-        )
+        ordered = self.background <= self.foreground
+        check(ordered, "wsss.irn.background must not be greater than wsss.irn.foreground")
 
 
 def seed_by_thresholds(
-    image: np.ndarray,
-    keys: np.ndarray,
-    cam: np.ndarray,
-    config: IrnConfig,
-    crf: DenseCRF,
+    image: np.ndarray, keys: np.ndarray, cam: np.ndarray, config: IrnConfig, crf: DenseCRF
 ) -> np.ndarray:
-    """A class where it beats a high background score, background where none beats a low one.
-
-    Args:
-        image: (H, W, 3) uint8 RGB.
-        keys: (K,) labels of the maps, 1-based.
-        cam: (K, h, w) in [0, 1].
-        config: the two background scores.
-        crf: refinement of both decisions.
-
-    Returns:
-        (H, W) uint8, 255 where neither is certain.
-    """
-    labels = np.concatenate([[BACKGROUND], keys]).astype(np.uint8)
-    maps = upsampled(cam, image.shape[:2])
-    scores = (config.foreground, config.background)
-    sure, possible = (labels[_refined_decision(image, maps, s, crf)] for s in scores)
-    unsure = np.where(possible == BACKGROUND, BACKGROUND, IGNORE).astype(np.uint8)
-    return np.where(sure == BACKGROUND, unsure, sure)
+    """`confident_label` with a high background score and a low one."""
+    decisions = [partial(_decision, score) for score in (config.foreground, config.background)]
+    return confident_label(image, keys, cam, crf, decisions)
 
 
-def _refined_decision(
-    image: np.ndarray, maps: np.ndarray, score: float, crf: DenseCRF, certainty: float = 0.7
-) -> np.ndarray:
-    """(H, W) index of the best of background and maps; the CRF starts from that decision alone."""
-    background = np.full((1, *maps.shape[1:]), score, np.float32)
-    decision = np.concatenate([background, maps]).argmax(0)
+def _decision(score: float, maps: np.ndarray) -> np.ndarray:
+    """Which of background and (K, H, W) maps is best, as (1 + K, H, W) probabilities."""
+    best, certainty = with_background(maps, score).argmax(0), 0.7
     rest = (1 - certainty) / max(1, len(maps))
-    probs = np.full((1 + len(maps), *decision.shape), rest, np.float32)
-    np.put_along_axis(probs, decision[None], np.float32(certainty), 0)
-    return crf(image, probs).argmax(0)
+    probs = np.full((1 + len(maps), *best.shape), rest, np.float32)
+    np.put_along_axis(probs, best[None], np.float32(certainty), 0)
+    return probs
 
 
 class BoundaryNetwork(nn.Module):
     """IRNet's boundaries: five stages of a frozen backbone, reduced to 32 channels each and joined.
 
-    The stages have strides 4 (the first one after pooling), 4, 8, 16 and 16.
-
-    IRNet has a second branch, of displacements to the centre of an instance. It shares no trainable
-    weight with this one and class labels do not need it, so it is left out. Parameter names are
-    IRNet's: fc_edge1 to fc_edge6.
+    The stages have strides 4 (the first one after pooling), 4, 8, 16 and 16. IRNet's second branch,
+    of displacements to the centre of an instance, is left out: it shares no trainable weight with
+    this one, and class labels do not need it. Parameter names are IRNet's: fc_edge1 to fc_edge6.
     """
 
     stride, flip = 4, True  # pixels per cell; average predictions with the mirrored image's
@@ -123,7 +98,6 @@ class BoundaryNetwork(nn.Module):
         return self
 
     def parameter_groups(self, lr: float) -> list[dict]:
-        """The head alone."""
         return [{"params": [p for p in self.parameters() if p.requires_grad], "lr": lr}]
 
     def affinity(self, logits: Tensor) -> Tensor:

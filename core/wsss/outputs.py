@@ -4,7 +4,8 @@ Every function skips the images whose files exist and shares the others out amon
 `folder` is <run_dir>/wsss.
 """
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from core.run.device import autocast, pick_device
 from core.run.settings import Runtime
 from core.run.threads import in_threads
 from core.wsss.advcam import AdversarialCam, map_over_devices
-from core.wsss.cam import CamClassifier, background_score, cam_label, load_cam, save_cam
+from core.wsss.cam import background_score, cam_label, load_cam, save_cam
 from core.wsss.settings import METHODS, PAIR_NETWORKS, WsssConfig
 
 
@@ -33,13 +34,12 @@ def write_cams(
     """Writes cams/<id>.npz, the normalised maps of the tagged classes."""
     method, paths = METHODS[config.method], [folder / "cams" / f"{i}.npz" for i in split.ids]
     todo = distributed.my_share(paths)
-    bar = tqdm(total=len(split), initial=len(split) - len(todo), desc="maps", unit="image")
     compute = adversarial_maps if method.climbs else activations
-    for index, maps in compute(config, runtime, split, classifier, todo):
+    found = compute(config, runtime, split, classifier, todo)
+    done = len(split) - len(todo)
+    for index, maps in tqdm(found, "maps", len(split), initial=done, unit="image"):
         tagged = split.tags[index].nonzero()[0]
         save_cam(paths[index], tagged + 1, method.normalise(maps))
-        bar.update()
-    bar.close()
     distributed.barrier()
 
 
@@ -62,11 +62,7 @@ def activations(
 
 
 def adversarial_maps(
-    config: WsssConfig,
-    runtime: Runtime,
-    split: Split,
-    classifier: CamClassifier,
-    todo: Sequence[int],
+    config: WsssConfig, runtime: Runtime, split: Split, classifier: nn.Module, todo: Sequence[int]
 ) -> Iterator[tuple[int, np.ndarray]]:
     """AdvCAM's maps of the tagged classes, (K, H/4, W/4), computed on all GPUs, or by `workers`
     processes on the CPU."""
@@ -77,27 +73,16 @@ def adversarial_maps(
         alone = runtime.device in ("auto", "cuda") and distributed.world() == 1
         count = torch.cuda.device_count() if alone else 1
         devices = [torch.device("cuda", k) for k in range(count)] if count > 1 else [device]
-    maps = AdversarialCam(classifier, split, config.advcam)
-    yield from map_over_devices(maps, todo, devices)
+    return map_over_devices(AdversarialCam(classifier, split, config.advcam), todo, devices)
 
 
 def write_labels(config: WsssConfig, runtime: Runtime, split: Split, folder: Path) -> float:
     """Writes labels/<id>.png from the maps alone; returns the background's score."""
     crf = make_crf(config.crf, pick_device(runtime)) if config.refine == "crf" else None
-    paths = [folder / "labels" / f"{i}.png" for i in split.ids]
-    todo = distributed.my_share(paths)
     maps, share = [folder / "cams" / f"{i}.npz" for i in split.ids], config.object_share
     threshold = config.threshold if share is None else background_score(share, maps)
-
-    def write(index: int) -> None:
-        image = split.read_image(index)
-        label = cam_label(image, *load_cam(maps[index]), threshold, crf, config.sharpness)
-        write_label(paths[index], label)
-
-    done = len(split) - len(todo)
-    for _ in in_threads(write, todo, runtime.workers, "pseudo labels", len(split), done):
-        pass
-    distributed.barrier()
+    label = functools.partial(cam_label, threshold=threshold, crf=crf, sharpness=config.sharpness)
+    _write(label, folder / "labels", "pseudo labels", runtime, split)
     return threshold
 
 
@@ -105,15 +90,23 @@ def write_seeds(config: WsssConfig, runtime: Runtime, split: Split, folder: Path
     """Writes seeds/<id>.png, the confident labels that the network of pairs learns from."""
     settings, network = config.pairs, PAIR_NETWORKS[METHODS[config.method].walk]
     crf = make_crf(settings.crf, pick_device(runtime))
-    paths = [folder / "seeds" / f"{i}.png" for i in split.ids]
+    seed = functools.partial(network.seed, config=settings, crf=crf)
+    _write(seed, folder / "seeds", "seeds", runtime, split)
+
+
+def _write(
+    label: Callable[..., np.ndarray], folder: Path, title: str, runtime: Runtime, split: Split
+) -> None:
+    """Writes <id>.png into `folder`: what `label` makes of an image, its keys and its maps."""
+    paths = [folder / f"{i}.png" for i in split.ids]
     todo = distributed.my_share(paths)
 
     def write(index: int) -> None:
-        keys, cam = load_cam(folder / "cams" / f"{split.ids[index]}.npz")
-        write_label(paths[index], network.seed(split.read_image(index), keys, cam, settings, crf))
+        maps = load_cam(folder.parent / "cams" / f"{split.ids[index]}.npz")
+        write_label(paths[index], label(split.read_image(index), *maps))
 
     done = len(split) - len(todo)
-    for _ in in_threads(write, todo, runtime.workers, "seeds", len(split), done):
+    for _ in in_threads(write, todo, runtime.workers, title, len(split), done):
         pass
     distributed.barrier()
 

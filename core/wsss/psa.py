@@ -1,6 +1,7 @@
 """PSA (Ahn and Kwak, CVPR 2018), as SEAM uses it: cells with similar features belong together."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -9,12 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core.crf.dense import CrfConfig, DenseCRF
-from core.data.labels import BACKGROUND, IGNORE
+from core.data.labels import BACKGROUND
 from core.data.settings import AugmentConfig
-from core.models.backbones import BackboneConfig, freeze_norms, tapped_backbone
+from core.models.backbones import BackboneConfig, OnBackbone, tapped_backbone
 from core.run.settings import NonNegativeInt, PositiveInt, Radius
 from core.wsss.affinity import PairConfig, feature_affinity, random_walk
-from core.wsss.cam import upsampled
+from core.wsss.cam import confident_label
 
 
 @dataclass
@@ -41,43 +42,28 @@ class PsaConfig(PairConfig):
     crf: CrfConfig = field(default_factory=lambda: CrfConfig("auto", 10, 3, 3, 80, 13, 10))
 
 
-def with_background(maps: np.ndarray, exponent: float) -> np.ndarray:
-    """Puts (1 - best class)^exponent before (K, H, W) maps in [0, 1]."""
-    best = maps.max(0, keepdims=True, initial=0)
-    return np.concatenate([(1 - best) ** exponent, maps])
-
-
 def seed_by_exponents(
     image: np.ndarray, keys: np.ndarray, cam: np.ndarray, config: PsaConfig, crf: DenseCRF
 ) -> np.ndarray:
-    """A class where it beats a strong background; background where even a weak one wins.
-
-    Args:
-        image: (H, W, 3) uint8 RGB.
-        keys: (K,) labels of the maps, 1-based.
-        cam: (K, h, w) in [0, 1].
-        config: the two exponents; a low one makes a strong background.
-        crf: refines both decisions.
-
-    Returns:
-        (H, W) uint8, 255 where neither is certain.
-    """
-    labels = np.concatenate([[BACKGROUND], keys]).astype(np.uint8)
-    maps = upsampled(cam, image.shape[:2]).clip(0, 1)
-    strong, weak = (
-        labels[crf(image, with_background(maps, exponent).astype(np.float32)).argmax(0)]
-        for exponent in (config.low_exponent, config.high_exponent)
-    )
-    unsure = np.where(weak == BACKGROUND, BACKGROUND, IGNORE).astype(np.uint8)
-    return np.where(strong == BACKGROUND, unsure, strong)
+    """`confident_label` with a low exponent, which makes a strong background, and a high one."""
+    exponents = (config.low_exponent, config.high_exponent)
+    return confident_label(image, keys, cam, crf, [partial(_with_power, e) for e in exponents])
 
 
-class AffinityNetwork(nn.Module):
+def _with_power(exponent: float, maps: np.ndarray) -> np.ndarray:
+    """Puts (1 - best class)^exponent before (K, H, W) maps, all clipped to [0, 1]."""
+    maps = maps.clip(0, 1)
+    background = (1 - maps.max(0, keepdims=True, initial=0)) ** exponent
+    return np.concatenate([background, maps]).astype(np.float32)
+
+
+class AffinityNetwork(OnBackbone):
     """PSA's AffinityNet: features of three stages, alike where pixels belong to one thing.
 
     Names of the heads are PSA's: f8_3, f8_4, f8_5, f9.
     """
 
+    frozen_norm = True
     stride, flip = 8, False  # pixels per cell; predictions of the mirrored image are not used
     RELEASED: ClassVar = [
         *((name, name) for name in ("f8_3.", "f8_4.", "f8_5.", "f9.")),
@@ -103,16 +89,8 @@ class AffinityNetwork(nn.Module):
         heads = ((self.f8_3, middle), (self.f8_4, late), (self.f8_5, last))
         return F.elu(self.f9(torch.cat([F.elu(head(x)) for head, x in heads], 1)))
 
-    def train(self, mode: bool = True) -> "AffinityNetwork":
-        super().train(mode)
-        freeze_norms(self.backbone)
-        return self
-
     def parameter_groups(self, lr: float) -> list[dict]:
-        """The backbone, and the heads at ten times its rate."""
-        backbone = [p for p in self.backbone.parameters() if p.requires_grad]
-        heads = [m.weight for m in (self.f8_3, self.f8_4, self.f8_5, self.f9)]
-        return [{"params": backbone, "lr": lr}, {"params": heads, "lr": 10 * lr}]
+        return super().parameter_groups(lr, 10 * lr)
 
     def affinity(self, features: Tensor) -> Tensor:
         """(B, D, h, w) features -> (B, P, ...) exp(-mean |difference|) of each pair."""
@@ -121,28 +99,22 @@ class AffinityNetwork(nn.Module):
     def label(
         self, features: Tensor, keys: np.ndarray, cam: Tensor, size: tuple[int, int]
     ) -> np.ndarray:
-        """(D, h, w) features, (K,) labels and (K, h', w') maps -> (H, W) uint8 label."""
-        return walk_to_label(features, keys, cam, size, self.config)
+        """Spreads background and classes over the features; argmax.
+
+        (D, h, w) features, (K,) labels and (K, h', w') maps -> (H, W) uint8 label.
+        """
+        if not len(keys):
+            return np.zeros(size, np.uint8)
+        config = self.config
+        maps = F.interpolate(cam[None], features.shape[-2:], mode="area")[0].clamp(0, 1)
+        background = (1 - maps.amax(0, keepdim=True)) ** config.walk_exponent
+        # Pairs that leave the image are cut off by the walk, regardless of their affinity.
+        margin = config.radius - 1
+        padded = F.pad(features[None], (margin, margin, 0, margin), mode="replicate")
+        affinity, scores = self.affinity(padded)[0], torch.cat([background, maps])
+        walked = random_walk(scores, affinity, config.radius, config.beta, config.doublings)
+        scores = F.interpolate(walked[None], size, mode="bilinear")[0]
+        labels = np.concatenate([[BACKGROUND], keys]).astype(np.uint8)
+        return labels[scores.argmax(0).cpu().numpy()]
 
     seed = staticmethod(seed_by_exponents)
-
-
-def walk_to_label(
-    features: Tensor, keys: np.ndarray, cam: Tensor, size: tuple[int, int], config: PsaConfig
-) -> np.ndarray:
-    """Spreads background and classes over (D, h, w) features -> (H, W) uint8 labels by argmax."""
-    if not len(keys):
-        return np.zeros(size, np.uint8)
-    cells = features.shape[-2:]
-    maps = F.interpolate(cam[None], cells, mode="area")[0].clamp(0, 1)
-    background = (1 - maps.amax(0, keepdim=True)) ** config.walk_exponent
-    # Pairs that leave the image are cut off by the walk, regardless of their affinity.
-    margin = config.radius - 1
-    padded = F.pad(features[None], (margin, margin, 0, margin), mode="replicate")
-    affinity = feature_affinity(padded, config.radius)[0]
-    walked = random_walk(
-        torch.cat([background, maps]), affinity, config.radius, config.beta, config.doublings
-    )
-    scores = F.interpolate(walked[None], size, mode="bilinear")[0]
-    labels = np.concatenate([[BACKGROUND], keys]).astype(np.uint8)
-    return labels[scores.argmax(0).cpu().numpy()]

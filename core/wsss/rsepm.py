@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from core.complement import weighted_cross_entropy
 from core.crf.pamr import PAMR
 from core.data.labels import BACKGROUND, IGNORE
-from core.models.backbones import Backbone, BackboneConfig
+from core.models.backbones import Backbone, BackboneConfig, OnBackbone
 from core.models.deeplab import ASPP, Decoder
 from core.run.settings import (
     ClosedUnitInterval,
@@ -62,19 +62,14 @@ class RsEpmConfig:
     ema: Decay = 0.9999  # Decay of the teacher.
 
     def __post_init__(self):
-        check(
-            self.recur_from <= self.mix_from,
-            "wsss.rsepm.recur_from must not be greater than wsss.rsepm.mix_from",
-        )
-        check(
-            self.background <= self.foreground,
-            "wsss.rsepm.background must not be greater than wsss.rsepm.foreground",
-        )
+        for low, high in (("recur_from", "mix_from"), ("background", "foreground")):
+            ordered = getattr(self, low) <= getattr(self, high)
+            check(ordered, f"wsss.rsepm.{low} must not be greater than wsss.rsepm.{high}")
         check(len(self.rates) > 0, "wsss.rsepm.rates needs at least one dilation")
         check(len(self.dilations) > 0, "wsss.rsepm.dilations needs at least one distance")
 
 
-class RsEpmClassifier(nn.Module):
+class RsEpmClassifier(OnBackbone):
     """Class scores of cells, whose means are the logits, and DeepLab v3+'s decoder; named as in
     the released weights."""
 
@@ -92,9 +87,8 @@ class RsEpmClassifier(nn.Module):
         low, *_, last = self.backbone.dims
         self.classifier = nn.Conv2d(last, num_classes, 1, bias=False)
         self.aspp = ASPP(last, settings.width, settings.rates, dropout=0.5, mean_norm=True)
-        self.decoder = Decoder(
-            low, settings.low_width, settings.width, num_classes + 1, dropouts=(0.5, 0.1), last=3
-        )
+        widths = (low, settings.low_width, settings.width, num_classes + 1)
+        self.decoder = Decoder(*widths, dropouts=(0.5, 0.1), last=3)
 
     def from_features(self, features: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Four stages -> (B, C, H/stride, W/stride) scores and (B, 1 + C, H/4, W/4) logits."""
@@ -109,29 +103,13 @@ class RsEpmClassifier(nn.Module):
         """(B, 3, H, W) -> (B, C, H/4, W/4) the decoder's probabilities of the classes."""
         return self(images)[1].float().softmax(1)[:, 1:]
 
-    def parameter_groups(self, lr: float, head_lr: float) -> list[dict]:
-        """The backbone and the new layers, each with its learning rate."""
-        new = (self.classifier, self.aspp, self.decoder)
-        return [
-            {"params": list(self.backbone.parameters()), "lr": lr},
-            {"params": [p for module in new for p in module.parameters()], "lr": head_lr},
-        ]
-
 
 class RecurSeed:
-    """The losses of one step.
-
-    Args:
-        config: thresholds and the epochs at which the phases begin.
-        network: the student, an `RsEpmClassifier`.
-        teacher: its EMA.
-        epoch: iterations in one pass over the images.
-    """
+    """The losses of a student and its EMA, two `RsEpmClassifier`s; an epoch has `epoch` steps."""
 
     def __init__(self, config: RsEpmConfig, network: nn.Module, teacher: nn.Module, epoch: float):
         self.config, self.network, self.teacher = config, network, teacher
-        self.recur_from = config.recur_from * epoch
-        self.mix_from = config.mix_from * epoch
+        self.recur_from, self.mix_from = config.recur_from * epoch, config.mix_from * epoch
         self._refine = PAMR(dilations=config.dilations)
 
     def __call__(
@@ -143,7 +121,6 @@ class RecurSeed:
             images: (B, 3, H, W), normalised.
             tags: (B, C) multi-hot.
             inside: (B, H, W) bool, False in padding: nothing is learnt there.
-            step: step of the training.
         """
         if step < self.recur_from:
             return {"loss": _tag_loss(self.network(images)[0], tags)}
@@ -155,14 +132,14 @@ class RecurSeed:
         figures = {
             "classes": _tag_loss(maps, tags),
             "cam": map_loss(maps, target, tags, _resized(inside, target.shape[-2:])),
-            "decoder": decoder_loss(logits, label),
+            "decoder": _decoder_loss(logits, label),
         }
         weights = {"cam": self.config.cam_weight, "decoder": self.config.decoder_weight}
         if step >= self.mix_from:
             edge = edge_strength(probs) > self.config.edge
             images, label, tags = mixed(images, label.where(~edge, IGNORE), tags)
             maps, logits = self.network(images)
-            figures["mixed"] = _tag_loss(maps, tags) + decoder_loss(logits, label)
+            figures["mixed"] = _tag_loss(maps, tags) + _decoder_loss(logits, label)
         return {"loss": sum(weights.get(k, 1) * v for k, v in figures.items()), **figures}
 
     @torch.no_grad()
@@ -184,19 +161,13 @@ class RecurSeed:
         seen = maps[0].float().relu() + maps[1].float().relu().flip(-1)
         seen = F.interpolate(seen, size, mode="bilinear") * present
         cells = _resized(inside, size)
+        target, parts = [], [value.split(1) for value in (seen, cells, *levels)]
         with torch.autocast(images.device.type, enabled=False):  # sums over thousands of cells
-            target = torch.cat(  # one by one: the matrices are as large as cells squared
-                [
-                    correct_maps(
-                        self_correlation([level[k : k + 1] for level in levels], self.config),
-                        seen[k : k + 1],
-                        cells[k : k + 1],
-                        self.config,
-                    )
-                    for k in range(len(seen))
-                ]
-            )
-
+            # One image at a time: the matrices are as large as cells squared.
+            for seen_1, cells_1, *levels_1 in zip(*parts, strict=True):
+                correlation = self_correlation(levels_1, self.config)
+                target.append(correct_maps(correlation, seen_1, cells_1, self.config))
+        target = torch.cat(target)
         own, mirrored = (z.float().softmax(1)[:, 1:] for z in logits)
         decoded = own + mirrored.flip(-1)
         decoded = decoded / (decoded.amax((2, 3), keepdim=True) + 1e-5)
@@ -217,13 +188,8 @@ def _tag_loss(maps: Tensor, tags: Tensor) -> Tensor:
     return F.multilabel_soft_margin_loss(maps.mean((2, 3)).float(), tags)
 
 
-def decoder_loss(logits: Tensor, label: Tensor) -> Tensor:
-    """Cross entropy over certain pixels; classes and background have the same weight (ours).
-
-    Args:
-        logits: (B, 1 + C, h, w).
-        label: (B, h, w) int64, 255 where nothing is certain.
-    """
+def _decoder_loss(logits: Tensor, label: Tensor) -> Tensor:
+    """Cross entropy over certain pixels; classes and background have the same weight (ours)."""
     return weighted_cross_entropy(logits.float(), label, balanced=True) / 2
 
 
@@ -246,12 +212,8 @@ def map_loss(maps: Tensor, target: Tensor, tags: Tensor, inside: Tensor) -> Tens
 def self_correlation(levels: list[Tensor], config: RsEpmConfig) -> Tensor:
     """How cells of an image correlate, directly and through a third cell, summed over levels.
 
-    Args:
-        levels: (B, D_l, h_l, w_l) features; all are resized to the first one's cells.
-        config: thresholds of the two orders.
-
-    Returns:
-        (B, N, N) not negative, N = h w; the columns of each level sum to 1.
+    Levels of (B, D_l, h_l, w_l) features, all resized to the first one's cells -> (B, N, N) not
+    negative, N = h w; the columns of each level sum to 1.
     """
     total = 0
     for level in levels:
@@ -284,17 +246,17 @@ def correct_maps(correlation: Tensor, maps: Tensor, inside: Tensor, config: RsEp
         correlation: (B, N, N) of `self_correlation`.
         maps: (B, C, h, w) not negative, N = h w.
         inside: (B, 1, h, w), 0 in padding, which is neither.
-        config: thresholds of bright and dark cells.
 
     Returns:
         (B, C, h, w) in [0, 1].
     """
     flat, inside = _stretched((maps * inside).flatten(2)), inside.flatten(2)
-    like = [
-        _stretched(cells * inside @ correlation.transpose(1, 2) * inside)
-        for cells in (flat >= config.bright, flat <= config.dark)
-    ]
-    return _stretched((like[0] - like[1]).relu() * inside).view_as(maps)
+
+    def like(cells: Tensor) -> Tensor:
+        return _stretched(cells * inside @ correlation.transpose(1, 2) * inside)
+
+    difference = like(flat >= config.bright) - like(flat <= config.dark)
+    return _stretched(difference.relu() * inside).view_as(maps)
 
 
 def certain_label(probs: Tensor, foreground: float, background: float) -> Tensor:
@@ -311,38 +273,29 @@ def edge_strength(probs: Tensor) -> Tensor:
     """(B, C, h, w) probabilities -> (B, h, w) in [0, 1]: largest change to one of four neighbours,
     e(p) = 1/2 max_q sum_c |P(c, p) - P(c, q)|."""
     edge = probs.new_zeros(probs.shape[0], *probs.shape[-2:])
-    for axis in (1, 2):
-        change = probs.diff(dim=axis + 1).abs().sum(1) / 2
-        before, after = [0, 0, 0, 0], [0, 0, 0, 0]
-        before[4 - 2 * axis], after[5 - 2 * axis] = 1, 1
-        edge = edge.maximum(F.pad(change, before)).maximum(F.pad(change, after))
+    for axis, *pads in ((2, (0, 0, 1, 0), (0, 0, 0, 1)), (3, (1, 0), (0, 1))):
+        change = probs.diff(dim=axis).abs().sum(1) / 2
+        for pad in pads:
+            edge = edge.maximum(F.pad(change, pad))
     return edge
 
 
 def mixed(images: Tensor, label: Tensor, tags: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Pastes a random half of each image's certain objects into the next image of the batch.
 
-    Args:
-        images: (B, 3, H, W).
-        label: (B, h, w) int64, 255 where nothing is certain.
-        tags: (B, C) multi-hot.
-
-    Returns:
-        Images, labels and tags after pasting; a class whose certain pixels are all covered has no
-        tag any more.
+    Takes and gives (B, 3, H, W) images, (B, h, w) int64 labels, 255 where nothing is certain, and
+    (B, C) multi-hot tags; a class whose certain pixels are all covered has no tag any more.
     """
     images, label, tags = images.clone(), label.clone(), tags.clone()
-    upper = [value.roll(1, 0) for value in (images, label)]
-    for k in range(len(images)):
-        classes = upper[1][k].unique()
-        classes = classes[(classes != BACKGROUND) & (classes != IGNORE)]
+    for k, (upper, named) in enumerate(zip(images.roll(1, 0), label.roll(1, 0), strict=True)):
+        classes = named[(named != BACKGROUND) & (named != IGNORE)].unique()
         chosen = classes[torch.randperm(len(classes))[: (len(classes) + 1) // 2]]
-        pasted = torch.isin(upper[1][k], chosen)
+        pasted = torch.isin(named, chosen)
         covered = set(label[k][pasted].tolist()) - set(label[k][~pasted].tolist())
         for c in covered - {BACKGROUND, IGNORE}:
             tags[k, c - 1] = 0
         tags[k, chosen - 1] = 1
-        label[k] = upper[1][k].where(pasted, label[k])
+        label[k] = named.where(pasted, label[k])
         view = F.interpolate(pasted[None, None].float(), images.shape[-2:], mode="nearest")[0]
-        images[k] = torch.lerp(images[k], upper[0][k], view)
+        images[k] = torch.lerp(images[k], upper, view)
     return images, label, tags

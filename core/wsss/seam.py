@@ -4,6 +4,7 @@ Activation maps should be the same at another scale. Scores have 1 + C channels,
 `tags` are (B, C) multi-hot. Names in SEAM's code are given where they differ.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,9 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from core.models.backbones import BackboneConfig, freeze_norms, tapped_backbone
+from core.models.backbones import BackboneConfig, OnBackbone, tapped_backbone
 from core.run.settings import OpenUnitInterval
 from core.wsss.cam import normalise_cams
+
+Pair = tuple[Tensor, Tensor]
 
 
 @dataclass
@@ -29,12 +32,13 @@ def normalised(maps: Tensor, tags: Tensor) -> Tensor:
     max_norm)."""
     maps = maps.relu()
     low, high = maps.amin((2, 3), keepdim=True), maps.amax((2, 3), keepdim=True)
-    return (maps - low - 1e-5).relu() / (high - low + 1e-5) * channel_mask(tags)
+    present = F.pad(tags, (1, 0), value=1)[:, :, None, None]  # background always is
+    return (maps - low - 1e-5).relu() / (high - low + 1e-5) * present
 
 
-def channel_mask(tags: Tensor) -> Tensor:
-    """(B, C) -> (B, 1 + C, 1, 1), the background always present."""
-    return F.pad(tags, (1, 0), value=1)[:, :, None, None]
+def aligned(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Bilinear interpolation from corner to corner, as in all of SEAM."""
+    return F.interpolate(maps, size, mode="bilinear", align_corners=True)
 
 
 def background_from_classes(maps: Tensor) -> Tensor:
@@ -52,12 +56,7 @@ def only_the_best_class(maps: Tensor) -> Tensor:
 def pixel_correlation(maps: Tensor, features: Tensor) -> Tensor:
     """PCM: each cell takes the mean of the maps, weighted by the similarity of its features.
 
-    Args:
-        maps: (B, C, h, w).
-        features: (B, D, h, w).
-
-    Returns:
-        (B, C, h, w).
+    (B, C, h, w) maps and (B, D, h, w) features -> (B, C, h, w).
     """
     features = features.flatten(2)
     features = features / (features.norm(dim=1, keepdim=True) + 1e-5)
@@ -69,42 +68,27 @@ def pixel_correlation(maps: Tensor, features: Tensor) -> Tensor:
 
 def classification_loss(maps: Tensor, refined: Tensor, tags: Tensor) -> Tensor:
     """Multi-label loss of the maps' averages, and a term that pulls the lowest values of the
-    refined maps to 0 (adaptive_min_pooling_loss).
-
-    Args:
-        maps, refined: (B, 1 + C, H, W) scores before and after the pixel correlation module.
-        tags: (B, C) multi-hot.
-    """
+    refined maps to 0 (adaptive_min_pooling_loss); both are (B, 1 + C, H, W) scores."""
     loss = F.multilabel_soft_margin_loss(maps.mean((2, 3))[:, 1:], tags)
-    present = (refined * channel_mask(tags))[:, 1:].amax(1).flatten(1)
+    present = (refined[:, 1:] * tags[:, :, None, None]).amax(1).flatten(1)
     lowest = present.topk(max(1, present.shape[1] // 4), largest=False).values
     return loss + lowest.relu().mean()
 
 
-def consistency_losses(
-    first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor], tags: Tensor
-) -> tuple[Tensor, Tensor]:
+def consistency_losses(first: Pair, second: Pair, tags: Tensor) -> Pair:
     """L_ER and L_ECR: both views' maps should agree, and refined maps with the other view's plain.
 
-    Args:
-        first: maps and refined maps of the image, (B, 1 + C, H, W) scores.
-        second: the same of its smaller copy, (B, 1 + C, h, w).
-        tags: (B, C) multi-hot.
-
-    Returns:
-        Two () losses.
+    A view is its maps and refined maps: (B, 1 + C, H, W) scores of the image, and (B, 1 + C, h, w)
+    of its smaller copy.
     """
     size = second[0].shape[-2:]
-    plain_1, refined_1 = (
-        F.interpolate(normalised(m, tags), size, mode="bilinear", align_corners=True) for m in first
-    )
+    plain_1, refined_1 = (aligned(normalised(m, tags), size) for m in first)
     plain_2, refined_2 = (normalised(m, tags) for m in second)
     equivariance = (plain_1[:, 1:] - plain_2[:, 1:]).abs().mean()
-    plain = [background_from_classes(m) for m in (plain_1, plain_2)]
     cross = 0
-    for target, refined in ((plain[1], refined_1), (plain[0], refined_2)):
-        gap = (only_the_best_class(target.detach()) - refined).abs()
-        gap = gap.flatten(1)
+    for plain, refined in ((plain_2, refined_1), (plain_1, refined_2)):
+        target = only_the_best_class(background_from_classes(plain).detach())
+        gap = (target - refined).abs().flatten(1)
         cross = cross + gap.topk(max(1, gap.shape[1] // 5)).values.mean()
     return equivariance, cross
 
@@ -114,13 +98,14 @@ def normalise_refined(maps: np.ndarray) -> np.ndarray:
     return normalise_cams(maps - maps.min((1, 2), keepdims=True))
 
 
-class SeamClassifier(nn.Module):
+class SeamClassifier(OnBackbone):
     """A 1x1 classifier with a background channel, and the pixel correlation module (PCM) behind it.
 
     The PCM sees the image and two middle stages, whose weights it does not move. Names of the heads
     are SEAM's: fc8, f8_3, f8_4, f9.
     """
 
+    frozen_norm = True
     RELEASED: ClassVar = [
         *((name, name) for name in ("fc8.", "f8_3.", "f8_4.", "f9.")),
         ("", "backbone."),
@@ -141,45 +126,27 @@ class SeamClassifier(nn.Module):
         nn.init.kaiming_normal_(self.f8_4.weight)
         nn.init.xavier_uniform_(self.f9.weight, gain=4)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor) -> Pair:
         """(B, 3, H, W) -> (B, 1 + C, H, W) scores before and after the PCM, background first."""
         *_, middle, late, last = self.backbone(images)
         maps = self.fc8(self.dropout(last)).float()
-        small = F.interpolate(images, maps.shape[-2:], mode="bilinear", align_corners=True)
+        small = aligned(images, maps.shape[-2:])
         sides = [self.f8_3(middle.detach()).relu(), self.f8_4(late.detach()).relu()]
         features = self.f9(torch.cat([small, *sides], 1)).float()
-        refined = pixel_correlation(self._scaled(maps.detach()), features)
-        size = images.shape[-2:]
-        return tuple(
-            F.interpolate(m, size, mode="bilinear", align_corners=True) for m in (maps, refined)
-        )
-
-    @staticmethod
-    def _scaled(maps: Tensor) -> Tensor:
-        """Each map divided by its maximum; then background, and only the best class of a cell."""
-        maps = maps.relu()
-        high = maps.amax((2, 3), keepdim=True) + 1e-5
-        return only_the_best_class(background_from_classes((maps - 1e-5).relu() / high))
+        # Each map divided by its maximum; then background, and only the best class of a cell.
+        scaled = maps.detach().relu()
+        scaled = (scaled - 1e-5).relu() / (scaled.amax((2, 3), keepdim=True) + 1e-5)
+        scaled = only_the_best_class(background_from_classes(scaled))
+        both = (maps, pixel_correlation(scaled, features))
+        return tuple(aligned(m, images.shape[-2:]) for m in both)
 
     def activation(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, C, H, W) refined activation maps, not negative."""
         return self(images)[1][:, 1:].relu()
 
-    def train(self, mode: bool = True) -> "SeamClassifier":
-        super().train(mode)
-        freeze_norms(self.backbone)
-        return self
-
-    def parameter_groups(self, lr: float, head_lr: float) -> list[dict]:
-        """The backbone and the new layers, each with its learning rate."""
-        backbone = [p for p in self.backbone.parameters() if p.requires_grad]
-        new = [m.weight for m in (self.fc8, self.f8_3, self.f8_4, self.f9)]
-        return [{"params": backbone, "lr": lr}, {"params": new, "lr": head_lr}]
-
     def loss(self, images: Tensor, tags: Tensor) -> Tensor:
         """All of SEAM's losses: (B, 3, H, W) and (B, C) multi-hot -> ()."""
         size = [max(1, int(n * self.second_scale)) for n in images.shape[-2:]]
-        smaller = F.interpolate(images, size, mode="bilinear", align_corners=True)
-        views = [self(images), self(smaller)]
+        views = [self(images), self(aligned(images, size))]
         classes = sum(classification_loss(*view, tags) for view in views) / 2
         return classes + sum(consistency_losses(*views, tags))

@@ -1,8 +1,7 @@
 """Stage 2's methods, and its settings, composed of the methods' own."""
 
-import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -143,7 +142,7 @@ class WsssConfig:
     def unused(self) -> list[str]:
         """Keys of the methods that are not chosen, and of training where weights are given."""
         method, sections = METHODS[self.method], {*METHODS, *PAIR_NETWORKS}
-        sections &= {item.name for item in dataclasses.fields(self)}
+        sections &= {item.name for item in fields(self)}
         keys = [*(sections - {self.method, method.walk}), *method.unused]
         if self.pairs:
             keys += ["threshold", "object_share", "sharpness", "refine", "crf"]
@@ -152,16 +151,8 @@ class WsssConfig:
         if self.refine == "none":
             keys += ["sharpness", "crf"]
         if self.weights:
-            keys += [
-                "epochs",
-                "class_balance",
-                "batch_size",
-                "optimizer",
-                "lr",
-                "head_lr",
-                "weight_decay",
-            ]
-            keys += ["augment", "pooling", "norm", "frozen_stages"]
+            keys += ["epochs", "class_balance", "batch_size", "optimizer", "lr", "head_lr"]
+            keys += ["weight_decay", "augment", "pooling", "norm", "frozen_stages"]
             if not self.pairs or self.pairs.weights:
                 keys += ["backbone.weights"]
         return keys

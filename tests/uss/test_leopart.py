@@ -24,7 +24,6 @@ from core.uss.leopart import (
     crops_loss,
     foreground,
     overlap,
-    parameter_groups,
     part_loss,
     roi_align,
 )
@@ -184,7 +183,7 @@ def test_student_leaves_blocks_out_and_the_teacher_does_not():
 
 
 def test_only_matrices_decay():
-    groups = parameter_groups(LeopartNetwork(ViT(TINY), SMALL), SMALL)
+    groups = LeopartNetwork(ViT(TINY), SMALL).parameter_groups(SMALL.lr, SMALL.head_lr)
     assert [(g["lr"], g["decays"]) for g in groups] == [(1e-5, 1), (1e-5, 0), (1e-4, 1), (1e-4, 0)]
     assert all((p.ndim > 1) == bool(g["decays"]) for g in groups for p in g["params"])
 

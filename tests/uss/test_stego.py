@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from conftest import CLASSES
@@ -12,6 +13,7 @@ from core.run.errors import UserError
 from core.uss.features import UssConfig
 from core.uss.stego import (
     ClusterProbe,
+    NeighbourPairs,
     SquareImages,
     correspondence,
     correspondence_loss,
@@ -126,3 +128,12 @@ def test_five_crops_are_the_corners_and_the_middle(split):
 def test_centre_squares_are_resized_to_the_resolution(split):
     squares = SquareImages(split, 32, 1)
     assert len(squares) == len(split) and squares[3, 0]["image"].shape == (3, 32, 32)
+
+
+def test_partners_are_the_neighbours_in_turn(split):
+    squares = SquareImages(split, 32, 1)
+    near = np.array([[k + 1, k + 2] for k in range(len(split))])
+    pairs = NeighbourPairs(squares, near)
+    for seed in (6, 7):
+        assert torch.equal(pairs[3, seed]["image"], squares[3, 0]["image"])
+        assert torch.equal(pairs[3, seed]["partner"], squares[4 + seed % 2, 0]["image"])
