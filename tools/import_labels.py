@@ -31,10 +31,10 @@ from core.crf.dense import CrfConfig, make_crf
 from core.data.finder import PHOTOGRAPHS, Files
 from core.data.images import read_image
 from core.data.labels import BIASED_ON_DISK, read_label, write_label
-from core.run.errors import UserError, run_script
+from core.run.errors import UserError, refuse, run_script
 from core.run.files import read_json, user_path, write_json
 from core.run.log import note
-from core.run.stage import SIGNATURE, listed, setting_differences
+from core.run.stage import SIGNATURE, setting_differences
 from core.run.threads import in_threads
 from core.wsss.settings import WsssConfig
 from tools.common import tool_parser
@@ -122,14 +122,12 @@ def sign(folder: Path, made_from: dict) -> None:
     """Notes what the label maps are made from; refuses a folder made from something else."""
     path = folder / SIGNATURE
     earlier = read_json(path) if path.is_file() else made_from
-    lines = setting_differences(
-        {k: v for k, v in earlier.items() if k != UNFINISHED}, made_from, {}
+    there = {key: value for key, value in earlier.items() if key != UNFINISHED}
+    refuse(
+        f"{folder} contains labels made from something else",
+        setting_differences(there, made_from, {}),
+        "choose another --output, or remove the folder",
     )
-    if lines:
-        raise UserError(
-            f"{folder} contains labels made from something else:\n{listed(lines)}\n"
-            "Remedy: choose another --output, or remove the folder"
-        )
     if not path.is_file() and any(folder.glob("**/*.png")):
         raise UserError(f"{folder} already contains PNG files; choose another --output")
     write_json(path, {**made_from, UNFINISHED: True})
