@@ -25,13 +25,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from core.data.finder import LABELS, PHOTOGRAPHS, Files
 from core.data.labels import BIASED_ON_DISK, read_label
-from core.data.tags import write_table
 from core.run.errors import UserError, run_script
 from core.run.files import read_json, user_path
 from core.run.stage import SIGNATURE
 from core.run.threads import in_threads
 from tools.common import ROOT, tool_parser
 from tools.common.jobs import Job, run_jobs
+from tools.common.tables import write_table
 from tools.exchange.names import read_names
 
 
