@@ -19,6 +19,7 @@ from typing import Literal
 from core.config import Config, make_parser, parse
 from core.data.finder import LABELS
 from core.data.lists import Split, ground_truth, list_name, masks_folder, read_split
+from core.metrics import pair_folders, score_files
 from core.pipeline import (
     Run,
     load_segmenter,
@@ -32,7 +33,6 @@ from core.run.errors import UserError, run_script
 from core.run.files import read_json, write_json
 from core.run.inputs import stamp, summary
 from core.run.stage import Stage, check_classes, stale_lines
-from core.scoring import pair_folders, score_files
 from core.segmenter import predict
 
 

@@ -69,7 +69,7 @@ def main() -> None:
     stage = Stage(run.debias, title, config, identity, config.data.root, split.skipped)
     if stage.already_done():
         return
-    check_inputs(split, labels, config.data.classes, config.workers, features=files)
+    check_inputs(split, labels, config.data.classes, config.workers, "pseudo", files)
     stage.sign(run.debias / "labels")
     device = pick_device(config)
     features = feature_source(config, split, device, autocast(config, device))

@@ -19,48 +19,32 @@ def multi_scale(
     size: tuple[int, int] | None = None,
     mode: Literal["bilinear", "nearest"] = "bilinear",
 ) -> Tensor:
-    """Averages a network's maps over resized and mirrored views.
+    """(B, C, *size) float32, the mean of a network's maps over views of normalised (B, 3, H, W)
+    images: resized by the factors `scales` and, with `flip`, also mirrored.
 
-    Args:
-        network: (B, 3, h, w) -> (B, C, h', w'), at any stride; its last activation included.
-        images: (B, 3, H, W) float32, normalised.
-        scales: factors by which the images are resized.
-        flip: take the mirrored image at each scale, too.
-        size: (height, width) of the result; None: the images'.
-        mode: how the maps are resized to it.
-
-    Returns:
-        (B, C, *size) float32: the mean over all views.
+    The network takes (B, 3, h, w) to (B, C, h', w'), at any stride, its last activation included.
+    `size` is the (height, width) to which `mode` resizes the maps, by default the images'.
     """
-    height, width = images.shape[-2:]
-    total, views, out = 0, 0, size or (height, width)
+    total = 0
     for scale in scales:
-        resized = (max(1, round(height * scale)), max(1, round(width * scale)))
-        view = (
-            images
-            if scale == 1
-            else F.interpolate(images, resized, mode="bilinear", antialias=scale < 1)
-        )
+        view = images
+        if scale != 1:
+            resized = [max(1, round(n * scale)) for n in images.shape[-2:]]
+            view = F.interpolate(images, resized, mode="bilinear", antialias=scale < 1)
         maps = network(view).float()
         if flip:
             maps = maps + network(view.flip(-1)).float().flip(-1)
-        total = total + F.interpolate(maps, out, mode=mode)
-        views += 2 if flip else 1
-    return total / views
+        total = total + F.interpolate(maps, size or images.shape[-2:], mode=mode)
+    return total / (len(scales) * (2 if flip else 1))
 
 
 def windowed(network: Callable[[Tensor], Tensor], side: int) -> Callable[[Tensor], Tensor]:
-    """The same network, seeing large images through overlapping windows.
+    """The same network (see `multi_scale`), seeing large images through overlapping windows.
 
-    The network needs the memory of one window, and sees sizes like those it was trained on.
-
-    Args:
-        network: (B, 3, h, w) -> (B, C, h', w'), at any stride; its last activation included.
-        side: side of the square windows, pixels; neighbours overlap by at least a third of it.
-
-    Returns:
-        (B, 3, H, W) -> (B, C, H', W'): the network itself where an image fits into a window; else
-        (B, C, H, W), the mean of all windows that see a pixel.
+    It needs the memory of one window, and sees sizes like those it was trained on. Windows are
+    squares of `side` pixels; neighbours overlap by at least a third. Images that fit into one give
+    the network's own maps, (B, C, H', W'); others (B, C, H, W), the mean of all windows that see a
+    pixel.
     """
 
     def through_windows(images: Tensor) -> Tensor:

@@ -6,20 +6,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from core.data.labels import BIASED, BIASED_ON_DISK, palette
+from core.data.labels import palette, to_disk
 from core.data.transforms import drawn_from
 
 
 def principal_components(feats: Sequence[Tensor], seed: int = 0) -> list[Tensor]:
     """The first three principal components over all of `feats` as red, green and blue.
 
-    Args:
-        feats: (D, h, w) features of each image.
-        seed: seed of the approximate decomposition.
-
-    Returns:
-        (3, h, w) uint8 for each image.
-    """
+    (D, h, w) features of each image -> (3, h, w) uint8; `seed` is that of the approximation."""
     cells = torch.cat([feat.flatten(1).T for feat in feats]).float()
     mean = cells.mean(0)
     with drawn_from(seed):
@@ -35,8 +29,7 @@ def principal_components(feats: Sequence[Tensor], seed: int = 0) -> list[Tensor]
 
 def label_colours(label: Tensor) -> Tensor:
     """(B, H, W) int64 label maps, -1 where biased -> (B, 3, H, W) uint8."""
-    on_disk = torch.where(label == BIASED, BIASED_ON_DISK, label).cpu()
-    return torch.from_numpy(palette())[on_disk].permute(0, 3, 1, 2)
+    return torch.from_numpy(palette()[to_disk(label.cpu().numpy())]).permute(0, 3, 1, 2)
 
 
 def heat(maps: Tensor, size: Sequence[int]) -> Tensor:

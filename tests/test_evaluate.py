@@ -9,8 +9,8 @@ from PIL import Image
 from sklearn.metrics import confusion_matrix
 
 from core.data.labels import palette, read_label, write_label
+from core.metrics import score_files
 from core.run.errors import UserError
-from core.scoring import score_files
 
 
 @pytest.fixture

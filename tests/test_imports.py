@@ -11,7 +11,7 @@ FLOORS = (
     ("core.data",),
     ("core.models",),
     ("core.crf",),
-    ("core.inference", "core.metrics", "core.pictures", "core.scoring"),
+    ("core.inference", "core.metrics", "core.pictures"),
     ("core.debias", "core.cut", "core.complement"),
     ("core.segmenter", "core.uss", "core.wsss"),
     ("core.config",),

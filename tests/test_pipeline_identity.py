@@ -16,10 +16,11 @@ from conftest import tiny_config
 from core.config import make_parser, parse
 from core.data.labels import read_label, write_label
 from core.data.lists import read_split
-from core.data.tags import read_table, write_table
+from core.data.tags import read_table
 from core.pipeline import segmentation_identity
 from core.run import checkpoint
 from core.run.errors import UserError
+from tools.common.tables import write_table
 
 STAGES = ("train_uss", "train_wsss", "make_debiased_labels", "train_segmentation", "evaluate")
 DONE = "finished earlier"

@@ -24,8 +24,9 @@ from core.data.labels import (
     write_label,
 )
 from core.data.loader import StepSampler
-from core.data.tags import read_table, write_table
+from core.data.tags import read_table
 from core.metrics import confusion_matrix, scores
+from tools.common.tables import write_table
 
 settings.register_profile(
     "project", deadline=None, derandomize=True, max_examples=60, database=None

@@ -1,11 +1,7 @@
-"""Checks of all label maps and features that a stage reads, before it begins.
-
-A few odd files are warnings with counts. Systematic contradictions are refused: maps without any
-class, class numbers that do not fit the tags, feature grids that do not fit the photographs.
-"""
+"""Checks of all label maps and features that a stage reads, before it begins: a few odd files are
+warnings with counts; maps, numbers or grids that contradict the data as a whole are refused."""
 
 import os
-import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,14 +12,14 @@ import cv2
 import numpy as np
 
 from core.data.features import NOT_UPRIGHT, ODD, alike, feature_shape, misread, one_grid
-from core.data.images import TURNED, read_header
+from core.data.images import Size, read_header
 from core.data.labels import BIASED_ON_DISK, IGNORE, inspect_label
 from core.data.lists import Split
-from core.run import distributed
 from core.run.errors import raise_all
+from core.run.log import warn
 from core.run.threads import in_threads, try_in_threads
 
-Size = tuple[int, int]
+Paths, Names = Sequence[Path], Sequence[str]
 Kind = Literal["pseudo", "debiased", "truth", "prediction"]
 """Pseudo labels before debiasing, debiased labels, ground truth, or predictions."""
 
@@ -53,30 +49,14 @@ class Photograph(NamedTuple):
     orientation: int
 
 
-class Seen(NamedTuple):
-    """The content of a label map."""
-
-    values: np.ndarray  # (256,) bool, which numbers it holds
-    by_colour: bool  # whether VOC's colours gave its numbers
+Seen = tuple[np.ndarray, bool]
+"""What a label map holds: (256,) bool, which numbers; whether VOC's colours gave them."""
 
 
 def check_inputs(
-    split: Split,
-    labels: Sequence[Path],
-    classes: Sequence[str],
-    workers: int,
-    kind: Kind = "pseudo",
-    features: Sequence[Path] = (),
+    split: Split, labels: Paths, classes: Names, workers: int, kind: Kind, features: Paths = ()
 ) -> None:
-    """Checks all label maps and feature files of a stage; prints warnings.
-
-    Args:
-        split: images and tags.
-        labels: a label map per image.
-        classes: foreground class names.
-        workers: number of threads.
-        kind: kind of the label maps.
-        features: a feature file per image, or none.
+    """Checks all label maps of a stage, and its feature files, if any; prints warnings.
 
     Raises:
         UserError: there are problems; it names all of them.
@@ -86,9 +66,8 @@ def check_inputs(
     if features:
         found += check_features(features, photographs, workers)
     found.refuse()
-    if distributed.rank() == 0:
-        for line in found.warnings:
-            print(f"warning: {line}", file=sys.stderr)
+    for line in found.warnings:
+        warn(line)
 
 
 def headers(split: Split, workers: int) -> list[Photograph]:
@@ -98,34 +77,25 @@ def headers(split: Split, workers: int) -> list[Photograph]:
 
 
 def check_labels(
-    paths: Sequence[Path],
+    paths: Paths,
     photographs: Sequence[Photograph],
     tags: np.ndarray,
-    classes: Sequence[str],
+    classes: Names,
     workers: int,
-    kind: Kind = "pseudo",
+    kind: Kind,
 ) -> Findings:
-    """Checks each label map by itself and against its photograph, and all of them against the tags.
-
-    Args:
-        paths: label maps.
-        photographs: the photograph of each label map.
-        tags: (N, C) bool, which classes each photograph shows.
-        classes: C foreground class names.
-        workers: number of threads.
-        kind: kind of the label maps.
-    """
+    """Checks each label map by itself and against its photograph, and all of them against the tags,
+    (N, C) bool."""
 
     def look(k: int) -> Seen:
-        return look_at(paths[k], len(classes), photographs[k].size, kind == "debiased")[1]
+        return look_at(paths[k], len(classes), photographs[k].size, kind == "debiased")[1:]
 
     title = f"checking {folder_of(paths).name}" if paths else "checking"
-    seen, errors = try_in_threads(look, range(len(paths)), workers, title, "file")
-    kept = [*seen]
-    paths = [paths[k] for k in kept]
+    seen, errors = try_in_threads(look, range(len(paths)), workers, title)
+    paths = [paths[k] for k in seen]
     found = Findings([*errors.values()])
-    found += judge(paths, [*seen.values()], classes, kind, tags[kept])
-    turned = [photographs[k].path for k in kept if _turned_unseen(photographs[k])]
+    found += judge(paths, [*seen.values()], classes, kind, tags[[*seen]])
+    turned = [photographs[k].path for k in seen if _turned_unseen(photographs[k])]
     if turned and not (folder_of(paths).parent / "manifest.json").exists():  # ours are upright
         found.warnings.append(
             f"{len(turned)} photographs are mirrored or upside down without their EXIF "
@@ -138,44 +108,32 @@ def check_labels(
 def _turned_unseen(photograph: Photograph) -> bool:
     """Whether EXIF turns a photograph in a way that its size does not show."""
     _, size, orientation = photograph
-    return orientation in TURNED if size and size[0] == size[1] else orientation in (2, 3, 4)
+    square = size is not None and size[0] == size[1]
+    return 2 <= orientation <= (8 if square else 4)
 
 
 def look_at(
     path: Path, num_classes: int, size: Size | None = None, biased: bool = True
-) -> tuple[np.ndarray, Seen]:
-    """Reads a label map and its content; see `core.data.labels.inspect_label`."""
+) -> tuple[np.ndarray, np.ndarray, bool]:
+    """A label map, (H, W) uint8, and what is `Seen` in it; see `core.data.labels.inspect_label`."""
     label, by_colour = inspect_label(path, num_classes, size, biased)
     counts = cv2.calcHist([label], [0], None, [256], [0, 256])
-    return label, Seen(counts.ravel() > 0, by_colour)
+    return label, counts.ravel() > 0, by_colour
 
 
 def judge(
-    paths: Sequence[Path],
-    seen: Sequence[Seen],
-    classes: Sequence[str],
-    kind: Kind,
-    tags: np.ndarray | None = None,
+    paths: Paths, seen: Sequence[Seen], classes: Names, kind: Kind, tags: np.ndarray | None = None
 ) -> Findings:
-    """Checks the content of all label maps together.
-
-    Args:
-        paths: label maps.
-        seen: content of each label map.
-        classes: C foreground class names.
-        kind: kind of the label maps.
-        tags: (N, C) bool; None: nothing to compare with.
-    """
+    """Checks the content of all label maps together, and against the tags, (N, C) bool, if any."""
     found = Findings()
     if not paths:
         return found
     folder, count = folder_of(paths), len(paths)
-    values = np.array([s.values for s in seen])
-    by_colour = sum(s.by_colour for s in seen)
-    if by_colour:
+    values, by_colour = map(np.array, zip(*seen, strict=True))
+    if by_colour.any():
         found.warnings.append(
-            f"{by_colour} of {count} label maps in {folder} are read by their colours, which are "
-            "VOC's; the numbers of their pixels are not"
+            f"{by_colour.sum()} of {count} label maps in {folder} are read by their colours, which "
+            "are VOC's; the numbers of their pixels are not"
         )
     holds = values[:, 1 : 1 + len(classes)]
     masked = values[:, IGNORE] & ~values[:, 1:IGNORE].any(1)
@@ -198,7 +156,7 @@ def judge(
 
 
 def _nothing(values: np.ndarray) -> str:
-    """What label maps without a class hold, and the remedy; `values`: (N, 256) bool."""
+    """What label maps without a class hold, (N, 256) bool, and the remedy."""
     if values[:, BIASED_ON_DISK].any():
         return f"{BIASED_ON_DISK}, biased pixels, instead of their classes; see debias.* of stage 3"
     if not values[:, IGNORE].any():
@@ -211,9 +169,7 @@ def _nothing(values: np.ndarray) -> str:
     )
 
 
-def _against_tags(
-    paths: Sequence[Path], holds: np.ndarray, tags: np.ndarray, classes: Sequence[str]
-) -> Findings:
+def _against_tags(paths: Paths, holds: np.ndarray, tags: np.ndarray, classes: Names) -> Findings:
     """Compares the classes of label maps, (N, C) bool, with the tags of their photographs.
 
     Maps with an untagged class are a warning. It is a problem if half of the maps hold none of
@@ -252,8 +208,7 @@ def _against_tags(
 
 
 def _best_order(holds: np.ndarray, tags: np.ndarray) -> np.ndarray:
-    """(C,) the class of each number with which the maps fit the tags best; ties keep a number's
-    own class."""
+    """(C,) the class of each number that fits the tags best; ties keep a number's own class."""
     from scipy.optimize import linear_sum_assignment  # slow to import, seldom needed
 
     together = holds.T.astype(np.float32) @ tags.astype(np.float32)
@@ -262,27 +217,16 @@ def _best_order(holds: np.ndarray, tags: np.ndarray) -> np.ndarray:
 
 
 def check_features(
-    paths: Sequence[Path],
-    photographs: Sequence[Photograph],
-    workers: int,
-    read: Callable[[Path], tuple[int, ...]] = feature_shape,
+    paths: Paths, photographs: Sequence[Photograph], workers: int, read: Callable = feature_shape
 ) -> Findings:
-    """Checks that feature files have their photographs' shape, and equally many channels.
-
-    Args:
-        paths: feature files.
-        photographs: the photograph of each feature file.
-        workers: number of threads.
-        read: function that gives the shape (D, h, w) of a file.
-    """
-    shapes, errors = try_in_threads(read, paths, workers, "checking features", "file")
+    """Checks that feature files have their photographs' shape, and equally many channels; `read`
+    gives the shape (D, h, w) of a file."""
+    shapes, errors = try_in_threads(read, paths, workers, "checking features")
     found = Findings([*errors.values()])
     sizes = {k: photographs[k].size for k in shapes if photographs[k].size}
-    wrong: dict[int, str] = {}
-    if not one_grid([shapes[k] for k in sizes], [*sizes.values()]):
-        reasons = {k: misread(shapes[k], sizes[k], photographs[k].orientation) for k in sizes}
-        wrong = {k: reason for k, reason in reasons.items() if reason}
-    if wrong:
+    reasons = {k: misread(shapes[k], sizes[k], photographs[k].orientation) for k in sizes}
+    wrong = {k: reason for k, reason in reasons.items() if reason}
+    if wrong and not one_grid([shapes[k] for k in sizes], [*sizes.values()]):
         reason, count = Counter(wrong.values()).most_common(1)[0]
         first = next(k for k, other in wrong.items() if other == reason)
         (d, h, w), (height, width) = shapes[first], sizes[first]
@@ -308,6 +252,6 @@ def check_features(
     return found
 
 
-def folder_of(paths: Sequence[Path]) -> Path:
+def folder_of(paths: Paths) -> Path:
     """The innermost folder that contains all of the files."""
     return Path(os.path.commonpath([p.parent for p in paths]))

@@ -11,14 +11,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from core.data.finder import FEATURES, Files
-from core.data.images import TURNED
+from core.data.images import TURNED, Size
 from core.data.lists import Split
 from core.run import distributed
 from core.run.errors import UserError
-from core.run.files import atomic_write
+from core.run.files import atomic_write, read_array
 
 FeatureSource = Callable[[Sequence[int]], Iterator[tuple[int, Tensor]]]
 """Indices of images, ascending -> pairs of an index and its (D, h, w) float32 features."""
+NEEDED = "uss.features_dir needs one <id>.npy of shape (D, h, w) for each training image"
 FORM = "expected finite floats (D, h, w), one array of numpy.save"
 
 # What features that do not have the shape of a grid seem to be.
@@ -32,11 +33,7 @@ NOT_UPRIGHT = (
 ODD = "a grid covers the whole photograph, row by row"
 
 
-def feature_files(
-    folder: Path,
-    split: Split,
-    remedy: str = "uss.features_dir needs one <id>.npy of shape (D, h, w) for each training image",
-) -> tuple[Path, ...]:
+def feature_files(folder: Path, split: Split, remedy: str = NEEDED) -> tuple[Path, ...]:
     """The `<id>.npy` of every image of `split` in `folder`.
 
     Raises:
@@ -63,16 +60,10 @@ def feature_shape(path: Path) -> tuple[int, ...]:
 
 
 def _load(path: Path, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
-    try:
-        array = np.load(path, mmap_mode, allow_pickle=False)
-    except Exception as error:  # noqa: BLE001 (any exception type is possible)
-        raise UserError(f"features {path} cannot be read ({error}); {FORM}") from None
+    array = read_array(path, FORM, mmap_mode)
     if not isinstance(array, np.ndarray):
         array.close()
-        raise UserError(
-            f"features {path} are an archive, such as .npz or a checkpoint, despite the name; "
-            f"{FORM}"
-        )
+        raise UserError(f"features {path} are an archive (.npz, checkpoint), not .npy; {FORM}")
     if array.ndim != 3 or array.dtype.kind != "f" or not array.size:
         raise UserError(f"features {path} are {array.shape} {array.dtype}; {FORM}")
     return array
@@ -91,11 +82,9 @@ def write_features(source: FeatureSource, split: Split, folder: Path) -> None:
 
 def file_features(paths: Sequence[Path]) -> FeatureSource:
     """Features from files, all of which must have as many channels as the first."""
-    width = None
 
     def source(indices: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
-        nonlocal width
-        width = width or len(read_features(paths[0]))
+        width = feature_shape(paths[0])[0]
         for k in indices:
             feat = read_features(paths[k])
             if len(feat) != width:
@@ -107,14 +96,9 @@ def file_features(paths: Sequence[Path]) -> FeatureSource:
     return source
 
 
-def misread(shape: tuple[int, ...], size: tuple[int, int], orientation: int) -> str | None:
-    """Why a shape (a, b, c) cannot be the (D, h, w) of its photograph; None if it can.
-
-    Args:
-        shape: shape of the features.
-        size: (H, W) of the upright photograph, pixels.
-        orientation: EXIF orientation of the photograph.
-    """
+def misread(shape: tuple[int, ...], size: Size, orientation: int) -> str | None:
+    """Why a shape (a, b, c) cannot be the (D, h, w) of a photograph of `size` pixels when
+    upright, with an EXIF orientation; None if it can."""
     a, b, c = shape
     if b == c or alike((b, c), size):  # many networks resize every photograph to a square
         return None
@@ -127,7 +111,7 @@ def misread(shape: tuple[int, ...], size: tuple[int, int], orientation: int) -> 
     return ODD
 
 
-def one_grid(shapes: Sequence[tuple[int, ...]], sizes: Sequence[tuple[int, int]]) -> bool:
+def one_grid(shapes: Sequence[tuple[int, ...]], sizes: Sequence[Size]) -> bool:
     """Whether photographs of different shapes have one grid, that of a network's fixed input."""
     if len({shape[1:] for shape in shapes}) != 1:
         return False
@@ -135,7 +119,7 @@ def one_grid(shapes: Sequence[tuple[int, ...]], sizes: Sequence[tuple[int, int]]
     return varied and all(d > max(h, w) and max(h, w) <= 2 * min(h, w) for d, h, w in shapes)
 
 
-def alike(grid: tuple[int, int], size: tuple[int, int]) -> bool:
+def alike(grid: Size, size: Size) -> bool:
     """Whether a grid has a photograph's shape up to rounding and padding: by one cell, or by a
     quarter of a side."""
     (h, w), (height, width) = grid, size

@@ -1,13 +1,11 @@
-"""Files of one kind below a folder, found by their ids: photographs, label maps, features.
-
-An id is a file's path below the folder, without the suffix and in Unicode's composed form (NFC),
-whatever the form, and the capitals of the suffix, on disk. Linked files and folders are followed.
-"""
+"""Files of one kind below a folder, found by their ids: a file's path below the folder, without
+the suffix and in Unicode's composed form (NFC), whatever the form, and the capitals of the suffix,
+on disk. Linked files and folders are followed."""
 
 import os
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -18,17 +16,11 @@ from core.run.log import note, warn
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of file.
+    """A kind of file; suffixes are in lower case."""
 
-    Attributes:
-        name: plural name for messages.
-        suffixes: suffixes that are read, in lower case; a missing file is named with the first.
-        mistaken: suffixes that people take for this kind, and that are not read.
-    """
-
-    name: str
-    suffixes: tuple[str, ...]
-    mistaken: tuple[str, ...] = ()
+    name: str  # plural
+    suffixes: tuple[str, ...]  # that are read; a missing file is named with the first
+    mistaken: tuple[str, ...] = ()  # that people take for this kind, and that are not read
 
 
 PHOTOGRAPHS = Kind(
@@ -79,16 +71,7 @@ class Files:
 
     Left out are hidden files and folders (such as macOS's ._ files), folders of operating systems
     and file servers, links to nothing or to a parent folder, kinds that are not read, and names
-    that are not UTF-8.
-
-    Args:
-        root: the folder; a missing folder holds no files.
-        kind: kind of the files.
-        skip: folder below `root` that is not searched.
-
-    Attributes:
-        ids: {id: its files}; an id with several files is refused when it is asked for.
-        names: {relative path in NFC: its files}.
+    that are not UTF-8. A missing folder holds no files. The folder `skip` is not searched.
 
     Raises:
         UserError: a folder cannot be read.
@@ -96,7 +79,7 @@ class Files:
 
     def __init__(self, root: Path, kind: Kind, skip: Path | None = None):
         self.root, self.kind = root, kind
-        self.names: dict[str, list[Path]] = {}
+        self.names: dict[str, list[Path]] = {}  # by relative path in NFC
         self._left_out: defaultdict[str, list[str]] = defaultdict(list)  # names by reason
         self._links = False
         self._first_name: dict[tuple[int, int], str] = {}
@@ -105,9 +88,12 @@ class Files:
             skipped = _place(skip) if skip is not None and skip.is_dir() else None
             self._walk(root, "", (_place(root),), skipped)
         self.names = dict(sorted(self.names.items(), key=lambda item: item[0].split("/")))
-        self.ids: dict[str, list[Path]] = {}
+        self.ids: dict[str, list[Path]] = {}  # several files: refused when they are asked for
         for name, paths in self.names.items():
             self.ids.setdefault(_stem(name, kind), []).extend(paths)
+        remedy = "rename it (such as with convmv -f cp1252 -t utf8)"
+        unreadable = [root / readable(name) for name in self._left_out.get(NOT_UTF8, [])]
+        self.problems = [f"the name {path} is not UTF-8; {remedy}" for path in unreadable]
         self._report()
 
     def _walk(self, folder: Path, prefix: str, parents: tuple, skip: tuple | None) -> None:
@@ -165,14 +151,6 @@ class Files:
                 f"name, such as {one} and {other}; each name counts as one photograph"
             )
 
-    def problems(self) -> list[str]:
-        """A line for each file that would belong here if its name were UTF-8."""
-        return [
-            f"the name {self.root / readable(name)} is not UTF-8; rename it (such as with convmv "
-            "-f cp1252 -t utf8)"
-            for name in self._left_out.get(NOT_UTF8, [])
-        ]
-
     def of_id(self, name: str) -> Path:
         """The file of an id, or the path where it is missing.
 
@@ -206,13 +184,12 @@ class Files:
             )
         return found[0] if found else None
 
-    def every(self, ids: Iterable[str], remedy: str) -> tuple[Path, ...]:
+    def every(self, ids: Collection[str], remedy: str) -> tuple[Path, ...]:
         """The file of every id.
 
         Raises:
             UserError: files are missing, or there are several for one id.
         """
-        ids = [*ids]
         paths = tuple(map(self.of_id, ids))
         missing = [path for path, i in zip(paths, ids, strict=True) if i not in self.ids]
         if missing:

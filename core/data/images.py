@@ -11,6 +11,7 @@ from PIL import ExifTags, Image
 from core.data.finder import PHOTOGRAPHS
 from core.run.errors import UserError
 
+Size = tuple[int, int]  # height and width
 LARGEST = 100_000_000  # pixels; decoded they take 0.3 GB, and a small file may claim any number
 TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 Image.MAX_IMAGE_PIXELS = LARGEST
@@ -42,13 +43,10 @@ def read_image(path: Path) -> np.ndarray:
     return image
 
 
-def read_header(path: Path) -> tuple[tuple[int, int] | None, int]:
-    """Size and orientation of a photograph, without decoding it.
-
-    Returns:
-        (H, W) as `read_image` gives it, None where Pillow cannot read it; and the EXIF orientation
-        by which `read_image` turns the stored pixels: 1 is none, 3 half a turn, 6 and 8 a quarter.
-    """
+def read_header(path: Path) -> tuple[Size | None, int]:
+    """Size and orientation of a photograph, without decoding it: (H, W) as `read_image` gives it,
+    None where Pillow cannot read it; and the EXIF orientation by which `read_image` turns the
+    stored pixels: 1 is none, 3 half a turn, 6 and 8 a quarter."""
     try:
         with Image.open(path) as image:
             exif = Image.Exif()  # not image.getexif(): that also reads XMP, which OpenCV ignores
@@ -66,23 +64,19 @@ def read_header(path: Path) -> tuple[tuple[int, int] | None, int]:
 def _refuse_huge(path: Path) -> None:
     try:
         with Image.open(path) as header:  # decodes nothing yet
-            pixels = header.width * header.height
+            huge = header.width * header.height > LARGEST
     except Image.DecompressionBombError:
-        pixels = LARGEST + 1
+        huge = True
     except Exception:  # noqa: BLE001 (not a kind that Pillow knows, or broken: OpenCV decides)
-        return
-    if pixels > LARGEST:
-        raise UserError(
-            f"image {path} has over {LARGEST // 10**6} million pixels; shrink it or cut it up"
-        )
+        huge = False
+    if huge:
+        millions = LARGEST // 10**6
+        raise UserError(f"image {path} has over {millions} million pixels; shrink it or cut it up")
 
 
 def is_cut(content: bytes) -> bool:
-    """Whether a PNG or JPEG file ends before its picture does.
-
-    Decoders would fill the rest with grey, or allocate what the length of a PNG's chunk claims, up
-    to 2 GiB.
-    """
+    """Whether a PNG or JPEG file ends before its picture does: decoders would fill the rest with
+    grey, or allocate what the length of a PNG's chunk claims, up to 2 GiB."""
     if content.startswith(b"\x89PNG\r\n\x1a\n"):
         start, name = 8, b""
         while name != b"IEND":

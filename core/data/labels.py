@@ -1,8 +1,5 @@
-"""Label maps: numbers, palette, reading and writing.
-
-On disk a label map is an indexed (palette) PNG, so that any viewer shows it in colour. In memory it
-is (H, W) uint8 with the same numbers; in tensors for training it is int64 and biased pixels are -1.
-"""
+"""Label maps: on disk an indexed (palette) PNG, so that any viewer shows it in colour; in memory
+(H, W) uint8 with the same numbers; in tensors for training int64, and biased pixels are -1."""
 
 import io
 from pathlib import Path
@@ -10,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from core.data.images import is_cut
+from core.data.images import Size, is_cut
 from core.run.errors import UserError
 from core.run.files import atomic_write
 
@@ -33,19 +30,11 @@ VOC = palette()
 _GREY_STEPS = {1: 1, 2: 85, 4: 17, 8: 1}  # by bit depth: Pillow stretches 2 and 4 bits to 0..255
 
 
-def read_label(
-    path: Path, num_classes: int | None = None, size: tuple[int, int] | None = None
-) -> np.ndarray:
-    """Reads a label map.
+def read_label(path: Path, num_classes: int | None = None, size: Size | None = None) -> np.ndarray:
+    """(H, W) uint8 of a PNG: grey or indexed numbers of any depth, or a picture in VOC's colours.
 
-    Args:
-        path: PNG file: grey or indexed class numbers of any bit depth, or a picture in VOC's
-            colours.
-        num_classes: C, without background; values outside 0..C, 254 and 255 are then refused.
-        size: (H, W) that the map must have.
-
-    Returns:
-        (H, W) uint8.
+    With `num_classes`, C without background, values outside 0..C, 254 and 255 are refused; with
+    `size`, (H, W), any other size.
 
     Raises:
         UserError: the file is missing, broken, of another kind or size, has other values, or has a
@@ -54,28 +43,11 @@ def read_label(
     return inspect_label(path, num_classes, size)[0]
 
 
-def read_truth(
-    path: Path, num_classes: int | None = None, size: tuple[int, int] | None = None
-) -> np.ndarray:
-    """Reads a ground-truth mask: as `read_label`, but refuses biased pixels."""
-    return inspect_label(path, num_classes, size, biased=False)[0]
-
-
 def inspect_label(
-    path: Path,
-    num_classes: int | None = None,
-    size: tuple[int, int] | None = None,
-    biased: bool = True,
+    path: Path, num_classes: int | None, size: Size | None = None, biased: bool = True
 ) -> tuple[np.ndarray, bool]:
-    """Reads a label map; also returns whether its numbers come from VOC's colours.
-
-    Args:
-        path, num_classes, size: as for `read_label`.
-        biased: whether biased pixels are accepted.
-
-    Returns:
-        (H, W) uint8; True if colours, not stored values, gave the numbers.
-    """
+    """As `read_label`, with True if VOC's colours, not stored values, gave the numbers; unless
+    `biased`, biased pixels are refused."""
     label, by_colour = _read_values(path, num_classes)
     if not biased and (label == BIASED_ON_DISK).any():
         raise UserError(
@@ -158,11 +130,8 @@ def _values_of(
 def _by_palette(
     path: Path, values: np.ndarray, image: Image.Image, num_classes: int | None
 ) -> tuple[np.ndarray, bool]:
-    """Class numbers of an indexed PNG: its stored values, or the numbers of VOC's colours.
-
-    GIMP, pngquant and Pillow renumber VOC's colours. Any other palette says nothing about the
-    numbers.
-    """
+    """Class numbers of an indexed PNG: its stored values, or those of VOC's colours, which GIMP,
+    pngquant and Pillow renumber. Any other palette says nothing about the numbers."""
     colours = np.zeros((256, 3), np.uint8)
     stored = np.array(image.getpalette(), np.uint8).reshape(-1, 3)
     colours[: len(stored)] = stored
@@ -182,11 +151,8 @@ def _by_palette(
 
 
 def _by_colour(colours: np.ndarray, num_classes: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """Labels of (..., 3) uint8 colours.
-
-    Returns:
-        (...) uint8 labels; (...) bool, True where the colour is exactly that of 0..C, 254 or 255.
-    """
+    """(..., 3) uint8 -> (...) uint8 labels; (...) bool, True where the colour is exactly that of
+    0..C, 254 or 255."""
     table = np.zeros(512, np.uint8)
     table[_top_bits(VOC)] = np.arange(256)
     label = table[_top_bits(colours)]

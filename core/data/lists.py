@@ -33,11 +33,8 @@ where they are still to be read from the source, an annotation."""
 
 @dataclass(frozen=True)
 class Split:
-    """One list of a data set: ids, images and tags, in the order of the list.
-
-    An id names an image's files in every folder of results, `<id>.png`; in a folder of photographs
-    it is the path below the root, without the suffix.
-    """
+    """One list of a data set, in its order. An id names an image's files in all folders of results,
+    `<id>.png`; in a folder of photographs it is the path below the root, without the suffix."""
 
     ids: tuple[str, ...]
     images: tuple[Path, ...]
@@ -53,12 +50,7 @@ class Split:
 
 
 def read_split(data: DataConfig, which: str, tagged: bool = True) -> Split:
-    """Reads a list with the tags of its images.
-
-    Args:
-        data: settings of the data set.
-        which: "train" or "val".
-        tagged: False leaves all tags unset, for scoring and prediction.
+    """Reads the list `which`, "train" or "val"; unless `tagged`, with all tags unset.
 
     Raises:
         UserError: the list, or any image or annotation on it, is missing; one error names all.
@@ -107,22 +99,17 @@ def gather(data: DataConfig, which: str, tagged: bool = True) -> tuple[Split, li
     return Split(tuple(ids), tuple(paths), rows[: len(ids)]), problems
 
 
-def undecodable(split: Split, workers: int) -> dict[int, str]:
-    """{index: reason} of the images that cannot be decoded to their end."""
-
-    def decode(path: Path) -> None:
-        read_image(path)  # and forget the image
-
-    return try_in_threads(decode, split.images, workers, "checking images")[1]
-
-
 def without_bad_images(split: Split) -> Split:
-    """The images that can be decoded; prints which cannot.
+    """The images that can be decoded to their end; prints which cannot.
 
     Raises:
         UserError: none can.
     """
-    bad = undecodable(split, os.cpu_count() or 1)
+
+    def decode(path: Path) -> None:
+        read_image(path)  # and forget the image
+
+    _, bad = try_in_threads(decode, split.images, os.cpu_count() or 1, "checking images")
     good = [k for k in range(len(split)) if k not in bad]
     if not good:
         first = next(iter(bad.values()), "the list is empty")
@@ -137,10 +124,7 @@ def without_bad_images(split: Split) -> Split:
 def _list_voc(data: DataConfig, which: str, problems: list[str], tagged: bool) -> Listed:
     """The images of a list in PASCAL VOC's layout."""
     root = Path(data.root)
-    remedy = (
-        "set data.root to a folder in VOC's layout, such as those that "
-        "tools/data/prepare_voc.py and tools/data/make_demo_dataset.py make"
-    )
+    remedy = "set data.root to VOC's layout; see tools/data/prepare_voc.py, make_demo_dataset.py"
     lines = read_list(root / "ImageSets/Segmentation" / f"{list_name(data, which)}.txt", remedy)
     images = Files(root / "JPEGImages", PHOTOGRAPHS)
     ids = [listed_id(line, images.ids, root) for line in lines]
@@ -174,13 +158,13 @@ def _list_folder(data: DataConfig, which: str, problems: list[str]) -> Listed:
         ids = [i for i in ids if i in rows]
     elif which == "train":
         ids = [i for i, (_, tags) in rows.items() if tags]
-        _note_rest(f"photographs below {root} that are not in {place}", images.ids, rows)
-        _note_rest("photographs without a tag, which are not used for training", rows, ids)
+        note_rest(f"photographs below {root} that are not in {place}", images.ids, rows)
+        note_rest("photographs without a tag, which are not used for training", rows, ids)
     elif masks is not None:
         labels = Files(masks, LABELS)
         ids = [i for i in rows if i in labels.ids]
         if ids:
-            _note_rest(f"masks below {masks} without a photograph", labels.ids, rows)
+            note_rest(f"masks below {masks} without a photograph", labels.ids, rows)
     if not ids:
         raise_all(problems, f"correct {place}")
         if which == "train":
@@ -189,7 +173,8 @@ def _list_folder(data: DataConfig, which: str, problems: list[str]) -> Listed:
     return images.named, [(i, rows[i][0], place, rows[i][1]) for i in ids]
 
 
-def _note_rest(what: str, ids: Iterable[str], used: Iterable[str]) -> None:
+def note_rest(what: str, ids: Iterable[str], used: Iterable[str]) -> None:
+    """Notes the ids that are not used: how many, and the first."""
     used = {*used}
     rest = [i for i in ids if i not in used]
     if rest:
@@ -206,9 +191,8 @@ def list_name(data: DataConfig, which: str) -> str | None:
 
 def masks_folder(data: DataConfig) -> Path | None:
     """The folder of the ground truth, if there is one."""
-    if data.masks:
-        return Path(data.root) / data.masks
-    return Path(data.root) / "SegmentationClass" if data.format == "voc" else None
+    name = data.masks or ("SegmentationClass" if data.format == "voc" else None)
+    return Path(data.root) / name if name else None
 
 
 def ground_truth(data: DataConfig, split: Split) -> tuple[Path, ...]:
@@ -243,16 +227,11 @@ def read_list(path: Path, remedy: str) -> list[str]:
 
 
 def listed_id(line: str, known: Collection[str], root: Path | None = None) -> str:
-    """The id of the photograph that a line of a list names.
+    """The id of the photograph that a line of a list, without surrounding spaces, names.
 
     A line may hold the photograph's path with its suffix, a leading slash and VOC's folder
     JPEGImages, and a second column, such as the path of a mask. Names may hold spaces: the longest
-    beginning of the line that is a known id counts.
-
-    Args:
-        line: line without surrounding spaces.
-        known: ids of the existing photographs.
-        root: folder of the data set; paths below it may be absolute.
+    beginning of the line that is a known id counts. Paths below `root` may be absolute.
     """
     ends = [m.start() for m in re.finditer(r"\s+", line)]
     for end in (len(line), *reversed(ends)):

@@ -1,6 +1,7 @@
 """Training items and batches of the images of a split, in an order that can be resumed."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -14,8 +15,8 @@ from core.data.lists import Split
 from core.data.settings import AugmentConfig
 from core.data.transforms import TrainingView, normalise
 from core.run import distributed, vision
-from core.run.errors import NamesFile, UserError
-from core.run.settings import Runtime
+from core.run.errors import NamesFile
+from core.run.settings import Runtime, check
 
 BLOCK = 64
 """Outside training, images of one size share batches within blocks of this many images."""
@@ -24,14 +25,8 @@ PIXELS = {"cuda": 2**22, "cpu": 2**20}
 
 
 class LabelledImages(Dataset):
-    """Augmented images with tags and, where given, label maps; items are drawn by (index, seed).
-
-    Args:
-        split: images and tags.
-        labels: a label map per image, or None: then labels are 0, and 255 in padding.
-        num_classes: C, to check the label maps against.
-        augment: how views are made.
-    """
+    """Augmented images with tags and, where given, label maps of 0..C, C = `num_classes`; items are
+    drawn by (index, seed). Without label maps, labels are 0, and 255 in padding."""
 
     def __init__(
         self, split: Split, labels: Sequence[Path] | None, num_classes: int, augment: AugmentConfig
@@ -46,8 +41,7 @@ class LabelledImages(Dataset):
         if self.labels is None:
             label = np.zeros(image.shape[:2], np.int64)
         else:
-            label = read_label(self.labels[index], self.num_classes, image.shape[:2])
-            label = to_training(label)
+            label = to_training(read_label(self.labels[index], self.num_classes, image.shape[:2]))
         pixels = torch.from_numpy(image).permute(2, 0, 1)
         view, label = self._view(pixels, torch.from_numpy(label), seed)
         tags = torch.from_numpy(self.split.tags[index]).float()
@@ -69,17 +63,12 @@ class RawImages(Dataset):
 
 
 def balanced_weights(tags: np.ndarray, balance: float) -> np.ndarray:
-    """How often each image is drawn, so that rare classes come more evenly.
+    """How often each image of (N, C) bool tags is drawn, so that rare classes come more evenly.
 
     An image has the weight of its rarest class, n^-balance for a class of n images. With 0.5 these
-    are the repeat factors of LVIS (Gupta et al., 2019) without their threshold.
-
-    Args:
-        tags: (N, C) bool, classes of each image.
-        balance: 0, every image alike, to 1, rare classes about as often as frequent ones.
-
-    Returns:
-        (N,) float64 of mean 1; an image without classes has the mean weight of the others.
+    are the repeat factors of LVIS (Gupta et al., 2019) without their threshold; with 0 all images
+    are drawn alike, with 1 rare classes about as often as frequent ones. An image without classes
+    has the mean weight of the others. The (N,) float64 weights have mean 1.
     """
     counts = np.maximum(tags.sum(0), 1.0)
     weights = (tags * counts**-balance).max(1, initial=0)
@@ -88,40 +77,29 @@ def balanced_weights(tags: np.ndarray, balance: float) -> np.ndarray:
     return weights / weights.mean()
 
 
+@dataclass(frozen=True)
 class StepSampler:
     """Batches of (index, seed) for `iterations` steps: shuffled epochs without a short last batch.
 
     Step t is a function of (seed, t), so a training that resumes at `start` sees exactly what it
     would have seen. Several processes share each batch.
-
-    Args:
-        count: number of images.
-        batch_size: images per step, over all processes.
-        iterations: number of steps.
-        seed: seed of the order.
-        start: first step.
-        weights: (count,) of mean 1, how often an epoch has each image: its weight rounded down or
-            up. None: once each.
     """
 
-    def __init__(
-        self,
-        count: int,
-        batch_size: int,
-        iterations: int,
-        seed: int,
-        start: int = 0,
-        weights: np.ndarray | None = None,
-    ):
-        if count < 1:
-            raise UserError("the training list is empty")
-        if batch_size % distributed.world():
-            raise UserError(
-                f"a batch of {batch_size} cannot be shared by {distributed.world()} processes; "
-                "batch sizes are totals over all processes"
-            )
-        self.count, self.batch_size, self.seed = count, batch_size, seed
-        self.iterations, self.start, self.weights = iterations, start, weights
+    count: int  # images
+    batch_size: int  # images per step, over all processes
+    iterations: int
+    seed: int
+    start: int = 0  # first step
+    # (count,) of mean 1: how often an epoch has each image, rounded down or up. None: once each.
+    weights: np.ndarray | None = None
+
+    def __post_init__(self):
+        check(self.count > 0, "the training list is empty")
+        check(
+            self.batch_size % distributed.world() == 0,
+            f"a batch of {self.batch_size} cannot be shared by {distributed.world()} processes; "
+            "batch sizes are totals over all processes",
+        )
 
     def __len__(self) -> int:
         return self.iterations - self.start
@@ -152,10 +130,9 @@ class StepSampler:
 def make_loader(dataset: Dataset, draws: StepSampler, workers: int) -> DataLoader:
     """Batches of `dataset` in the order of `draws`."""
     return DataLoader(
-        _NamedFiles(dataset),
+        _NamedFiles(dataset.__getitem__),
         batch_sampler=draws,
         num_workers=workers,
-        persistent_workers=False,
         pin_memory=torch.cuda.is_available(),
         multiprocessing_context="spawn" if workers and torch.cuda.is_available() else None,
         worker_init_fn=_one_thread,
@@ -165,33 +142,22 @@ def make_loader(dataset: Dataset, draws: StepSampler, workers: int) -> DataLoade
 def batches_from(
     dataset: Dataset, batch_size: int, iterations: int, runtime: Runtime, balance: float = 0
 ) -> Callable[[int], DataLoader]:
-    """What `core.run.loop.Loop` takes: first step -> all batches from there on.
-
-    Args:
-        dataset: takes (index, seed); `dataset.split` says how many images it has.
-        batch_size: images per step.
-        iterations: steps in all.
-        runtime: seed and workers.
-        balance: see `balanced_weights`; 0 draws every image once an epoch.
-    """
+    """What `core.run.loop.Loop` takes: first step -> all batches of `dataset.split` from there on.
+    With `balance` 0, every image is drawn once an epoch; see `balanced_weights`."""
+    count, seed = len(dataset.split), runtime.seed
     weights = balanced_weights(dataset.split.tags, balance) if balance else None
 
     def batches(start: int) -> DataLoader:
-        count = len(dataset.split)
-        draws = StepSampler(count, batch_size, iterations, runtime.seed, start, weights)
+        draws = StepSampler(count, batch_size, iterations, seed, start, weights)
         return make_loader(dataset, draws, runtime.workers)
 
     return batches
 
 
-class _NamedFiles(Dataset):
+class _NamedFiles(NamesFile):
     """The items of a data set, whose unforeseen errors name the last file read."""
 
-    def __init__(self, dataset: Dataset):
-        self._item = NamesFile(dataset.__getitem__)
-
-    def __getitem__(self, draw: tuple[int, int]) -> dict[str, Tensor | str]:
-        return self._item(draw)
+    __getitem__ = NamesFile.__call__
 
 
 def _one_thread(worker: int) -> None:
@@ -205,14 +171,9 @@ def batches_by_size(
     """Batches of images of one size: indices and (B, 3, H, W) float32, normalised, on `device`.
 
     Blocks of consecutive images are sorted by size. Batches are cut from the whole list, and those
-    without anything `todo` are left out: a run that goes on after a kill computes the same
-    batches, hence the same bytes, as an uninterrupted one.
-
-    Args:
-        split: all images.
-        todo: indices of the images that are needed.
-        device: where they are needed.
-        scale: largest factor by which the network's views are enlarged.
+    without any index `todo` are left out: a run that goes on after a kill computes the same
+    batches, hence the same bytes, as an uninterrupted one. `scale` is the largest factor by which
+    the network's views are enlarged.
     """
     todo = set(todo)
     for start in range(0, len(split), BLOCK):

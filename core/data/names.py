@@ -32,12 +32,8 @@ def class_name(text: str, place: str = "the class names") -> str:
 
 
 def warn_of_names(names: Iterable[str], counts: Mapping[str, int] | None = None) -> None:
-    """Warns of classes that are probably one class, and of one that is the background.
-
-    Args:
-        names: class names.
-        counts: number of images of each class, if known.
-    """
+    """Warns of classes that are probably one class, and of one that is the background; `counts` are
+    the numbers of images of each class, if known."""
     for group in look_alikes(names):
         shown = [repr(n) if n.isascii() else f"{n!r} = {ascii(n)}" for n in group]
         if counts:

@@ -6,13 +6,13 @@ import io
 import re
 import unicodedata
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from core.data.finder import PHOTOGRAPHS, Files
 from core.data.names import class_name
 from core.run.errors import UserError, raise_all
-from core.run.files import atomic_write, read_text
+from core.run.files import read_text
 from core.run.log import note
 
 SEPARATORS = re.compile(r"[;,|]")
@@ -45,14 +45,10 @@ def read_table(
 
     Tags of one image are separated by ";", "," or "|", or are a list as written by Python or JSON.
     In a file without any of these, a cell is one tag even with spaces, unless all of its words are
-    known classes, and an image may have one line per tag. The columns may have other usual names
-    and separators, and a column of 0 and 1 for each class may replace the tags. Any form but the
-    plain one is reported in a note.
-
-    Args:
-        path: CSV file; its other columns are ignored.
-        classes: known class names.
-        problems: list to which problems of single lines are added; None: they raise one error.
+    known `classes`, and an image may have one line per tag. The columns may have other usual names
+    and separators, and a column of 0 and 1 for each class may replace the tags. Other columns are
+    ignored. Any form but the plain one is reported in a note. Problems of single lines are added to
+    `problems`, or raise one error.
 
     Returns:
         {image as written there, in NFC: its tags, without repetitions}, in the order of the file.
@@ -61,19 +57,17 @@ def read_table(
         UserError: the file is missing or is not such a table.
     """
     if not path.is_file():
-        raise UserError(
-            f"the tags {path} are missing; set data.tags to a CSV with the columns image,tags"
-        )
+        raise UserError(f"the tags {path} are missing; set data.tags to a CSV of image,tags")
     found, form = [] if problems is None else problems, []
-    headings, rows = _grid(path, form)
-    image = _column(path, headings, IMAGE_COLUMNS, "image")
-    column = _column(path, headings, TAG_COLUMNS, "tags")
-    rows = _whole_rows(path, headings, rows, [c for c in (image, column) if c is not None], found)
+    header, rows = _grid(path, form)
+    image = _column(path, header, IMAGE_COLUMNS, "image")
+    column = _column(path, header, TAG_COLUMNS, "tags")
+    rows = _whole_rows(path, header, rows, [c for c in (image, column) if c is not None], found)
     if column is None:
-        tags = _marked(path, headings, rows, image, classes, form)
+        tags = _marked(path, header, rows, image, classes, form)
     else:
         tags = _written([cells[column] for _, cells in rows], classes, str(path), form)
-        names = [_heading(headings[c]) for c in (image, column)]
+        names = [_heading(header[c]) for c in (image, column)]
         if names != ["image", "tags"]:
             form.append("with the columns {!r} and {!r}".format(*names))
     one_each = column is not None and max(map(len, tags), default=0) <= 1
@@ -105,8 +99,8 @@ def _grid(path: Path, form: list[str]) -> tuple[list[str], Rows]:
     text = re.sub(r"\A\s*sep=.\n", "\n", text)  # Excel's
     first = text.strip().partition("\n")[0]
 
-    def known(headings: list[str]) -> bool:
-        return any(_heading(h) in names for h in headings for names in IMAGE_COLUMNS)
+    def known(header: list[str]) -> bool:
+        return any(_heading(h) in names for h in header for names in IMAGE_COLUMNS)
 
     def columns(separator: str) -> int:
         cells = next(csv.reader([first], delimiter=separator, skipinitialspace=True), [])
@@ -126,29 +120,26 @@ def _grid(path: Path, form: list[str]) -> tuple[list[str], Rows]:
     return rows[0][1], rows[1:]
 
 
-def _column(path: Path, headings: list[str], known: Sequence[set[str]], what: str) -> int | None:
+def _column(path: Path, header: list[str], known: Sequence[set[str]], what: str) -> int | None:
     """Index of the column of images or tags, by its heading."""
     for names in known:
-        places = [k for k, heading in enumerate(headings) if _heading(heading) in names]
+        places = [k for k, heading in enumerate(header) if _heading(heading) in names]
         if len(places) > 1:
-            both = " and ".join(repr(headings[k]) for k in places[:2])
-            raise UserError(
-                f"{path}: both columns {both} may be the column `{what}`; rename the right one to "
-                f"{what}"
-            )
+            both = " and ".join(repr(header[k]) for k in places[:2])
+            raise UserError(f"{path}: {both} may both be `{what}`; rename the right one to {what}")
         if places:
             return places[0]
     return None
 
 
 def _whole_rows(
-    path: Path, headings: list[str], rows: Rows, needed: list[int], problems: list[str]
+    path: Path, header: list[str], rows: Rows, needed: list[int], problems: list[str]
 ) -> Rows:
-    """Rows padded to the length of the headings; broken ones become problems."""
+    """Rows padded to the length of the header; broken ones become problems."""
     whole = []
     for number, cells in rows:
-        cells = cells + [""] * (len(headings) - len(cells))
-        if len(cells) > len(headings) or not cells[needed[0]]:
+        cells = cells + [""] * (len(header) - len(cells))
+        if len(cells) > len(header) or not cells[needed[0]]:
             problems.append(
                 f"{path}, line {number}: expected one image and one cell of tags; put tags that "
                 'hold commas in quotes: photo.jpg,"dog, cat"'
@@ -163,16 +154,11 @@ def _whole_rows(
 
 
 def _marked(
-    path: Path,
-    headings: list[str],
-    rows: Rows,
-    image: int,
-    classes: Collection[str],
-    form: list[str],
+    path: Path, header: list[str], rows: Rows, image: int, classes: Collection[str], form: list[str]
 ) -> list[list[str]]:
     """The tags of each row of a table with a column of 0 and 1 for each class."""
-    kept = [k for k, h in enumerate(headings) if h and not h.startswith("Unnamed: ")]  # pandas'
-    names = {k: class_name(headings[k], str(path)) for k in kept if k != image}
+    kept = [k for k, h in enumerate(header) if h and not h.startswith("Unnamed: ")]  # pandas'
+    names = {k: class_name(header[k], str(path)) for k in kept if k != image}
     odd = {  # by column, the first cell that is neither 0 nor 1
         k: cells[k]
         for _, cells in reversed(rows)
@@ -181,15 +167,12 @@ def _marked(
     }
     if odd and {*names.values()} & {*classes}:
         names = {k: name for k, name in names.items() if name in classes}
-    wrong = next((k for k in names if k in odd), None)
+    wrong = [f"column {header[k]!r} holds {odd[k]!r}, not 0 or 1" for k in names if k in odd]
     tags = [[n for k, n in names.items() if c[k].casefold() in PRESENT] for _, c in rows]
-    if wrong is not None or not any(tags):
-        why = "there is no 1"
-        if wrong is not None:
-            why = f"column {headings[wrong]!r} holds {odd[wrong]!r}, not 0 or 1"
+    if wrong or not any(tags):
         raise UserError(
             f"{path} is not a table of tags; its first line must be: image,tags. Nor does it have "
-            f"a column of 0 and 1 for each class: {why}"
+            f"a column of 0 and 1 for each class: {wrong[0] if wrong else 'there is no 1'}"
         )
     shown = [*names.values()][:8]
     form.append(f"with a column for each class ({', '.join(shown)}{' ...' * (len(names) > 8)})")
@@ -200,12 +183,11 @@ def _written(
     cells: list[str], classes: Collection[str], place: str, form: list[str]
 ) -> list[list[str]]:
     """The tags in each cell of one column."""
-    lists = [_items(cell) for cell in cells]
-    separated = any(
-        SEPARATORS.search(cell) for cell, items in zip(cells, lists, strict=True) if items is None
-    )
+    lists = {cell: _items(cell) for cell in cells}
+    separated = any(SEPARATORS.search(cell) for cell, items in lists.items() if items is None)
     tags, nothing = [], []
-    for cell, items in zip(cells, lists, strict=True):
+    for cell in cells:
+        items = lists[cell]
         if items is None:
             words = cell.split()
             spaced = not separated and cell not in classes and {*words} <= {*classes}
@@ -214,7 +196,7 @@ def _written(
         kept = [n for n in names if n in classes or n.casefold() not in NO_TAG]
         nothing += [n for n in names if n not in kept]
         tags.append(list(dict.fromkeys(kept)))
-    if any(items is not None for items in lists):
+    if any(items is not None for items in lists.values()):
         form.append("with lists in brackets as cells")
     if nothing:
         form.append(f"in which cells such as {nothing[0]!r} mean no tag ({len(nothing)} in all)")
@@ -242,14 +224,6 @@ def _unquoted(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # JSON writes pairs
 
 
-def write_table(path: Path, table: Mapping[str, Sequence[str]]) -> None:
-    """Writes a table that `read_table` reads, completely or not at all."""
-    with atomic_write(path) as tmp, tmp.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["image", "tags"])
-        writer.writerows((name, ";".join(tags)) for name, tags in table.items())
-
-
 def read_annotation(path: Path) -> list[str]:
     """Names of the objects in an XML annotation of PASCAL VOC, difficult ones included.
 
@@ -266,29 +240,22 @@ def read_annotation(path: Path) -> list[str]:
 
 
 def find_images(
-    root: Path,
-    setting: str = "data.root",
-    skip: Path | None = None,
-    problems: list[str] | None = None,
+    root: Path, setting: str = "data.root", skip: Path | None = None, problems: list | None = None
 ) -> dict[str, list[str]]:
     """Every photograph below `root`, as a relative path, with its first folder as its tag.
 
-    A photograph directly in `root` has no tag. See `core.data.finder.Files` for what is left out.
-
-    Args:
-        root: folder of photographs.
-        setting: setting that an error message asks the user to change.
-        skip: folder (of masks) that is not searched.
-        problems: list to which names that are not UTF-8 are added; None: they raise one error.
+    A photograph directly in `root` has no tag. Left out are the folder `skip` (of masks), and what
+    `core.data.finder.Files` says. Names that are not UTF-8 are added to `problems`, or raise one
+    error. `setting` is what the user has to change if there is no image.
 
     Raises:
         UserError: there is no such folder, or no photograph in it.
     """
     files = Files(root, PHOTOGRAPHS, skip)
     if problems is None or not files.names:
-        raise_all(files.problems(), "rename these files")
+        raise_all(files.problems, "rename these files")
     else:
-        problems += files.problems()
+        problems += files.problems
     if not files.names:
         kinds = ", ".join(PHOTOGRAPHS.suffixes)
         raise UserError(f"no image ({kinds}) was found below {root}; set {setting}")
@@ -305,14 +272,8 @@ def folder_tags(
     classes: Collection[str] = (),
     problems: list[str] | None = None,
 ) -> dict[str, list[str]]:
-    """Tags of a folder of photographs, from a table or from its sub-folders.
-
-    Args:
-        root: folder of photographs.
-        tags: CSV file below `root`; None: an image's first folder is its tag.
-        masks: folder below `root` that holds no photographs.
-        classes, problems: as for `read_table`.
-    """
+    """Tags of photographs below `root`: from the CSV file `tags` there, see `read_table`, or None:
+    from their sub-folders. The folder `masks` below `root` holds no photographs."""
     if tags:
         return read_table(root / tags, classes, problems)
     return find_images(root, skip=root / masks if masks else None, problems=problems)

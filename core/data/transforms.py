@@ -1,8 +1,5 @@
-"""Views of images for training and inference; an image and its label map are transformed together.
-
-Images are (3, H, W) uint8 RGB until `normalise`, which makes them float32 with ImageNet's
-statistics. Padding is 0 after normalisation (the mean colour) and 255 (ignore) in label maps.
-"""
+"""Views of images and their label maps. Images are (3, H, W) uint8 RGB until `normalise`; padding
+is 0 after it (the mean colour) and 255 (ignore) in label maps."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,34 +22,28 @@ def normalise(images: Tensor) -> Tensor:
 
 def normalise_unit(images: Tensor) -> Tensor:
     """The same for (..., 3, H, W) floats in [0, 1]."""
-    mean = torch.tensor(MEAN, device=images.device).view(3, 1, 1)
-    std = torch.tensor(STD, device=images.device).view(3, 1, 1)
+    mean, std = torch.tensor((MEAN, STD), device=images.device)[..., None, None]
     return (images - mean) / std
 
 
 def denormalise(images: Tensor) -> Tensor:
     """The inverse of `normalise`: (..., 3, H, W) float32 -> uint8."""
-    mean = torch.tensor(MEAN, device=images.device).view(3, 1, 1)
-    std = torch.tensor(STD, device=images.device).view(3, 1, 1)
+    mean, std = torch.tensor((MEAN, STD), device=images.device)[..., None, None]
     return ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
 
 
 @contextmanager
 def drawn_from(seed: int) -> Iterator[None]:
-    """Seeds random draws on the CPU within the block, and restores the generator afterwards.
-
-    `torch.manual_seed` would also ask every kind of accelerator, which takes as long as a crop.
-    """
+    """Seeds random draws on the CPU within the block, and restores the generator afterwards."""
+    # torch.manual_seed would also ask every kind of accelerator, which takes as long as a crop.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield
 
 
 class TrainingView:
-    """Random resize, flip, jitter and crop of an image and its label map.
-
-    All randomness comes from the seed given with each call, so a view is a function of its seed.
-    """
+    """Random resize, flip, jitter and crop of an image and its label map, a function of the seed
+    that is given with each call."""
 
     def __init__(self, config: AugmentConfig):
         self.config = config

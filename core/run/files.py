@@ -12,14 +12,6 @@ import numpy as np
 
 from core.run.errors import UserError
 
-MARKS = {
-    codecs.BOM_UTF8: "utf-8-sig",
-    codecs.BOM_UTF32_LE: "utf-32",  # before UTF-16, whose mark is its beginning
-    codecs.BOM_UTF32_BE: "utf-32",
-    codecs.BOM_UTF16_LE: "utf-16",
-    codecs.BOM_UTF16_BE: "utf-16",
-}
-
 
 def user_path(text: str) -> Path:
     """The path that a user wrote, with ~ replaced by the home folder.
@@ -46,12 +38,8 @@ def readable(name: str) -> str:
 
 
 def read_text(path: Path, what: str, remedy: str = "save it as UTF-8") -> str:
-    r"""The content of a text file in UTF-8, UTF-16 or UTF-32, its lines ended by "\n".
-
-    Args:
-        path: the file, with or without a byte-order mark.
-        what: name of the file in messages, such as "the list".
-        remedy: advice for a file in another encoding.
+    r"""Text in UTF-8, UTF-16 or UTF-32, with or without a byte-order mark; its lines end in "\n".
+    Messages call it `what`, such as "the list".
 
     Raises:
         UserError: the file cannot be read, is in another encoding, or is not text.
@@ -73,15 +61,16 @@ def read_text(path: Path, what: str, remedy: str = "save it as UTF-8") -> str:
 
 
 def _encoding(content: bytes) -> str:
-    for mark, encoding in MARKS.items():
-        if content.startswith(mark):
-            return encoding
+    if content.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        return "utf-32"  # before UTF-16, whose mark is the beginning of this one
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
     # In UTF-16 without a mark, half or more of the characters have a zero as their upper byte.
     start = content[:4096]
     even, odd = start[::2].count(0), start[1::2].count(0)
     if odd > len(start) // 4 and not even:
         return "utf-16-le"
-    return "utf-16-be" if even > len(start) // 4 and not odd else "utf-8"
+    return "utf-16-be" if even > len(start) // 4 and not odd else "utf-8-sig"
 
 
 @contextmanager
@@ -120,9 +109,8 @@ def read_arrays(path: Path, names: Sequence[str], remedy: str) -> dict[str, np.n
         if any(array.dtype.kind not in "biuf" for array in arrays.values()):
             raise ValueError("an array holds no numbers")
     except Exception as error:  # noqa: BLE001 (any exception type is possible)
-        raise UserError(
-            f"{path} cannot be read ({error or type(error).__name__}); {remedy}"
-        ) from None
+        reason = error or type(error).__name__
+        raise UserError(f"{path} cannot be read ({reason}); {remedy}") from None
     return arrays
 
 
@@ -137,6 +125,4 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(read_text(path, "the file"))
     except ValueError as error:
-        raise UserError(
-            f"{path} is not valid JSON ({error}); remove it to have it made again"
-        ) from None
+        raise UserError(f"{path} is not valid JSON ({error}); remove it to make it again") from None

@@ -19,22 +19,16 @@ def in_threads(
     title: str,
     total: int,
     done: int = 0,
-    unit: str = "image",
 ) -> Iterator[Result]:
     """Results of `work` on every item, in the order of the items, with a progress bar.
 
     Items are drawn in the calling thread while the threads work. Only a few are kept waiting, so
-    memory does not grow with their number. The first error stops everything.
-
-    Args:
-        work: function of one item.
-        items: inputs of `work`.
-        workers: number of threads; 0 counts as 1.
-        title, total, done, unit: text and counts of the progress bar; `total` includes `done`.
+    memory does not grow with their number. The first error stops everything. No `workers` count as
+    one. `total` counts all steps of the progress bar, including those already `done`.
     """
     workers, named = max(1, workers), NamesFile(work)
     waiting: deque[Future] = deque()
-    bar = tqdm(desc=title, total=total, initial=done, unit=unit)
+    bar = tqdm(desc=title, total=total, initial=done, unit="image")
     with ThreadPoolExecutor(workers) as pool, bar:
         try:
             for item in items:
@@ -46,16 +40,11 @@ def in_threads(
                 yield waiting.popleft().result()
                 bar.update()
         finally:
-            for future in waiting:
-                future.cancel()
+            pool.shutdown(cancel_futures=True)
 
 
 def try_in_threads(
-    work: Callable[[Item], Result],
-    items: Sequence[Item],
-    workers: int,
-    title: str,
-    unit: str = "image",
+    work: Callable[[Item], Result], items: Sequence[Item], workers: int, title: str
 ) -> tuple[dict[int, Result], dict[int, str]]:
     """Results of `work`, and the messages of its `UserError`s, each by the index of the item."""
 
@@ -65,6 +54,6 @@ def try_in_threads(
         except UserError as error:
             return None, str(error)
 
-    done = [*in_threads(attempt, items, workers, title, len(items), unit=unit)]
+    done = [*in_threads(attempt, items, workers, title, len(items))]
     results = {k: result for k, (result, problem) in enumerate(done) if not problem}
     return results, {k: problem for k, (_, problem) in enumerate(done) if problem}

@@ -11,7 +11,6 @@ from core.data.labels import (
     inspect_label,
     palette,
     read_label,
-    read_truth,
     to_disk,
     to_training,
     write_label,
@@ -100,10 +99,10 @@ def test_vocs_masks_survive_the_palette_with_every_value(voc_masks, tmp_path):
 
 def test_ground_truth_holds_no_biased_pixels(tmp_path):
     write_label(tmp_path / "x.png", np.array([[0, 3, 255]], np.uint8))
-    assert read_truth(tmp_path / "x.png", 3).tolist() == [[0, 3, 255]]
+    assert inspect_label(tmp_path / "x.png", 3, biased=False)[0].tolist() == [[0, 3, 255]]
     write_label(tmp_path / "x.png", np.array([[0, 3, 254]], np.uint8))
     with pytest.raises(UserError, match="x.png holds 254, biased pixels.*not ground truth"):
-        read_truth(tmp_path / "x.png", 3)
+        inspect_label(tmp_path / "x.png", 3, biased=False)
 
 
 def blocks() -> np.ndarray:

@@ -7,8 +7,8 @@ from PIL import Image
 from core.config import Config
 from core.data.lists import ground_truth, masks_folder, read_split
 from core.data.settings import DataConfig
-from core.data.tags import write_table
 from core.run.errors import UserError
+from tools.common.tables import write_table
 
 
 def picture(height: int = 24, width: int = 40) -> np.ndarray:

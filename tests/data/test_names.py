@@ -46,14 +46,14 @@ def test_shipped_classes_do_not_look_alike(pytestconfig):
     for path in (pytestconfig.rootpath / "configs").glob("*.yaml"):
         data = yaml.safe_load(path.read_text()).get("data", {})
         warn_of_names(data.get("classes") or VOC_CLASSES, None)
-    assert not log.warnings()
+    assert not log.printed
 
 
 def test_warning_names_the_classes_and_counts(capsys):
     warn_of_names(["Disc", "background", "disc"], {"Disc": 1, "background": 2, "disc": 12})
     said = capsys.readouterr().err
     assert "warning: the classes 'Disc' (1 in all) and 'disc' (12 in all) look alike" in said
-    assert "'background' is a class" in said and log.warnings() == 2
+    assert "'background' is a class" in said and said.count("warning: ") == 2
 
 
 def test_classes_from_tags_are_warned_of_once(tmp_path, capsys):

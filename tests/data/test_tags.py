@@ -12,10 +12,10 @@ from core.data.tags import (
     folder_tags,
     read_annotation,
     read_table,
-    write_table,
 )
 from core.run import log
 from core.run.errors import UserError
+from tools.common.tables import write_table
 
 
 @pytest.fixture

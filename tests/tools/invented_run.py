@@ -14,14 +14,13 @@ from core.cut import BINS, find_cuts
 from core.data.labels import BIASED_ON_DISK, read_label, write_label
 from core.data.lists import ground_truth, read_split
 from core.data.settings import DataConfig
-from core.metrics import confusion_matrix
+from core.metrics import confusion_matrix, summarise
 from core.models.deeplab import build_deeplab
 from core.pipeline import Run, own_stages
 from core.run import checkpoint
 from core.run.files import read_json, write_json
 from core.run.inputs import save_stamps, stamp, summary
 from core.run.stage import environment
-from core.scoring import summarise
 from tools.common import ROOT
 from tools.common.jobs import Job
 from tools.common.titles import MODES

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from core.config import Config, make_parser, parse
 from core.cut import MIN_GAIN
-from core.data.labels import BACKGROUND, read_label, read_truth
+from core.data.labels import BACKGROUND, inspect_label, read_label
 from core.data.lists import Split, ground_truth, label_files, read_split
 from core.pipeline import Run, check_upstream
 from core.run.errors import UserError, run_script
@@ -97,7 +97,7 @@ def check_removal(
     config: Config, run: Run, split: Split, masks: Sequence[Path], audits: list[Audit]
 ) -> None:
     """Fills in precision and recall."""
-    truth = [read_truth(p, len(config.data.classes)) for p in masks]
+    truth = [inspect_label(p, len(config.data.classes), biased=False)[0] for p in masks]
     classes = removal(config, run, run.debias / "labels", split, truth)["classes"]
     for audit in audits:
         audit.precision = classes[audit.name]["precision"]

@@ -29,11 +29,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from core.data.finder import LABELS, PHOTOGRAPHS, Files
 from core.data.labels import BIASED_ON_DISK, read_label
-from core.data.tags import write_table
 from core.run.errors import UserError, run_script
 from core.run.files import user_path
 from core.run.threads import in_threads
 from tools.common import ROOT, tool_parser
+from tools.common.tables import write_table
 from tools.exchange.names import names_of
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from core.data.labels import read_label, write_label
-from core.scoring import score_files
+from core.metrics import score_files
 from tools.bench.common import ellipses, interleaved, ratio
 
 IMAGES = 1449  # VOC's validation list

@@ -12,8 +12,8 @@ import numpy as np
 import yaml
 
 from core.data.labels import write_label
-from core.data.tags import write_table
 from tools.bench.common import drawing, patch_features
+from tools.common.tables import write_table
 
 DRAWN = 50  # pictures, repeated
 SMALL = (128, 96)  # width, height

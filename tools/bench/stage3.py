@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from core.crf.dense import DenseCRF
 from core.data.labels import write_label
 from core.data.settings import VOC_CLASSES
-from core.data.tags import read_table, write_table
+from core.data.tags import read_table
 from core.debias import (
     DebiasConfig,
     debiased_centroids,
@@ -27,6 +27,7 @@ from core.debias import (
 )
 from core.run.files import read_json
 from tools.bench.common import drawing, patch_features, photographs, ratio, timed
+from tools.common.tables import write_table
 
 
 def benchmark_debias(samples: Path | None) -> None:

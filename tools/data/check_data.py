@@ -36,8 +36,8 @@ def main() -> None:
             print(f"{title}: {line}")
     classes = config.data.classes
     print(f"{len(classes)} classes: {', '.join(classes[:30])}{' ...' if len(classes) > 30 else ''}")
-    count = len(dict.fromkeys(problems))
-    print(f"{count} problems, {len(dict.fromkeys(warnings)) + log.warnings()} warnings")
+    printed = [line for line in log.printed.values() if line.startswith("warning: ")]
+    print(f"{len({*problems})} problems, {len({*warnings}) + len(printed)} warnings")
     if problems:
         sys.exit(1)
 
@@ -76,7 +76,7 @@ def check_images(split: Split, workers: int) -> list[str]:
         except UserError as error:
             return str(error)
 
-    found = in_threads(problem, split.images, workers, "images", len(split), unit="file")
+    found = in_threads(problem, split.images, workers, "images", len(split))
     return [text for text in found if text]
 
 

@@ -31,10 +31,10 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from core.data.labels import write_label
-from core.data.tags import write_table
 from core.run.errors import NamesFile, UserError, raise_all, run_script
 from core.run.files import atomic_write, read_json, user_path, write_json
 from tools.common import tool_parser
+from tools.common.tables import write_table
 from tools.data.coco_annotations import draw_mask, group, read_instances
 
 # Number of images, and of images with at least one annotation.

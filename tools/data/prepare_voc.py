@@ -27,10 +27,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from core.data.labels import write_label
 from core.data.lists import listed_id, read_list
 from core.data.settings import VOC_CLASSES
-from core.data.tags import read_annotation, write_table
+from core.data.tags import read_annotation
 from core.run.errors import UserError, raise_all, run_script
 from core.run.files import atomic_write, user_path
 from tools.common import tool_parser
+from tools.common.tables import write_table
 from tools.data.archives import unpack
 
 # The official counts: images on each list, and images of train_aug that show each class.

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from core.config import Config
-from core.data.labels import read_label, read_truth
+from core.data.labels import inspect_label, read_label
 from core.data.lists import Split, ground_truth, read_split
 from core.metrics import Scores, confusion_matrix, scores
 from core.run.files import read_json
@@ -107,7 +107,8 @@ def label_scores(config: Config, folder: Path) -> Scores:
 
     def count(k: int) -> np.ndarray:
         label = read_label(folder / f"{split.ids[k]}.png", size)
-        return confusion_matrix(label, read_truth(masks[k], size), size)
+        truth, _ = inspect_label(masks[k], size, biased=False)
+        return confusion_matrix(label, truth, size)
 
     return scores(sum(in_threads(count, chosen, 1, "scoring", len(chosen))))
 
