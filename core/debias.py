@@ -47,17 +47,11 @@ class DebiasConfig:
 
 
 def cell_labels(label: Tensor, size: tuple[int, int]) -> Tensor:
-    """Labels of feature cells: the label that most of a cell's pixels have.
+    """Labels of feature cells: (H, W) integers, 0..C or 255, to (h, w) int64.
 
-    Pixels marked ignore have no vote unless the whole cell is ignored. A class that wins no cell at
-    all takes the cell where it has most pixels, so that a small object keeps a region.
-
-    Args:
-        label: (H, W) integers, 0..C or 255.
-        size: (h, w) of the feature map; each pixel belongs to the cell that its centre falls into.
-
-    Returns:
-        (h, w) int64, 0..C or 255.
+    The label of a cell is that of most of the pixels whose centres fall into it. Pixels marked
+    ignore have no vote unless the whole cell is ignored. A class that wins no cell at all takes the
+    cell where it has most pixels, so that a small object keeps a region.
     """
     (height, width), (rows, cols) = label.shape, size
     y = torch.arange(height).mul(rows).div(height, rounding_mode="floor")
@@ -76,16 +70,14 @@ def cell_labels(label: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def kmeans(
-    points: Tensor, k: int, generator: torch.Generator, restarts: int = 3, steps: int = 50
+    points: Tensor, k: int, generator: torch.Generator, restarts: int = 3
 ) -> tuple[Tensor, Tensor]:
-    """Spherical K-means with k-means++ seeds; the tightest of several starts.
+    """Spherical K-means with k-means++ seeds; the tightest of `restarts` starts.
 
     Args:
         points: (n, D) unit vectors, n >= 1.
         k: clusters; fewer come out when there are fewer distinct points.
         generator: source of the seeds, on the CPU.
-        restarts: starts to choose from.
-        steps: at most this many iterations each.
 
     Returns:
         (k', D) unit centroids and (n,) int64 cluster of each point, 1 <= k' <= k.
@@ -94,7 +86,7 @@ def kmeans(
     for _ in range(restarts if k > 1 else 1):
         centroids = _seeds(points, k, generator)
         assignment = (points @ centroids.T).argmax(1)
-        for _ in range(steps):
+        for _ in range(50):
             sums = torch.zeros_like(centroids).index_add_(0, assignment, points)
             centroids = F.normalize(sums, dim=1)
             similarity, update = (points @ centroids.T).max(1)
@@ -105,8 +97,7 @@ def kmeans(
         if best is None or score > best[0]:
             best = score, centroids, assignment
     _, centroids, assignment = best
-    kept = assignment.unique()  # a cluster may have lost its last point
-    renumbered = torch.searchsorted(kept, assignment)
+    kept, renumbered = assignment.unique(return_inverse=True)  # one may have lost its last point
     return centroids[kept], renumbered
 
 
@@ -123,12 +114,7 @@ def _seeds(points: Tensor, k: int, generator: torch.Generator) -> Tensor:
 
 
 def image_centroids(
-    feat: Tensor,
-    label: Tensor,
-    k_fg: int,
-    k_bg: int,
-    generator: torch.Generator,
-    restarts: int = 3,
+    feat: Tensor, label: Tensor, k_fg: int, k_bg: int, generator: torch.Generator, restarts: int = 3
 ) -> tuple[dict[int, Tensor], Tensor]:
     """Clusters the features of each labelled region of one image (Sec. 3.2).
 
@@ -137,10 +123,8 @@ def image_centroids(
     Args:
         feat: (D, h, w) features.
         label: (H, W) pseudo label, 0..C or 255, at any size.
-        k_fg: clusters of each class region, K_fg.
-        k_bg: clusters of the background region, K_bg.
-        generator: source of K-means' seeds, on the CPU.
-        restarts: starts of K-means to choose from.
+        k_fg, k_bg: clusters of each class region, K_fg, and of the background's, K_bg.
+        generator, restarts: see `kmeans`.
 
     Returns:
         {label: (K, D) unit centroids} for the labels present, ascending, and (h, w) int64: the
@@ -169,8 +153,7 @@ def background_distance(fg: Tensor, bg: Tensor, nearest: int | None = None) -> T
     introduction speaks of the minimum, which is `nearest=1`; a few more make it robust.
 
     Args:
-        fg: (Nf, D).
-        bg: (Nb, D).
+        fg, bg: (Nf, D) and (Nb, D).
         nearest: average over this many nearest background centroids; None: over all.
 
     Returns:
@@ -189,11 +172,6 @@ def select_farthest(distance: Tensor, alpha: float) -> Tensor:
     """(n_c,) indices of the n_c = ceil(alpha Nf) largest distances, farthest first (Eq. 3)."""
     count = math.ceil(round(alpha * len(distance), 6))  # .4 * 5 must be 2, whatever floats say
     return distance.sort(descending=True, stable=True).indices[:count]
-
-
-def mean_of_units(centroids: Tensor) -> Tensor:
-    """(n, D) -> (D,) mean of the centroids' directions, not unit length itself (Eq. 2)."""
-    return F.normalize(centroids, dim=1).mean(0)
 
 
 def debiased_centroid(
@@ -223,7 +201,7 @@ def debiased_centroid(
         raise ValueError(f"alpha must be in (0, 1], got {alpha}; the paper uses 0.40")
     distance = background_distance(fg, bg, nearest)  # Eq. 1
     kept = select_farthest(distance, alpha)  # Eq. 3
-    return mean_of_units(fg[kept]), distance, kept  # Eq. 2
+    return F.normalize(fg[kept], dim=1).mean(0), distance, kept  # Eq. 2
 
 
 def debiased_centroids(
@@ -236,8 +214,7 @@ def debiased_centroids(
             which the backgrounds and one class at a time are read into memory.
         labels: (N,) 0..C, the region's label; 0 is background.
         classes: C.
-        alpha: share of each class's centroids that is kept, in (0, 1].
-        nearest: see `background_distance`.
+        alpha, nearest: see `debiased_centroid`.
 
     Returns:
         (C, D) debiased centroids, a zero row for a class without any; (N,) distance of each
@@ -246,18 +223,19 @@ def debiased_centroids(
     centroids = torch.zeros(classes, vectors.shape[1])
     distance, kept = torch.zeros(len(vectors)), torch.zeros(len(vectors), dtype=torch.bool)
     bg = vectors[labels == 0]
-    for c in labels.unique().tolist():
-        if c:
-            rows = (labels == c).nonzero()[:, 0]
-            centroids[c - 1], distance[rows], chosen = debiased_centroid(
-                vectors[rows], bg, alpha, nearest
-            )
-            kept[rows[chosen]] = True
+    for c in labels[labels > 0].unique().tolist():
+        rows = (labels == c).nonzero()[:, 0]
+        found = debiased_centroid(vectors[rows], bg, alpha, nearest)
+        centroids[c - 1], distance[rows], chosen = found
+        kept[rows[chosen]] = True
     return centroids, distance, kept
 
 
 def similarities(feat: Tensor, centroids: Tensor, tags: Tensor) -> Tensor:
-    """Similarity to the debiased centroid of each class of the image.
+    """Similarity to the debiased centroid of each class of the image (Eq. 4 is their maximum).
+
+    The maximum runs over all classes of the image, not the pixel's own label alone, because
+    features confuse related classes: a horse that resembles the sheep centroid is still an object.
 
     Args:
         feat: (D, h, w) features.
@@ -271,32 +249,15 @@ def similarities(feat: Tensor, centroids: Tensor, tags: Tensor) -> Tensor:
     return torch.einsum("cd,dhw->chw", chosen, F.normalize(feat, dim=0))
 
 
-def debiased_score(feat: Tensor, centroids: Tensor, tags: Tensor) -> Tensor:
-    """Similarity to the debiased centroid of any class of the image (Eq. 4).
-
-    The maximum runs over all classes of the image, not the pixel's own label alone, because
-    features confuse related classes: a horse that resembles the sheep centroid is still an object.
-
-    Args: see `similarities`.
-
-    Returns:
-        (h, w) in [0, 1]; 0 everywhere if no class is tagged.
-    """
-    if not tags.any():
-        return feat.new_zeros(feat.shape[1:])
-    return similarities(feat, centroids, tags).amax(0).clamp(0, 1)
-
-
 def fixed_logit(score: Tensor, label: Tensor, config: DebiasConfig) -> Tensor:
-    """The logit of a similarity map by one threshold for all classes.
+    """The logit of a similarity map by one threshold for all classes: above 0 where it is exceeded.
 
     Args:
         score: (h, w) similarity of Eq. 4.
         label: (H, W) pseudo label; its labelled region gives the maximum of `scale: max`.
         config: scale, threshold and slope.
 
-    Returns:
-        (H, W), above 0 where the threshold is exceeded.
+    Returns (H, W) logits.
     """
     score = F.interpolate(score[None, None], label.shape, mode="bilinear")[0, 0]
     region = (label > 0) & (label < BIASED_ON_DISK)
@@ -327,12 +288,8 @@ def debiased_mask(logit: Tensor, image: np.ndarray, label: Tensor, crf: DenseCRF
 def mark_biased(wsss_label: Tensor, debiased_mask: Tensor) -> Tensor:
     """Marks labelled pixels outside the debiased mask as biased; background never changes (Eq. 5).
 
-    Args:
-        wsss_label: (H, W) integers, 0..C or 255.
-        debiased_mask: (H, W) bool, the refined similarity map M.
-
-    Returns:
-        (H, W) int64: -1 where biased, else the WSSS label.
+    (H, W) integers, 0..C or 255, and (H, W) bool, the refined similarity map M -> (H, W) int64: -1
+    where biased, else the WSSS label.
     """
     label = wsss_label.long()
     biased = (label != BACKGROUND) & (label != IGNORE) & ~debiased_mask
