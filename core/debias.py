@@ -152,12 +152,7 @@ def background_distance(fg: Tensor, bg: Tensor, nearest: int | None = None) -> T
     D(a, b) = (1 - cos(a, b)) / 2. The paper's formula averages over all background centroids; its
     introduction speaks of the minimum, which is `nearest=1`; a few more make it robust.
 
-    Args:
-        fg, bg: (Nf, D) and (Nb, D).
-        nearest: average over this many nearest background centroids; None: over all.
-
-    Returns:
-        (Nf,) in [0, 1].
+    (Nf, D) and (Nb, D) -> (Nf,) in [0, 1].
     """
     fg, bg = F.normalize(fg, dim=1), F.normalize(bg, dim=1)
     if nearest is not None:
@@ -185,8 +180,7 @@ def debiased_centroid(
     Args:
         fg: (N_c, D) centroids of one class, K_fg per training image that shows it.
         bg: (Nb, D) background centroids of all training images.
-        alpha: share of `fg` kept, in (0, 1]; the count is rounded up.
-        nearest: see `background_distance`.
+        alpha, nearest: share of `fg` kept, in (0, 1], rounded up; see `background_distance`.
 
     Returns:
         (D,) mean of the kept unit centroids V^c, not of unit length itself; (N_c,) distances;
@@ -213,16 +207,13 @@ def debiased_centroids(
         vectors: (N, D) centroids of all regions of all training images; may be a mapped file, of
             which the backgrounds and one class at a time are read into memory.
         labels: (N,) 0..C, the region's label; 0 is background.
-        classes: C.
-        alpha, nearest: see `debiased_centroid`.
 
     Returns:
         (C, D) debiased centroids, a zero row for a class without any; (N,) distance of each
         foreground centroid to the backgrounds, 0 for backgrounds; (N,) bool, which are kept.
     """
-    centroids = torch.zeros(classes, vectors.shape[1])
+    centroids, bg = torch.zeros(classes, vectors.shape[1]), vectors[labels == 0]
     distance, kept = torch.zeros(len(vectors)), torch.zeros(len(vectors), dtype=torch.bool)
-    bg = vectors[labels == 0]
     for c in labels[labels > 0].unique().tolist():
         rows = (labels == c).nonzero()[:, 0]
         found = debiased_centroid(vectors[rows], bg, alpha, nearest)
@@ -250,14 +241,9 @@ def similarities(feat: Tensor, centroids: Tensor, tags: Tensor) -> Tensor:
 
 
 def fixed_logit(score: Tensor, label: Tensor, config: DebiasConfig) -> Tensor:
-    """The logit of a similarity map by one threshold for all classes: above 0 where it is exceeded.
+    """(h, w) similarity of Eq. 4 -> (H, W) logit, above 0 where it exceeds the fixed threshold.
 
-    Args:
-        score: (h, w) similarity of Eq. 4.
-        label: (H, W) pseudo label; its labelled region gives the maximum of `scale: max`.
-        config: scale, threshold and slope.
-
-    Returns (H, W) logits.
+    The labelled region of the (H, W) pseudo label gives the maximum of `scale: max`.
     """
     score = F.interpolate(score[None, None], label.shape, mode="bilinear")[0, 0]
     region = (label > 0) & (label < BIASED_ON_DISK)
@@ -272,7 +258,7 @@ def debiased_mask(logit: Tensor, image: np.ndarray, label: Tensor, crf: DenseCRF
     Args:
         logit: (h, w) or (H, W), above 0 where the similarity indicates an object.
         image: (H, W, 3) uint8 RGB.
-        label: (H, W) pseudo label.
+        label: (H, W) pseudo label; nothing is refined where it has no class.
         crf: two-label refinement; None leaves the sign of the logit.
 
     Returns:

@@ -38,12 +38,8 @@ def _matrix(length: int, sigma: float, weight: float) -> Tensor:
 
 
 class BatchedLattice:
-    """weight K~ q for the bilateral kernel, of (B, C, N); see `LatticeFilter`.
-
-    Args:
-        features: (B, N, 5) float32, divided by the kernel's widths.
-        weight: factor on the result, >= 0.
-        vertices: M, 1..6, corners of its simplex that a pixel is splat onto and sliced from.
+    """weight K~ q for the bilateral kernel, of (B, C, N) and features (B, N, 5) float32; see
+    `LatticeFilter`.
 
     Raises:
         UserError: the features span more than the packed coordinates have room for.
