@@ -60,7 +60,8 @@ def main() -> None:
         write_walked_labels(config, split, run.wsss, pair_network(config, run, split))
     else:
         results["threshold"] = write_labels(config.wsss, config, split, run.wsss)
-    foreground = foreground_share(run, split)
+    labels = (read_label(run.wsss / "labels" / f"{i}.png") for i in split.ids)
+    foreground = sum(float((label > 0).mean()) for label in labels) / len(split)
     stage.finish({"foreground": foreground, **results})
     print(f"{len(split)} pseudo labels in {run.wsss / 'labels'}, {foreground:.1%} foreground")
     print("next: python make_debiased_labels.py, with the same --config")
@@ -135,21 +136,17 @@ def train_classifier(config: Config, run: Run, split: Split, made_from: dict) ->
 
 
 def pair_network(config: Config, run: Run, split: Split) -> nn.Module:
-    """The network of pairs along which maps are spread: trained on seeds, or released."""
-    settings, backbone = config.wsss.pairs, config.wsss.backbone
+    """The network of pairs along which maps are spread: fitted to pairs of confident pixels of the
+    seeds, or released."""
+    settings, backbone, device = config.wsss.pairs, config.wsss.backbone, pick_device(config)
     kind = PAIR_NETWORKS[METHODS[config.wsss.method].walk]
     if settings.weights:
         network = kind(backbone.without_weights(), settings)
         checkpoint.load_published(network, Path(settings.weights))
-        return to_device(network, pick_device(config))
+        return to_device(network, device)
     write_seeds(config.wsss, config, split, run.wsss)
     seed_everything(config.seed)
-    return train_pairs(config, run, split, kind(backbone, settings))
-
-
-def train_pairs(config: Config, run: Run, split: Split, network: nn.Module) -> nn.Module:
-    """Fits the network to pairs of confident pixels, or reads the one trained before."""
-    settings, device = config.wsss.pairs, pick_device(config)
+    network = kind(backbone, settings)
     cells, needed = settings.augment.crop // network.stride, 2 * settings.radius - 1
     if cells < needed:
         raise UserError(
@@ -186,12 +183,6 @@ def train_pairs(config: Config, run: Run, split: Split, network: nn.Module) -> n
         label = F.interpolate(label, predictions.shape[-2:], mode="nearest-exact")[:, 0].long()
         loop.step(affinity_loss(network.affinity(predictions), label, settings.radius))
     return network.eval()
-
-
-def foreground_share(run: Run, split: Split) -> float:
-    """Mean over the images of the share of pixels with a class."""
-    labels = (read_label(run.wsss / "labels" / f"{i}.png") for i in split.ids)
-    return sum(float((label > 0).mean()) for label in labels) / len(split)
 
 
 if __name__ == "__main__":

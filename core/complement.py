@@ -1,10 +1,4 @@
-"""Label complementing of stage 4 (Fig. 6, Eq. 6-7): the teacher fills biased pixels.
-
-filled = complement.submit(images, label, tags)      # the teacher's pass; starts CRF threads
-logits = student(images)                             # overlaps with the CRF threads
-label, certainty, figures = filled()                 # Y^co and W
-loss = segmentation_loss(logits, label, certainty)   # Eq. 7
-"""
+"""Label complementing of stage 4 (Fig. 6, Eq. 6-7): the teacher fills biased pixels."""
 
 import functools
 from collections.abc import Callable, Sequence

@@ -33,16 +33,13 @@ COLUMNS = ("cut", "slope", "object_share", "remaining", "contrast", "expected_io
 def count_similarities(
     maps: np.ndarray, regions: np.ndarray, kept: np.ndarray, classes: Sequence[int]
 ) -> np.ndarray:
-    """Histograms of one image's similarities: region, ring and kept cells of each of its classes.
+    """Histograms (T, 3, BINS) int64 of the region, ring and kept cells of an image's T classes.
 
     Args:
         maps: (T, h, w) cosines with the debiased centroid of each class of the image.
         regions: (h, w) label of each cell: 0..C, others are ignored.
         kept: (h, w) bool, cells of the clusters that Eq. 3 keeps.
         classes: the T classes, 1..C.
-
-    Returns:
-        (T, 3, BINS) int64.
     """
     bins = ((maps.astype(np.float64) + 1) * (BINS / 2)).astype(np.int64).clip(0, BINS - 1)
     counts = np.zeros((len(classes), len(GROUPS), BINS), np.int64)

@@ -118,13 +118,8 @@ def image_centroids(
 ) -> tuple[dict[int, Tensor], Tensor]:
     """Clusters the features of each labelled region of one image (Sec. 3.2).
 
-    A region of fewer than max(4, K) cells has one centroid, its mean.
-
-    Args:
-        feat: (D, h, w) features.
-        label: (H, W) pseudo label, 0..C or 255, at any size.
-        k_fg, k_bg: clusters of each class region, K_fg, and of the background's, K_bg.
-        generator, restarts: see `kmeans`.
+    A region of fewer than max(4, K) cells has one centroid, its mean. K is `k_fg` for classes and
+    `k_bg` for background; features are (D, h, w), the label is (H, W), 0..C or 255, at any size.
 
     Returns:
         {label: (K, D) unit centroids} for the labels present, ascending, and (h, w) int64: the
@@ -228,13 +223,8 @@ def similarities(feat: Tensor, centroids: Tensor, tags: Tensor) -> Tensor:
     The maximum runs over all classes of the image, not the pixel's own label alone, because
     features confuse related classes: a horse that resembles the sheep centroid is still an object.
 
-    Args:
-        feat: (D, h, w) features.
-        centroids: (C, D), one per class; a zero row (a class never seen) is similar to nothing.
-        tags: (C,) bool, the T classes of the image.
-
-    Returns:
-        (T, h, w) cosines, in the order of the classes.
+    Features (D, h, w), centroids (C, D), of which a zero row (a class never seen) is similar to
+    nothing, and tags (C,) bool, the T classes of the image -> (T, h, w) cosines in their order.
     """
     chosen = F.normalize(centroids[tags.bool()], dim=1)
     return torch.einsum("cd,dhw->chw", chosen, F.normalize(feat, dim=0))
@@ -258,11 +248,10 @@ def debiased_mask(logit: Tensor, image: np.ndarray, label: Tensor, crf: DenseCRF
     Args:
         logit: (h, w) or (H, W), above 0 where the similarity indicates an object.
         image: (H, W, 3) uint8 RGB.
-        label: (H, W) pseudo label; nothing is refined where it has no class.
+        label: (H, W) pseudo label; nothing is refined if it shows no class.
         crf: two-label refinement; None leaves the sign of the logit.
 
-    Returns:
-        (H, W) bool, True where the pixel resembles a debiased centroid.
+    Returns (H, W) bool, True where the pixel resembles a debiased centroid.
     """
     logit = F.interpolate(logit[None, None].float(), image.shape[:2], mode="bilinear")[0, 0].cpu()
     if crf is None or not ((label > 0) & (label < BIASED_ON_DISK)).any():

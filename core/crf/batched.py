@@ -140,12 +140,11 @@ def refine(images: Tensor, probs: Tensor, config, present: Tensor | None = None)
     Args:
         images: (B, 3, H, W) uint8 RGB.
         probs: (B, L, H, W) float32 in [0, 1]; clipped to [1e-5, 1].
-        config: `DenseCRF` or `CrfConfig`: widths, weights, iterations, relaxation, vertices.
+        config: a `DenseCRF` or a `CrfConfig`.
         present: (B, L) bool, labels that take part in each image, label 0 always; None: all. The
             cost is that of the largest number of them.
 
-    Returns:
-        (B, L, H, W) float32 posterior; sums to 1 over L, 0 for labels that take no part.
+    Returns (B, L, H, W) float32 posterior; sums to 1 over L, 0 for labels that take no part.
     """
     if present is None:
         present = torch.ones(probs.shape[:2], dtype=torch.bool, device=probs.device)

@@ -87,22 +87,17 @@ class DenseCRF:
         gpu = backend == "auto" and device.startswith("cuda")
         self.backend, self.device = _choose("torch" if gpu else backend), device
         if self.backend == "pydensecrf" and (config.relaxation, config.vertices) != (1, 6):
-            raise UserError(
-                "dense CRF: pydensecrf has no relaxation and no vertices to choose; "
-                f"{REMEDIES['numba']}, or set crf.relaxation 1 and crf.vertices 6"
-            )
+            remedy = f"{REMEDIES['numba']}, or set crf.relaxation 1 and crf.vertices 6"
+            raise UserError(f"dense CRF: pydensecrf has no relaxation and no vertices; {remedy}")
 
     def __call__(self, image: np.ndarray, probs: np.ndarray) -> np.ndarray:
-        """Refines the probabilities of one image.
+        """Refines the probabilities of one image: (L, H, W) float32 that sum to 1 over L.
 
         The cost grows with L: pass the labels that may occur in the image, not all of them.
 
         Args:
             image: (H, W, 3) uint8, the RGB image itself, not a normalised one.
             probs: (L, H, W) float32 in [0, 1], L >= 1; clipped to [1e-5, 1]; any sum over L.
-
-        Returns:
-            (L, H, W) float32 posterior; sums to 1 over L.
 
         Raises:
             ValueError: a wrong type or shape, sizes that differ, or values outside [0, 1].
@@ -209,10 +204,8 @@ def _check(image: np.ndarray, probs: np.ndarray) -> None:
     if image.shape[2] != 3:
         raise ValueError(f"image must have 3 channels, last, got shape {image.shape}")
     if 0 in probs.shape or probs.shape[1:] != image.shape[:2]:
-        raise ValueError(
-            f"probs must be (L, H, W) with L >= 1 and the image's height and width "
-            f"{image.shape[:2]}, got {probs.shape}"
-        )
+        form = f"(L, H, W) with L >= 1 and the image's height and width {image.shape[:2]}"
+        raise ValueError(f"probs must be {form}, got {probs.shape}")
     low, high = probs.min(), probs.max()
     if not (low >= -1e-3 and high <= 1 + 1e-3):  # written so that NaN is refused, too
         raise ValueError(f"probs must lie in [0, 1], got {low} to {high}; apply softmax to logits")
