@@ -118,7 +118,6 @@ def train_backbone(config: Config, backbone: nn.Module, split: Split, folder: Pa
             losses = self_supervised_losses(student, teacher, images, settings)
         loop.step(**losses)
     backbone.load_state_dict(teacher.backbone.state_dict())
-    backbone.eval()
 
 
 def train_leopart(config: Config, backbone: nn.Module, split: Split, folder: Path) -> None:
@@ -170,7 +169,6 @@ def train_leopart(config: Config, backbone: nn.Module, split: Split, folder: Pat
         loop.step(loss)
     leopart.follow(teacher, student, 1 - (1 - settings.ema) * (1 - progress(iterations - 1)))
     backbone.load_state_dict(teacher.backbone.state_dict())
-    backbone.eval()
 
 
 def train_stego(config: Config, network: SemanticFeatures, split: Split, folder: Path) -> None:
