@@ -50,10 +50,9 @@ def main() -> None:
     labels = label_files(run.wsss_labels, split, remedy)
     check_upstream(config, split, "wsss", "uss")
     check_classes(run.wsss_labels, config.data.classes)
-    files: tuple[Path, ...] = ()
-    if config.uss.features_dir:
-        files = feature_files(Path(config.uss.features_dir), split)
-    elif not (run.uss / "checkpoint.pth").is_file():
+    folder = config.uss.features_dir
+    files = feature_files(Path(folder), split) if folder else ()
+    if not folder and not (run.uss / "checkpoint.pth").is_file():
         raise UserError(f"{run.uss} holds no features; run train_uss.py, or set uss.features_dir")
     title, identity = "stage 3, debiasing", debias_identity(config, split)
     stage = Stage(run.debias, title, config, identity, config.data.root, split.skipped)
