@@ -16,18 +16,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from core import pipeline
 from core.config import Config, make_parser, parse
 from core.data.finder import LABELS
 from core.data.lists import Split, ground_truth, list_name, masks_folder, read_split
 from core.metrics import pair_folders, score_files
-from core.pipeline import (
-    Run,
-    load_segmenter,
-    paths_of,
-    prediction_identity,
-    segmentation_identity,
-    trained_weights,
-)
+from core.pipeline import Run
 from core.run import distributed
 from core.run.errors import UserError, run_script
 from core.run.files import read_json, write_json
@@ -38,27 +32,15 @@ from core.segmenter import predict
 
 def main() -> None:
     parser = make_parser("evaluate.py", __doc__, "segmentation", "evaluation")
-    parser.add_argument("--predictions", type=str | None, help="Score this folder of <id>.png.")
-    parser.add_argument("--masks", type=str | None, help="Ground truth; without a --config.")
-    parser.add_argument(
-        "--num_classes", type=int | None, help="Number of foreground classes, with --masks."
-    )
-    parser.add_argument(
-        "--split",
-        type=Literal["train", "val"],
-        default="val",
-        help="train or val, with a --config.",
-    )
-    parser.add_argument(
-        "--submission", type=str | None, help="Write an archive for VOC's server: comp6_test_cls."
-    )
-    parser.add_argument("--name", type=str | None, help="Folder below <run_dir>/evaluation.")
-    parser.add_argument(
-        "--output", type=str | None, help="Also write the scores to this JSON file."
-    )
-    parser.add_argument(
-        "--allow-missing", action="store_true", help="Score the predictions that exist."
-    )
+    add, text = parser.add_argument, str | None
+    add("--predictions", type=text, help="Score this folder of <id>.png.")
+    add("--masks", type=text, help="Ground truth; without a --config.")
+    add("--num_classes", type=int | None, help="Number of foreground classes, with --masks.")
+    add("--split", type=Literal["train", "val"], default="val", help="train or val; with --config.")
+    add("--submission", type=text, help="Write an archive for VOC's server: comp6_test_cls.")
+    add("--name", type=text, help="Folder below <run_dir>/evaluation.")
+    add("--output", type=text, help="Also write the scores to this JSON file.")
+    add("--allow-missing", action="store_true", help="Score the predictions that exist.")
     config, options = parse(parser)
     if options.submission:
         from tools.submit_voc import submit  # which calls predict_list
@@ -93,7 +75,7 @@ def score_labels(config: Config, options) -> dict:
     folder = Path(options.predictions)
     check_classes(folder, config.data.classes)
     split = read_split(config.data, options.split, tagged=False)
-    predictions = paths_of(folder, LABELS, split)
+    predictions = pipeline.paths_of(folder, LABELS, split)
     result = score_list(config, options, split, predictions)
     name = options.name or f"{folder.resolve().parent.name}_{folder.resolve().name}"
     path = Path(options.output or Run(config).evaluation(name) / "scores.json")
@@ -123,10 +105,8 @@ def score_checkpoint(config: Config, options) -> dict:
 
 def score_list(config: Config, options, split: Split, predictions: Sequence[Path]) -> dict:
     """Scores with the name and the digests of what they were computed on."""
-    masks = ground_truth(config.data, split)
-    result = score_files(
-        predictions, masks, config.data.classes, options.allow_missing, config.workers
-    )
+    masks, names = ground_truth(config.data, split), config.data.classes
+    result = score_files(predictions, masks, names, options.allow_missing, config.workers)
     result["images"]["skipped"] = split.skipped
     inputs = {"masks": masks, "predictions": predictions}
     items = {key: dict(zip(split.ids, paths, strict=True)) for key, paths in inputs.items()}
@@ -144,12 +124,8 @@ def score_list(config: Config, options, split: Split, predictions: Sequence[Path
 
 
 def refuse_others_scores(path: Path, result: dict) -> None:
-    """Keeps scores of one folder of label maps from replacing another's.
-
-    Raises:
-        UserError: `path` holds scores of a trained network, of other predictions, or of another
-            list.
-    """
+    """Raises a `UserError` if `path` holds scores of a trained network, of other predictions, or
+    of another list."""
     reason = None
     if path.with_name("manifest.json").exists():
         reason = "is the evaluation of a trained network"
@@ -167,18 +143,13 @@ def refuse_others_scores(path: Path, result: dict) -> None:
 
 def predict_list(config: Config, split: Split, name: str) -> tuple[Stage, list[Path]]:
     """Label maps of a list, in <run_dir>/evaluation/<name>/predictions."""
-    run = Run(config)
-    weights = trained_weights(run)
-    network, classes = load_segmenter(weights, config, configured=True)
-    stage = Stage(
-        run.evaluation(name),
-        f"stage 5, evaluation ({name})",
-        config,
-        prediction_identity(config, split, weights, classes),
-        config.data.root,
-        split.skipped,
-        "give this evaluation a --name of its own",
-    )
+    run, title = Run(config), f"stage 5, evaluation ({name})"
+    weights = pipeline.trained_weights(run)
+    network, classes = pipeline.load_segmenter(weights, config, configured=True)
+    identity = pipeline.prediction_identity(config, split, weights, classes)
+    images = config.data.root, split.skipped
+    remedy = "give this evaluation a --name of its own"
+    stage = Stage(run.evaluation(name), title, config, identity, *images, remedy)
     folder = stage.folder / "predictions"
     if not stage.already_done():
         stage.sign(folder)
@@ -187,17 +158,15 @@ def predict_list(config: Config, split: Split, name: str) -> tuple[Stage, list[P
 
 
 def warn_if_stale(config: Config) -> list[str]:
-    """Warns if available training data differ from what the network was trained on.
-
-    The scores describe the network all the same.
-    """
+    """Warns if available training data differ from what the network was trained on: the scores
+    describe it all the same."""
     run = Run(config)
     try:
         split = read_split(config.data, "train")
     except UserError:
         return []  # the network may have been trained elsewhere
-    labels = paths_of(run.labels_to_train_on, LABELS, split)
-    identity = segmentation_identity(config, split, labels)
+    labels = pipeline.paths_of(run.labels_to_train_on, LABELS, split)
+    identity = pipeline.segmentation_identity(config, split, labels)
     lines = stale_lines(run.segmentation(), identity, config.workers, common=True)
     if lines:
         shown = "\n".join(f"  {line}" for line in lines)
@@ -217,10 +186,8 @@ def segment(config: Config, options) -> None:
     stage, predictions = predict_list(config, split, name)
     if not stage.finished:
         stage.finish({})
-    print(
-        f"{len(predictions)} predictions of the training images in "
-        f"{stage.folder / 'predictions'}; not scored, because data.masks is not set"
-    )
+    seen = f"{len(predictions)} predictions of the training images"
+    print(f"{seen} in {stage.folder / 'predictions'}; not scored, because data.masks is not set")
 
 
 def save(path: Path, result: dict) -> None:
@@ -231,19 +198,17 @@ def save(path: Path, result: dict) -> None:
 
 def print_table(result: dict) -> None:
     """The scores for a person, in per cent."""
-    rows = zip(result["classes"], *result["per_class"].values(), strict=True)
     print(f"{'':14}{'IoU':>7}{'FP':>7}{'FN':>7}")
-    for name, *values in rows:
+    for name, *values in zip(result["classes"], *result["per_class"].values(), strict=True):
         print(f"{name:14}" + "".join("      -" if v is None else f"{v:7.1%}" for v in values))
-    images = result["images"]
-    means = "   ".join(
-        f"{title} {'-' if result[key] is None else format(100 * result[key], '.1f') + ' %'}"
-        for key, title in (("miou", "mIoU"), ("fp", "FP"), ("fn", "FN"))
-    )
     for note in result["notes"]:
         print(f"note: {note}")
+    for key, title in {"miou": "mIoU", "fp": "FP", "fn": "FN"}.items():
+        mean = "-" if result[key] is None else f"{100 * result[key]:.1f} %"
+        print(f"{title} {mean}", end="   ")
+    images = result["images"]
     skipped = f", {len(images['skipped'])} skipped" if images.get("skipped") else ""
-    print(f"{means}   ({images['scored']}/{images['of']} images{skipped})")
+    print(f"({images['scored']}/{images['of']} images{skipped})")
     if skipped or images["scored"] < images["of"]:
         print("only part of the images was scored: do not compare this score", file=sys.stderr)
 

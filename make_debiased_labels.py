@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from core import debias
 from core.config import Config, make_parser, parse
 from core.crf.dense import make_crf
 from core.cut import BINS, COLUMNS, MIN_GAIN, count_similarities, find_cuts, logit_map
@@ -30,14 +31,6 @@ from core.data.checks import check_inputs
 from core.data.features import FeatureSource, feature_files
 from core.data.labels import BIASED_ON_DISK, read_label, to_disk, write_label
 from core.data.lists import Split, label_files, read_split
-from core.debias import (
-    debiased_centroids,
-    debiased_mask,
-    fixed_logit,
-    image_centroids,
-    mark_biased,
-    similarities,
-)
 from core.pipeline import Run, check_upstream, debias_identity, feature_source
 from core.run import distributed
 from core.run.device import autocast, pick_device
@@ -45,10 +38,8 @@ from core.run.errors import UserError, run_script
 from core.run.files import atomic_write, read_array, read_arrays
 from core.run.log import warn
 from core.run.stage import Stage, check_classes
-from core.run.threads import in_threads
+from core.run.threads import in_threads, make_missing
 
-NEARLY_ALL, NEARLY_NOTHING = 0.9, 0.01
-"""Stage 3 warns if it removes more than the first, or less than the second, of a class's labels."""
 REMEDY = "remove it to have it made again"
 
 
@@ -59,13 +50,11 @@ def main() -> None:
     labels = label_files(run.wsss_labels, split, remedy)
     check_upstream(config, split, "wsss", "uss")
     check_classes(run.wsss_labels, config.data.classes)
-    files: tuple[Path, ...] = ()
-    if config.uss.features_dir:
-        files = feature_files(Path(config.uss.features_dir), split)
-    elif not (run.uss / "checkpoint.pth").is_file():
+    folder = config.uss.features_dir
+    files = feature_files(Path(folder), split) if folder else ()
+    if not folder and not (run.uss / "checkpoint.pth").is_file():
         raise UserError(f"{run.uss} holds no features; run train_uss.py, or set uss.features_dir")
-    identity = debias_identity(config, split)
-    title = "stage 3, debiasing"
+    title, identity = "stage 3, debiasing", debias_identity(config, split)
     stage = Stage(run.debias, title, config, identity, config.data.root, split.skipped)
     if stage.already_done():
         return
@@ -94,30 +83,22 @@ def cluster_images(
     config: Config, run: Run, split: Split, labels: tuple[Path, ...], features: FeatureSource
 ) -> None:
     """First pass: K-means inside each labelled region of every image not done yet."""
-    folder, settings = run.debias / "clusters", config.debias
-    todo = distributed.my_share([folder / f"{i}.npz" for i in split.ids])
+    paths = [run.debias / "clusters" / f"{i}.npz" for i in split.ids]
 
     def work(item: tuple[int, Tensor]) -> None:
         index, feat = item
-        image_id = split.ids[index]
         label = torch.from_numpy(read_label(labels[index], len(config.data.classes)))
-        seed = config.seed ^ zlib.crc32(image_id.encode())  # by id, not by place in the list
-        generator = torch.Generator().manual_seed(seed)
-        centroids, cells = image_centroids(feat, label, settings.k_fg, settings.k_bg, generator)
+        seed = config.seed ^ zlib.crc32(split.ids[index].encode())  # not its place in the list
+        clusters = config.debias.k_fg, config.debias.k_bg, torch.Generator().manual_seed(seed)
+        centroids, cells = debias.image_centroids(feat, label, *clusters)
         vectors = torch.cat([feat.new_zeros(0, len(feat)), *centroids.values()])
-        with atomic_write(folder / f"{image_id}.npz") as tmp, tmp.open("wb") as file:
-            np.savez(
-                file,
-                vectors=vectors.cpu().numpy(),
-                labels=np.array([c for c, v in centroids.items() for _ in v], np.int16),
-                sizes=np.bincount(cells[cells >= 0].flatten(), minlength=len(vectors)),
-                cells=cells.numpy().astype(np.int16),
-            )
+        owners = np.array([c for c, v in centroids.items() for _ in v], np.int16)
+        sizes = np.bincount(cells[cells >= 0].flatten(), minlength=len(vectors))
+        arrays = {"vectors": vectors.cpu().numpy(), "labels": owners, "sizes": sizes}
+        with atomic_write(paths[index]) as tmp, tmp.open("wb") as file:
+            np.savez(file, **arrays, cells=cells.numpy().astype(np.int16))
 
-    done = len(split) - len(todo)
-    for _ in in_threads(work, features(todo), config.workers, "centroids", len(split), done):
-        pass
-    distributed.barrier()
+    make_missing(paths, work, config.workers, "centroids", features)
 
 
 def select_centroids(config: Config, run: Run, split: Split, made_from: str) -> Tensor:
@@ -134,7 +115,7 @@ def select_centroids(config: Config, run: Run, split: Split, made_from: str) -> 
         vectors = torch.from_numpy(read_array(run.debias / "vectors.npy", REMEDY, "c"))
         nearest = settings.nearest if settings.distance == "nearest" else None
         classes = len(config.data.classes)
-        result = debiased_centroids(vectors, labels, classes, settings.alpha, nearest)
+        result = debias.debiased_centroids(vectors, labels, classes, settings.alpha, nearest)
         names = ("centroids", "distance", "selected")
         rows |= {key: value.numpy() for key, value in zip(names, result, strict=True)}
         with atomic_write(path) as tmp, tmp.open("wb") as file:
@@ -146,8 +127,7 @@ def select_centroids(config: Config, run: Run, split: Split, made_from: str) -> 
 def join_clusters(run: Run, split: Split) -> dict[str, np.ndarray]:
     """Joins the centroids of all images in one file, which may be larger than the memory.
 
-    Returns:
-        (N,) arrays: `labels`, `sizes` and `images`, the place of each one's image in the list.
+    Returns (N,) arrays: `labels`, `sizes` and `images`, the place of each one's image in the list.
     """
     files = [run.debias / "clusters" / f"{i}.npz" for i in split.ids]
     parts = [read_arrays(path, ("labels", "sizes"), REMEDY) for path in files]
@@ -168,19 +148,15 @@ def write_similarities(
     config: Config, run: Run, split: Split, features: FeatureSource, centroids: Tensor
 ) -> None:
     """Second pass over the features: Eq. 4 for each class of each image not done yet."""
-    folder = run.debias / "similarities"
-    todo = distributed.my_share([folder / f"{i}.npy" for i in split.ids])
+    paths = [run.debias / "similarities" / f"{i}.npy" for i in split.ids]
 
     def work(item: tuple[int, Tensor]) -> None:
         index, feat = item
-        maps = similarities(feat, centroids, torch.from_numpy(split.tags[index])).cpu().numpy()
-        with atomic_write(folder / f"{split.ids[index]}.npy") as tmp, tmp.open("wb") as file:
-            np.save(file, maps.astype(np.float16))
+        maps = debias.similarities(feat, centroids, torch.from_numpy(split.tags[index]))
+        with atomic_write(paths[index]) as tmp, tmp.open("wb") as file:
+            np.save(file, maps.cpu().numpy().astype(np.float16))
 
-    done = len(split) - len(todo)
-    for _ in in_threads(work, features(todo), config.workers, "similarities", len(split), done):
-        pass
-    distributed.barrier()
+    make_missing(paths, work, config.workers, "similarities", features)
 
 
 def select_cuts(config: Config, run: Run, split: Split) -> dict[str, np.ndarray]:
@@ -216,56 +192,46 @@ def write_debiased_labels(
     config: Config, run: Run, split: Split, labels: tuple[Path, ...], cuts: dict[str, np.ndarray]
 ) -> list[float]:
     """Cut, refinement and Eq. 5. Returns the share of each class's label area that is marked."""
-    folder, size = run.debias / "labels", len(config.data.classes) + 1
-    todo = distributed.my_share([folder / f"{i}.png" for i in split.ids])
-    settings = config.debias
+    paths = [run.debias / "labels" / f"{i}.png" for i in split.ids]
+    size, settings = len(config.data.classes) + 1, config.debias
     crf = make_crf(settings.crf, pick_device(config)) if settings.refine == "crf" else None
     uncut = np.flatnonzero(np.isnan(cuts["cut"])) + 1 if cuts else np.array([], int)
 
     def work(index: int) -> None:
-        name = split.ids[index]
         image = split.read_image(index)
         label = torch.from_numpy(read_label(labels[index], size - 1, image.shape[:2]))
         classes = split.tags[index].nonzero()[0] + 1
         if len(np.setdiff1d(classes, uncut)):  # else nothing can be marked
-            maps = read_array(run.debias / "similarities" / f"{name}.npy", REMEDY)
-            maps = maps.astype(np.float32)
+            path = run.debias / "similarities" / f"{split.ids[index]}.npy"
+            maps = read_array(path, REMEDY).astype(np.float32)
             if cuts:
                 logit = torch.from_numpy(logit_map(maps, cuts, classes))
             else:
                 score = torch.from_numpy(maps.max(0)).clamp(0, 1)
-                logit = fixed_logit(score, label, settings)
-            mask = debiased_mask(logit, image, label, crf)
-            label = mark_biased(label, mask | torch.from_numpy(np.isin(label, uncut)))
-        write_label(folder / f"{name}.png", to_disk(label.numpy()))
+                logit = debias.fixed_logit(score, label, settings)
+            mask = debias.debiased_mask(logit, image, label, crf)
+            label = debias.mark_biased(label, mask | torch.from_numpy(np.isin(label, uncut)))
+        write_label(paths[index], to_disk(label.numpy()))
 
-    done = len(split) - len(todo)
-    for _ in in_threads(work, todo, config.workers, "debiasing", len(split), done):
-        pass
-    distributed.barrier()
+    make_missing(paths, work, config.workers, "debiasing")
 
     def count(index: int) -> np.ndarray:
-        wsss = read_label(labels[index], size - 1)
-        biased = read_label(folder / f"{split.ids[index]}.png") == BIASED_ON_DISK
-        counted = (wsss[wsss < size], wsss[biased])
+        wsss, marked = read_label(labels[index], size - 1), read_label(paths[index])
+        counted = wsss[wsss < size], wsss[marked == BIASED_ON_DISK]
         return np.stack([np.bincount(values, minlength=size) for values in counted])
 
-    before, marked = sum(
-        in_threads(count, range(len(split)), config.workers, "counting", len(split))
-    )
+    counts = in_threads(count, range(len(split)), config.workers, "counting", len(split))
+    before, marked = sum(counts)
     return (marked[1:] / np.maximum(before[1:], 1)).tolist()
 
 
 def warn_of(config: Config, removed: list[float], cuts: dict[str, np.ndarray]) -> list[dict]:
-    """Warns of classes of which nearly all, or nearly nothing, was removed.
+    """Warns of classes of which more than 90 %, or less than 1 %, of the labels was removed.
 
-    Returns:
-        For each warning, as the manifest keeps it: `problem`, `classes`, each with the figure that
-        shows it, and `remedy`.
+    Returns each warning as the manifest keeps it: `problem`, `classes`, each with the figure that
+    shows it, and `remedy`.
     """
-    names, advice = config.data.classes, "python tools/audit/inspect_features.py shows the features"
-    shares = dict(zip(names, removed, strict=True))
-    left, absent = {}, set()
+    names, left, absent = config.data.classes, {}, set()
     if cuts:
         columns = ("cut", "object_share", "expected_iou", "contrast")
         for c, cut, now, best, contrast in zip(names, *(cuts[k] for k in columns), strict=True):
@@ -273,10 +239,14 @@ def warn_of(config: Config, removed: list[float], cuts: dict[str, np.ndarray]) -
                 absent.add(c)
             elif np.isnan(cut):
                 left[c] = "no gain" if np.isnan(best) else f"{now:.2f} to {best:.2f}"
+    shares = [*zip(names, removed, strict=True)]
+    lost = {c: f"{share:.0%}" for c, share in shares if share > 0.9}
+    whole = {c: f"{share:.1%}" for c, share in shares if share < 0.01 and c not in {*left, *absent}}
+    advice = "python tools/audit/inspect_features.py shows the features"
     found = [
         (
             "stage 3 removed nearly all labels",
-            {c: f"{share:.0%}" for c, share in shares.items() if share > NEARLY_ALL},
+            lost,
             "Training on what is left would lose the class. Use other features (uss.backbone)"
             f"{'' if cuts else ', debias.cut auto'} or another debias.alpha; {advice}",
         ),
@@ -288,12 +258,8 @@ def warn_of(config: Config, removed: list[float], cuts: dict[str, np.ndarray]) -
             f"in that case, use other features (uss.backbone). {advice}",
         ),
         (
-            f"stage 3 removed less than {NEARLY_NOTHING:.0%} of the labels",
-            {
-                c: f"{shares[c]:.1%}"
-                for c in names
-                if shares[c] < NEARLY_NOTHING and c not in left and c not in absent
-            },
+            "stage 3 removed less than 1% of the labels",
+            whole,
             "That is right if they contain no context; if they do, add photographs of the context "
             "without the class",
         ),

@@ -45,10 +45,8 @@ def main() -> None:
     check_inputs(split, labels, config.data.classes, config.workers, kind)
     train_network(config, stage, split, labels)
     stage.finish({})
-    print(
-        f"student and teacher in {folder / 'checkpoint.pth'}\n"
-        "next: python evaluate.py, with the same --config"
-    )
+    print(f"student and teacher in {folder / 'checkpoint.pth'}")
+    print("next: python evaluate.py, with the same --config")
 
 
 def label_maps(config: Config, run: Run, split: Split) -> tuple[Path, ...]:
@@ -77,12 +75,12 @@ def train_network(config: Config, stage: Stage, split: Split, labels: tuple[Path
     teacher = ema.network
     groups = student.parameter_groups(settings.lr, settings.head_lr)
     iterations = max(1, settings.epochs * len(split) // settings.batch_size)
-    optimizer, schedule = make_optimizer(
-        settings.optimizer, groups, settings.weight_decay, iterations, momentum=0.9
-    )
+    kind, decay = settings.optimizer, settings.weight_decay
+    optimizer, schedule = make_optimizer(kind, groups, decay, iterations, momentum=0.9)
     dataset = LabelledImages(split, labels, num_classes, settings.augment)
     batches = batches_from(dataset, settings.batch_size, iterations, config, settings.class_balance)
-    at_cells = student.head.at_cells
+    steps = dict(optimizer=optimizer, schedule=schedule, batches=batches, iterations=iterations)
+    balanced, at_cells = settings.balanced, student.head.at_cells
     complement, fill_from = None, round(settings.warmup * iterations)
     if settings.mode in ("complement", "mars"):
         complement = Complement(settings, teacher, config.workers, device)
@@ -97,19 +95,9 @@ def train_network(config: Config, stage: Stage, split: Split, labels: tuple[Path
         drawn = {"label": label_colours(batch["label"]), "teacher": label_colours(label)}
         return {"image": denormalise(batch["image"]), **drawn}
 
-    loop = Loop(
-        f"segmentation ({stage.folder.name})",
-        stage.folder,
-        config,
-        networks={"network": student, "ema": teacher},
-        optimizer=optimizer,
-        schedule=schedule,
-        batches=batches,
-        iterations=iterations,
-        ema=ema,
-        pictures=pictures,
-        made_from=stage.made_from,
-    )
+    title, networks = f"segmentation ({stage.folder.name})", {"network": student, "ema": teacher}
+    more = {"ema": ema, "pictures": pictures, "made_from": stage.made_from}
+    loop = Loop(title, stage.folder, config, networks=networks, **steps, **more)
     for t, batch in loop:
         images = batch["image"].contiguous(memory_format=torch.channels_last)
         label, tags = batch["label"], batch["tags"]
@@ -126,10 +114,8 @@ def train_network(config: Config, stage: Stage, split: Split, labels: tuple[Path
             target, certainty, figures = filled()  # Fig. 6 and Eq. 6
             if counts is None:  # of the whole batch, not of a part
                 counts = distributed.mean(labelled_pixels(target))
-            weight = certainty[rows] if settings.mode == "mars" else None
-            loss = segmentation_loss(
-                logits, target[rows], weight, settings.balanced, counts, at_cells
-            )  # Eq. 7
+            weight = certainty[rows] if settings.mode == "mars" else None  # W of Eq. 7
+            loss = segmentation_loss(logits, target[rows], weight, balanced, counts, at_cells)
             loop.backward(loss)
         loop.step(**figures)  # optimiser, then EMA of the teacher; log and checkpoint
 

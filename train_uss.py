@@ -31,10 +31,9 @@ from core.run.device import autocast, pick_device, seed_everything, to_device
 from core.run.errors import UserError, run_script
 from core.run.loop import EMA, Loop, one_cycle
 from core.run.stage import Stage
+from core.uss import leopart, stego
 from core.uss.features import SemanticFeatures, UssConfig, network_features, statistics
-from core.uss.leopart import LeopartNetwork, MultiCrops, Queue, add_drop_path, crops_loss, follow
 from core.uss.self_supervision import PrototypeNetwork, self_supervised_losses
-from core.uss.stego import ClusterProbe, NeighbourPairs, SquareImages, neighbours_of, stego_losses
 
 
 def main() -> None:
@@ -64,19 +63,15 @@ def main() -> None:
     network.eval()
     if config.uss.centre or config.uss.whiten:
         source = network_features(network.raw, split, device, autocast(config, device))
-        network.mean, network.projection = (
-            None if x is None else x.to(device)
-            for x in statistics(source, len(split), config.uss.whiten)
-        )
+        found = statistics(source, len(split), config.uss.whiten)
+        network.mean, network.projection = (x if x is None else x.to(device) for x in found)
     if config.uss.cache:
         cache_features(config, stage, split, network)
     state = {"network": network.state_dict(), "made_from": stage.made_from}
     checkpoint.save(run.uss / "checkpoint.pth", state)
     stage.finish({})
-    print(
-        f"features: {run.uss / 'checkpoint.pth'}\n"
-        "next: python train_wsss.py, with the same --config"
-    )
+    print(f"features: {run.uss / 'checkpoint.pth'}")
+    print("next: python train_wsss.py, with the same --config")
 
 
 def build_features(settings: UssConfig) -> SemanticFeatures:
@@ -102,38 +97,27 @@ def train_backbone(config: Config, backbone: nn.Module, split: Split, folder: Pa
     student = to_device(PrototypeNetwork(backbone, settings.prototypes), device).train()
     ema = EMA(student, settings.ema)
     teacher = ema.network
-    optimizer = torch.optim.AdamW(
-        student.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
-    )
-    dataset = RawImages(split, settings.teacher_size * 4 // 3)
+    rates = {"lr": settings.lr, "weight_decay": settings.weight_decay}
+    optimizer = torch.optim.AdamW(student.parameters(), **rates)
+    dataset, size = RawImages(split, settings.teacher_size * 4 // 3), [settings.teacher_size] * 2
     batches = batches_from(dataset, settings.batch_size, iterations, config)
+    schedule, networks = one_cycle(iterations), {"network": student, "ema": teacher}
+    steps = dict(optimizer=optimizer, schedule=schedule, batches=batches, iterations=iterations)
 
     def pictures(batch: dict[str, Tensor]) -> dict[str, Tensor]:
         images = batch["image"].float() / 255
-        size = (settings.teacher_size, settings.teacher_size)
         with amp:
             feat = teacher.backbone(normalise_unit(F.interpolate(images, size, mode="area")))
         return {"image": batch["image"], "features": torch.stack(principal_components(feat))}
 
-    loop = Loop(
-        "self-supervision",
-        folder,
-        config,
-        networks={"network": student, "ema": teacher},
-        optimizer=optimizer,
-        schedule=one_cycle(iterations),
-        batches=batches,
-        iterations=iterations,
-        ema=ema,
-        pictures=pictures,
-    )
+    title = "self-supervision"
+    loop = Loop(title, folder, config, networks=networks, **steps, ema=ema, pictures=pictures)
     for _, batch in loop:
         images = batch["image"].float() / 255
         with amp:
             losses = self_supervised_losses(student, teacher, images, settings)
         loop.step(**losses)
     backbone.load_state_dict(teacher.backbone.state_dict())
-    backbone.eval()
 
 
 def train_leopart(config: Config, backbone: nn.Module, split: Split, folder: Path) -> None:
@@ -146,20 +130,21 @@ def train_leopart(config: Config, backbone: nn.Module, split: Split, folder: Pat
     settings, device = config.uss.leopart, pick_device(config)
     amp = autocast(config, device)
     seed_everything(config.seed)  # for the heads, regardless of earlier draws
-    student = LeopartNetwork(backbone, settings).to(device).train()
+    student = leopart.LeopartNetwork(backbone, settings).to(device).train()
     student.normalise_prototypes()
     teacher = EMA(student, settings.ema).network
-    add_drop_path(student.backbone, settings.drop_path)
-    queue = Queue(settings.queue, settings.width).to(device)
+    leopart.add_drop_path(student.backbone, settings.drop_path)
+    queue = leopart.Queue(settings.queue, settings.width).to(device)
     iterations = max(1, settings.epochs * len(split) // settings.batch_size)
     optimizer = torch.optim.AdamW(student.parameter_groups(settings.lr, settings.head_lr))
-    batches = batches_from(MultiCrops(split, settings), settings.batch_size, iterations, config)
+    crops = leopart.MultiCrops(split, settings)
+    batches = batches_from(crops, settings.batch_size, iterations, config)
 
     def progress(t: int) -> float:  # from 0 to 1 along a cosine
         return 0.5 - 0.5 * math.cos(math.pi * t / iterations)
 
-    def decay(t: int) -> float:  # of the teacher
-        return settings.ema + (1 - settings.ema) * progress(t)
+    def schedule(t: int) -> float:
+        return 1 - progress(t)
 
     def pictures(batch: dict[str, Tensor]) -> dict[str, Tensor]:
         images = batch["large"][:, 0]
@@ -167,31 +152,23 @@ def train_leopart(config: Config, backbone: nn.Module, split: Split, folder: Pat
             feat = teacher.backbone(images)
         return {"image": denormalise(images), "features": torch.stack(principal_components(feat))}
 
-    loop = Loop(
-        "Leopart",
-        folder,
-        config,
-        networks={"student": student, "teacher": teacher, "queue": queue},
-        optimizer=optimizer,
-        schedule=lambda t: 1 - progress(t),
-        batches=batches,
-        iterations=iterations,
-        pictures=pictures,
-    )
+    steps = dict(optimizer=optimizer, schedule=schedule, batches=batches, iterations=iterations)
+    networks = {"student": student, "teacher": teacher, "queue": queue}
+    loop = Loop("Leopart", folder, config, networks=networks, **steps, pictures=pictures)
     for t, batch in loop:
         if t:
-            follow(teacher, student, decay(t - 1))
+            decay = settings.ema + (1 - settings.ema) * progress(t - 1)
+            leopart.follow(teacher, student, decay)
         low, high = settings.weight_decay
         for group in optimizer.param_groups:
             group["weight_decay"] = group["decays"] * (low + (high - low) * progress(t))
         for network in (student, teacher):
             network.normalise_prototypes()
         with amp:
-            loss = crops_loss(student, teacher, queue, batch, settings)
+            loss = leopart.crops_loss(student, teacher, queue, batch, settings)
         loop.step(loss)
-    follow(teacher, student, 1 - (1 - settings.ema) * (1 - progress(iterations - 1)))
+    leopart.follow(teacher, student, 1 - (1 - settings.ema) * (1 - progress(iterations - 1)))
     backbone.load_state_dict(teacher.backbone.state_dict())
-    backbone.eval()
 
 
 def train_stego(config: Config, network: SemanticFeatures, split: Split, folder: Path) -> None:
@@ -200,7 +177,7 @@ def train_stego(config: Config, network: SemanticFeatures, split: Split, folder:
     amp = autocast(config, device)
     if settings.batch_size < 2 * distributed.world():
         raise UserError("uss.batch_size must be at least 2 for each process: pairs of images")
-    squares = SquareImages(split, settings.resolution, 5 if settings.five_crops else 1)
+    squares = stego.SquareImages(split, settings.resolution, 5 if settings.five_crops else 1)
     if len(squares) < 2:
         raise UserError(
             "STEGO compares different images, and the training list has one; add images, or set "
@@ -212,19 +189,19 @@ def train_stego(config: Config, network: SemanticFeatures, split: Split, folder:
             return network.backbone(images.to(device)).float()
 
     path = folder / "neighbours.npy"
-    neighbours = neighbours_of(squares, encode, settings.neighbours, path, config.workers)
+    neighbours = stego.neighbours_of(squares, encode, settings.neighbours, path, config.workers)
     networks = {"head": network.head.train()}
     groups = [{"params": list(network.head.parameters()), "lr": settings.lr}]
     if settings.probe_clusters:
         seed_everything(config.seed)  # the same whether or not neighbours were just computed
-        probe = ClusterProbe(settings.probe_clusters, settings.code_dim).to(device)
+        probe = stego.ClusterProbe(settings.probe_clusters, settings.code_dim).to(device)
         networks["probe"] = probe
         groups.append({"params": list(probe.parameters()), "lr": 5e-3})  # STEGO's
 
     def batches(start: int):
         sizes = (len(squares), settings.batch_size, settings.iterations)
         draws = StepSampler(*sizes, config.seed, start)
-        return make_loader(NeighbourPairs(squares, neighbours), draws, config.workers)
+        return make_loader(stego.NeighbourPairs(squares, neighbours), draws, config.workers)
 
     def features(images: Tensor) -> tuple[Tensor, Tensor]:
         feat = encode(images)
@@ -234,20 +211,12 @@ def train_stego(config: Config, network: SemanticFeatures, split: Split, folder:
         codes = principal_components(features(batch["image"])[1])
         return {"image": denormalise(batch["image"]), "code": torch.stack(codes)}
 
-    loop = Loop(
-        "STEGO",
-        folder,
-        config,
-        networks=networks,
-        optimizer=torch.optim.Adam(groups),
-        schedule=lambda t: 1.0,
-        batches=batches,
-        iterations=settings.iterations,
-        pictures=pictures,
-    )
+    steps = {"batches": batches, "iterations": settings.iterations, "schedule": lambda t: 1.0}
+    steps["optimizer"] = torch.optim.Adam(groups)
+    loop = Loop("STEGO", folder, config, networks=networks, **steps, pictures=pictures)
     for _, batch in loop:
         anchor = features(batch["image"])
-        losses = stego_losses(settings, anchor, features(batch["partner"]))
+        losses = stego.stego_losses(settings, anchor, features(batch["partner"]))
         if settings.probe_clusters:
             losses["probe"] = probe(anchor[1])
             losses["loss"] = losses["loss"] + losses["probe"]  # trains only its own parameters

@@ -12,7 +12,6 @@ Reads the images and tags of the training list, no mask. Writes below <run_dir>/
 """
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -61,12 +60,11 @@ def main() -> None:
         write_walked_labels(config, split, run.wsss, pair_network(config, run, split))
     else:
         results["threshold"] = write_labels(config.wsss, config, split, run.wsss)
-    foreground = foreground_share(run, split)
+    labels = (read_label(run.wsss / "labels" / f"{i}.png") for i in split.ids)
+    foreground = sum(float((label > 0).mean()) for label in labels) / len(split)
     stage.finish({"foreground": foreground, **results})
-    print(
-        f"{len(split)} pseudo labels in {run.wsss / 'labels'}, {foreground:.1%} foreground\n"
-        "next: python make_debiased_labels.py, with the same --config"
-    )
+    print(f"{len(split)} pseudo labels in {run.wsss / 'labels'}, {foreground:.1%} foreground")
+    print("next: python make_debiased_labels.py, with the same --config")
 
 
 def build_classifier(settings: WsssConfig, num_classes: int) -> nn.Module:
@@ -79,9 +77,7 @@ def build_classifier(settings: WsssConfig, num_classes: int) -> nn.Module:
     return method.network(settings, backbone, num_classes)
 
 
-def train_classifier(
-    config: Config, run: Run, split: Split, made_from: dict[str, Any]
-) -> nn.Module:
+def train_classifier(config: Config, run: Run, split: Split, made_from: dict) -> nn.Module:
     """Fits the classifier to the tags, or reads the one trained before or released."""
     settings, device = config.wsss, pick_device(config)
     seed_everything(config.seed)
@@ -97,11 +93,11 @@ def train_classifier(
         distributed.share_normalisation(classifier)
     groups = classifier.parameter_groups(settings.lr, settings.head_lr)
     iterations = max(1, settings.epochs * len(split) // settings.batch_size)
-    optimizer, schedule = make_optimizer(
-        settings.optimizer, groups, settings.weight_decay, iterations
-    )
+    kind, decay = settings.optimizer, settings.weight_decay
+    optimizer, schedule = make_optimizer(kind, groups, decay, iterations)
     dataset = LabelledImages(split, None, len(config.data.classes), settings.augment)
     batches = batches_from(dataset, settings.batch_size, iterations, config, settings.class_balance)
+    steps = dict(optimizer=optimizer, schedule=schedule, batches=batches, iterations=iterations)
     amp, networks, ema = autocast(config, device), {"network": classifier}, None
     method = METHODS[settings.method]
     if method.teacher:
@@ -121,19 +117,8 @@ def train_classifier(
             classifier.train()
         return {"image": denormalise(images), "map": heat(maps, images.shape[-2:])}
 
-    loop = Loop(
-        "classifier",
-        run.wsss,
-        config,
-        networks=networks,
-        optimizer=optimizer,
-        schedule=schedule,
-        batches=batches,
-        iterations=iterations,
-        ema=ema,
-        pictures=pictures,
-        made_from=made_from,
-    )
+    more = {"ema": ema, "pictures": pictures, "made_from": made_from}
+    loop = Loop("classifier", run.wsss, config, networks=networks, **steps, **more)
     for t, batch in loop:
         images = batch["image"].contiguous(memory_format=torch.channels_last)
         tags, figures = batch["tags"], {}
@@ -151,21 +136,17 @@ def train_classifier(
 
 
 def pair_network(config: Config, run: Run, split: Split) -> nn.Module:
-    """The network of pairs along which maps are spread: trained on seeds, or released."""
-    settings, backbone = config.wsss.pairs, config.wsss.backbone
+    """The network of pairs along which maps are spread: fitted to pairs of confident pixels of the
+    seeds, or released."""
+    settings, backbone, device = config.wsss.pairs, config.wsss.backbone, pick_device(config)
     kind = PAIR_NETWORKS[METHODS[config.wsss.method].walk]
     if settings.weights:
         network = kind(backbone.without_weights(), settings)
         checkpoint.load_published(network, Path(settings.weights))
-        return to_device(network, pick_device(config))
+        return to_device(network, device)
     write_seeds(config.wsss, config, split, run.wsss)
     seed_everything(config.seed)
-    return train_pairs(config, run, split, kind(backbone, settings))
-
-
-def train_pairs(config: Config, run: Run, split: Split, network: nn.Module) -> nn.Module:
-    """Fits the network to pairs of confident pixels, or reads the one trained before."""
-    settings, device = config.wsss.pairs, pick_device(config)
+    network = kind(backbone, settings)
     cells, needed = settings.augment.crop // network.stride, 2 * settings.radius - 1
     if cells < needed:
         raise UserError(
@@ -179,7 +160,8 @@ def train_pairs(config: Config, run: Run, split: Split, network: nn.Module) -> n
     seeds = [run.wsss / "seeds" / f"{i}.png" for i in split.ids]
     dataset = LabelledImages(split, seeds, len(config.data.classes), settings.augment)
     batches = batches_from(dataset, settings.batch_size, iterations, config)
-    amp = autocast(config, device)
+    steps = dict(optimizer=optimizer, schedule=schedule, batches=batches, iterations=iterations)
+    amp, folder, networks = autocast(config, device), run.wsss / "pairs", {"network": network}
 
     def pictures(batch: dict[str, Tensor]) -> dict[str, Tensor]:
         with amp:
@@ -192,17 +174,7 @@ def train_pairs(config: Config, run: Run, split: Split, network: nn.Module) -> n
         seed = label_colours(batch["label"])
         return {"image": denormalise(batch["image"]), "seed": seed, "prediction": drawn}
 
-    loop = Loop(
-        "pairs",
-        run.wsss / "pairs",
-        config,
-        networks={"network": network},
-        optimizer=optimizer,
-        schedule=schedule,
-        batches=batches,
-        iterations=iterations,
-        pictures=pictures,
-    )
+    loop = Loop("pairs", folder, config, networks=networks, **steps, pictures=pictures)
     for _, batch in loop:
         images = batch["image"].contiguous(memory_format=torch.channels_last)
         with amp:
@@ -211,12 +183,6 @@ def train_pairs(config: Config, run: Run, split: Split, network: nn.Module) -> n
         label = F.interpolate(label, predictions.shape[-2:], mode="nearest-exact")[:, 0].long()
         loop.step(affinity_loss(network.affinity(predictions), label, settings.radius))
     return network.eval()
-
-
-def foreground_share(run: Run, split: Split) -> float:
-    """Mean over the images of the share of pixels with a class."""
-    labels = (read_label(run.wsss / "labels" / f"{i}.png") for i in split.ids)
-    return sum(float((label > 0).mean()) for label in labels) / len(split)
 
 
 if __name__ == "__main__":

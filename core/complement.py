@@ -1,10 +1,4 @@
-"""Label complementing of stage 4 (Fig. 6, Eq. 6-7): the teacher fills biased pixels.
-
-filled = complement.submit(images, label, tags)      # the teacher's pass; starts CRF threads
-logits = student(images)                             # overlaps with the CRF threads
-label, certainty, figures = filled()                 # Y^co and W
-loss = segmentation_loss(logits, label, certainty)   # Eq. 7
-"""
+"""Label complementing of stage 4 (Fig. 6, Eq. 6-7): the teacher fills biased pixels."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -48,29 +42,24 @@ def complement(debiased_label: Tensor, teacher_label: Tensor) -> Tensor:
 
 
 def certainty(debiased_label: Tensor, teacher_probs: Tensor, tags: Tensor) -> Tensor:
-    """Certainty W of each pixel's label (Eq. 6).
+    """Certainty W of each pixel's label (Eq. 6): (B, H, W) in [0, 1].
 
-    1 where the debiased label is kept; where it is biased, the teacher's highest probability among
-    the classes that the image shows. Background is not one of them, so a biased pixel that the
-    teacher takes for background weighs almost nothing.
-
-    Args:
-        debiased_label: (B, H, W) int64.
-        teacher_probs: (B, 1 + C, H, W), background first.
-        tags: (B, C) multi-hot.
-
-    Returns:
-        (B, H, W) in [0, 1].
+    1 where the debiased label, (B, H, W) int64, is kept; where it is biased, the teacher's highest
+    probability, of (B, 1 + C, H, W), among the classes that the image shows, (B, C) multi-hot.
+    Background, which comes first, is not one of them, so a biased pixel that the teacher takes for
+    background weighs almost nothing.
     """
     tagged = (teacher_probs[:, 1:] * tags[:, :, None, None]).amax(1)
     return torch.where(debiased_label == BIASED, tagged, 1.0)
 
 
+def _background_and_classes(label: Tensor) -> tuple[Tensor, Tensor]:
+    return label == BACKGROUND, (label != BACKGROUND) & (label != IGNORE) & (label != BIASED)
+
+
 def labelled_pixels(label: Tensor) -> Tensor:
     """How many pixels are background and how many a class: (..., H, W) int64 -> (2,) int64."""
-    labelled = (label != IGNORE) & (label != BIASED)
-    background = (label == BACKGROUND).sum()
-    return torch.stack([background, labelled.sum() - background])
+    return torch.stack([part.sum() for part in _background_and_classes(label)])
 
 
 def weighted_cross_entropy(
@@ -100,12 +89,10 @@ def weighted_cross_entropy(
     loss = F.cross_entropy(logits, label, ignore_index=IGNORE, reduction="none")
     if certainty is not None:
         loss = loss * certainty
-    background, classes = label == BACKGROUND, (label != BACKGROUND) & (label != IGNORE)
-    if counts is None:
-        counts = labelled_pixels(label)
+    counts = labelled_pixels(label) if counts is None else counts
     if not balanced:
-        return (loss * (background | classes)).sum() / counts.sum().clamp(min=1)
-    parts = zip((background, classes), counts.clamp(min=1), strict=True)
+        return (loss * (label != IGNORE)).sum() / counts.sum().clamp(min=1)
+    parts = zip(_background_and_classes(label), counts.clamp(min=1), strict=True)
     return sum((loss * part).sum() / count for part, count in parts)
 
 
@@ -153,14 +140,9 @@ figures to log; further calls give the same tensors."""
 class Complement:
     """Fills biased pixels with the refined prediction of a teacher.
 
-    Crops without biased pixels cost nothing; the others are refined over the labels that their
-    image may show.
-
-    Args:
-        config: the refinement.
-        teacher: images -> (B, 1 + C, h, w) logits, in evaluation mode.
-        threads: number of threads that refine crops by the dense CRF on the CPU.
-        device: device of the teacher, on which the CRF runs if it is a GPU.
+    The teacher gives (B, 1 + C, h, w) logits, in evaluation mode. Crops without biased pixels cost
+    nothing; the others are refined over the labels that their image may show, by the dense CRF on
+    `device` if it is a GPU, else in so many threads.
     """
 
     def __init__(
@@ -177,22 +159,18 @@ class Complement:
     def submit(self, images: Tensor, label: Tensor, tags: Tensor) -> Filled:
         """Starts the teacher's pass and its refinement; the student's forward pass runs meanwhile.
 
-        Args:
-            images: (B, 3, H, W) normalised crops.
-            label: (B, H, W) int64 with -1 where biased.
-            tags: (B, C) multi-hot.
+        (B, 3, H, W) normalised crops, (B, H, W) int64 with -1 where biased, (B, C) multi-hot.
         """
-        rows = (label == BIASED).flatten(1).any(1).nonzero()[:, 0]
+        biased = label == BIASED
+        rows = biased.flatten(1).any(1).nonzero()[:, 0]
         if not len(rows):
             return unfilled(label)
-        whole, images, tags = label, images[rows], tags[rows]
-        images = images.contiguous(memory_format=torch.channels_last)
-        logits = F.interpolate(self.teacher(images).float(), whole.shape[-2:], mode="bilinear")
+        images, tags = images[rows].contiguous(memory_format=torch.channels_last), tags[rows]
+        logits = F.interpolate(self.teacher(images).float(), label.shape[-2:], mode="bilinear")
         probs = logits.softmax(1)
-        allowed = F.pad(tags, (1, 0), value=1.0)  # background and the tagged classes
-        allowed = probs * allowed[:, :, None, None]
+        allowed = probs * F.pad(tags, (1, 0), value=1.0)[:, :, None, None]  # with background
         if self.prior != 0.5:
-            odds = torch.where(whole[rows] == BIASED, self.prior / (1 - self.prior), 1.0)
+            odds = torch.where(biased[rows], self.prior / (1 - self.prior), 1.0)
             allowed[:, 1:] *= odds[:, None]
             allowed /= allowed.sum(1, keepdim=True)
         refined = self._submit_refinement(images, allowed)
@@ -200,11 +178,10 @@ class Complement:
         @functools.cache
         @torch.no_grad()
         def finish() -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-            biased, weight = whole == BIASED, torch.ones_like(whole, dtype=torch.float32)
-            completed = whole.clone()
+            completed, weight = label.clone(), torch.ones_like(label, dtype=torch.float32)
             # Labels come from the refined probabilities; Eq. 6 takes the teacher's own, unrefined.
-            completed[rows] = complement(whole[rows], refined().argmax(1))
-            weight[rows] = certainty(whole[rows], probs, tags)
+            completed[rows] = complement(label[rows], refined().argmax(1))
+            weight[rows] = certainty(label[rows], probs, tags)
             count = biased.sum()  # no pixels are selected: the CPU would wait for that
             figures = {
                 "biased": count / biased.numel(),

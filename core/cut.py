@@ -23,12 +23,9 @@ from collections.abc import Iterable, Sequence
 import cv2
 import numpy as np
 
-BINS = 4096
-"""Number of histogram bins for cosines, from -1 to 1."""
-RING = 2
-"""Width of the ring, cells."""
-MIN_GAIN = 0.1
-"""A class is left as it is if the best cut raises its expected IoU by less than this."""
+BINS = 4096  # of a histogram of cosines, from -1 to 1
+RING = 2  # width of the ring, cells
+MIN_GAIN = 0.1  # a class is left as it is if the best cut raises its expected IoU by less
 GROUPS = ("region", "ring", "kept")
 COLUMNS = ("cut", "slope", "object_share", "remaining", "contrast", "expected_iou")
 
@@ -36,16 +33,13 @@ COLUMNS = ("cut", "slope", "object_share", "remaining", "contrast", "expected_io
 def count_similarities(
     maps: np.ndarray, regions: np.ndarray, kept: np.ndarray, classes: Sequence[int]
 ) -> np.ndarray:
-    """Histograms of one image's similarities.
+    """Histograms (T, 3, BINS) int64 of the region, ring and kept cells of an image's T classes.
 
     Args:
         maps: (T, h, w) cosines with the debiased centroid of each class of the image.
         regions: (h, w) label of each cell: 0..C, others are ignored.
         kept: (h, w) bool, cells of the clusters that Eq. 3 keeps.
         classes: the T classes, 1..C.
-
-    Returns:
-        (T, 3, BINS) int64: cells of each class's region, ring and kept clusters.
     """
     bins = ((maps.astype(np.float64) + 1) * (BINS / 2)).astype(np.int64).clip(0, BINS - 1)
     counts = np.zeros((len(classes), len(GROUPS), BINS), np.int64)
@@ -58,10 +52,7 @@ def count_similarities(
 
 
 def find_cuts(counts: np.ndarray) -> dict[str, np.ndarray]:
-    """The cut of each class.
-
-    Args:
-        counts: (C, 3, BINS) cells by group and similarity, see `count_similarities`.
+    """The cut of each class, from (C, 3, BINS) cells by group and similarity.
 
     Returns:
         Arrays (C,) float64: `cut`, similarity t, NaN for a class that is left as it is; `slope` of

@@ -47,17 +47,11 @@ class DebiasConfig:
 
 
 def cell_labels(label: Tensor, size: tuple[int, int]) -> Tensor:
-    """Labels of feature cells: the label that most of a cell's pixels have.
+    """Labels of feature cells: (H, W) integers, 0..C or 255, to (h, w) int64.
 
-    Pixels marked ignore have no vote unless the whole cell is ignored. A class that wins no cell at
-    all takes the cell where it has most pixels, so that a small object keeps a region.
-
-    Args:
-        label: (H, W) integers, 0..C or 255.
-        size: (h, w) of the feature map; each pixel belongs to the cell that its centre falls into.
-
-    Returns:
-        (h, w) int64, 0..C or 255.
+    The label of a cell is that of most of the pixels whose centres fall into it. Pixels marked
+    ignore have no vote unless the whole cell is ignored. A class that wins no cell at all takes the
+    cell where it has most pixels, so that a small object keeps a region.
     """
     (height, width), (rows, cols) = label.shape, size
     y = torch.arange(height).mul(rows).div(height, rounding_mode="floor")
@@ -76,16 +70,14 @@ def cell_labels(label: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def kmeans(
-    points: Tensor, k: int, generator: torch.Generator, restarts: int = 3, steps: int = 50
+    points: Tensor, k: int, generator: torch.Generator, restarts: int = 3
 ) -> tuple[Tensor, Tensor]:
-    """Spherical K-means with k-means++ seeds; the tightest of several starts.
+    """Spherical K-means with k-means++ seeds; the tightest of `restarts` starts.
 
     Args:
         points: (n, D) unit vectors, n >= 1.
         k: clusters; fewer come out when there are fewer distinct points.
         generator: source of the seeds, on the CPU.
-        restarts: starts to choose from.
-        steps: at most this many iterations each.
 
     Returns:
         (k', D) unit centroids and (n,) int64 cluster of each point, 1 <= k' <= k.
@@ -94,7 +86,7 @@ def kmeans(
     for _ in range(restarts if k > 1 else 1):
         centroids = _seeds(points, k, generator)
         assignment = (points @ centroids.T).argmax(1)
-        for _ in range(steps):
+        for _ in range(50):
             sums = torch.zeros_like(centroids).index_add_(0, assignment, points)
             centroids = F.normalize(sums, dim=1)
             similarity, update = (points @ centroids.T).max(1)
@@ -105,8 +97,7 @@ def kmeans(
         if best is None or score > best[0]:
             best = score, centroids, assignment
     _, centroids, assignment = best
-    kept = assignment.unique()  # a cluster may have lost its last point
-    renumbered = torch.searchsorted(kept, assignment)
+    kept, renumbered = assignment.unique(return_inverse=True)  # one may have lost its last point
     return centroids[kept], renumbered
 
 
@@ -123,24 +114,12 @@ def _seeds(points: Tensor, k: int, generator: torch.Generator) -> Tensor:
 
 
 def image_centroids(
-    feat: Tensor,
-    label: Tensor,
-    k_fg: int,
-    k_bg: int,
-    generator: torch.Generator,
-    restarts: int = 3,
+    feat: Tensor, label: Tensor, k_fg: int, k_bg: int, generator: torch.Generator, restarts: int = 3
 ) -> tuple[dict[int, Tensor], Tensor]:
     """Clusters the features of each labelled region of one image (Sec. 3.2).
 
-    A region of fewer than max(4, K) cells has one centroid, its mean.
-
-    Args:
-        feat: (D, h, w) features.
-        label: (H, W) pseudo label, 0..C or 255, at any size.
-        k_fg: clusters of each class region, K_fg.
-        k_bg: clusters of the background region, K_bg.
-        generator: source of K-means' seeds, on the CPU.
-        restarts: starts of K-means to choose from.
+    A region of fewer than max(4, K) cells has one centroid, its mean. K is `k_fg` for classes and
+    `k_bg` for background; features are (D, h, w), the label is (H, W), 0..C or 255, at any size.
 
     Returns:
         {label: (K, D) unit centroids} for the labels present, ascending, and (h, w) int64: the
@@ -168,13 +147,7 @@ def background_distance(fg: Tensor, bg: Tensor, nearest: int | None = None) -> T
     D(a, b) = (1 - cos(a, b)) / 2. The paper's formula averages over all background centroids; its
     introduction speaks of the minimum, which is `nearest=1`; a few more make it robust.
 
-    Args:
-        fg: (Nf, D).
-        bg: (Nb, D).
-        nearest: average over this many nearest background centroids; None: over all.
-
-    Returns:
-        (Nf,) in [0, 1].
+    (Nf, D) and (Nb, D) -> (Nf,) in [0, 1].
     """
     fg, bg = F.normalize(fg, dim=1), F.normalize(bg, dim=1)
     if nearest is not None:
@@ -191,11 +164,6 @@ def select_farthest(distance: Tensor, alpha: float) -> Tensor:
     return distance.sort(descending=True, stable=True).indices[:count]
 
 
-def mean_of_units(centroids: Tensor) -> Tensor:
-    """(n, D) -> (D,) mean of the centroids' directions, not unit length itself (Eq. 2)."""
-    return F.normalize(centroids, dim=1).mean(0)
-
-
 def debiased_centroid(
     fg: Tensor, bg: Tensor, alpha: float = 0.40, nearest: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -207,8 +175,7 @@ def debiased_centroid(
     Args:
         fg: (N_c, D) centroids of one class, K_fg per training image that shows it.
         bg: (Nb, D) background centroids of all training images.
-        alpha: share of `fg` kept, in (0, 1]; the count is rounded up.
-        nearest: see `background_distance`.
+        alpha, nearest: share of `fg` kept, in (0, 1], rounded up; see `background_distance`.
 
     Returns:
         (D,) mean of the kept unit centroids V^c, not of unit length itself; (N_c,) distances;
@@ -223,7 +190,7 @@ def debiased_centroid(
         raise ValueError(f"alpha must be in (0, 1], got {alpha}; the paper uses 0.40")
     distance = background_distance(fg, bg, nearest)  # Eq. 1
     kept = select_farthest(distance, alpha)  # Eq. 3
-    return mean_of_units(fg[kept]), distance, kept  # Eq. 2
+    return F.normalize(fg[kept], dim=1).mean(0), distance, kept  # Eq. 2
 
 
 def debiased_centroids(
@@ -235,68 +202,38 @@ def debiased_centroids(
         vectors: (N, D) centroids of all regions of all training images; may be a mapped file, of
             which the backgrounds and one class at a time are read into memory.
         labels: (N,) 0..C, the region's label; 0 is background.
-        classes: C.
-        alpha: share of each class's centroids that is kept, in (0, 1].
-        nearest: see `background_distance`.
 
     Returns:
         (C, D) debiased centroids, a zero row for a class without any; (N,) distance of each
         foreground centroid to the backgrounds, 0 for backgrounds; (N,) bool, which are kept.
     """
-    centroids = torch.zeros(classes, vectors.shape[1])
+    centroids, bg = torch.zeros(classes, vectors.shape[1]), vectors[labels == 0]
     distance, kept = torch.zeros(len(vectors)), torch.zeros(len(vectors), dtype=torch.bool)
-    bg = vectors[labels == 0]
-    for c in labels.unique().tolist():
-        if c:
-            rows = (labels == c).nonzero()[:, 0]
-            centroids[c - 1], distance[rows], chosen = debiased_centroid(
-                vectors[rows], bg, alpha, nearest
-            )
-            kept[rows[chosen]] = True
+    for c in labels[labels > 0].unique().tolist():
+        rows = (labels == c).nonzero()[:, 0]
+        found = debiased_centroid(vectors[rows], bg, alpha, nearest)
+        centroids[c - 1], distance[rows], chosen = found
+        kept[rows[chosen]] = True
     return centroids, distance, kept
 
 
 def similarities(feat: Tensor, centroids: Tensor, tags: Tensor) -> Tensor:
-    """Similarity to the debiased centroid of each class of the image.
+    """Similarity to the debiased centroid of each class of the image (Eq. 4 is their maximum).
 
-    Args:
-        feat: (D, h, w) features.
-        centroids: (C, D), one per class; a zero row (a class never seen) is similar to nothing.
-        tags: (C,) bool, the T classes of the image.
+    The maximum runs over all classes of the image, not the pixel's own label alone, because
+    features confuse related classes: a horse that resembles the sheep centroid is still an object.
 
-    Returns:
-        (T, h, w) cosines, in the order of the classes.
+    Features (D, h, w), centroids (C, D), of which a zero row (a class never seen) is similar to
+    nothing, and tags (C,) bool, the T classes of the image -> (T, h, w) cosines in their order.
     """
     chosen = F.normalize(centroids[tags.bool()], dim=1)
     return torch.einsum("cd,dhw->chw", chosen, F.normalize(feat, dim=0))
 
 
-def debiased_score(feat: Tensor, centroids: Tensor, tags: Tensor) -> Tensor:
-    """Similarity to the debiased centroid of any class of the image (Eq. 4).
-
-    The maximum runs over all classes of the image, not the pixel's own label alone, because
-    features confuse related classes: a horse that resembles the sheep centroid is still an object.
-
-    Args: see `similarities`.
-
-    Returns:
-        (h, w) in [0, 1]; 0 everywhere if no class is tagged.
-    """
-    if not tags.any():
-        return feat.new_zeros(feat.shape[1:])
-    return similarities(feat, centroids, tags).amax(0).clamp(0, 1)
-
-
 def fixed_logit(score: Tensor, label: Tensor, config: DebiasConfig) -> Tensor:
-    """The logit of a similarity map by one threshold for all classes.
+    """(h, w) similarity of Eq. 4 -> (H, W) logit, above 0 where it exceeds the fixed threshold.
 
-    Args:
-        score: (h, w) similarity of Eq. 4.
-        label: (H, W) pseudo label; its labelled region gives the maximum of `scale: max`.
-        config: scale, threshold and slope.
-
-    Returns:
-        (H, W), above 0 where the threshold is exceeded.
+    The labelled region of the (H, W) pseudo label gives the maximum of `scale: max`.
     """
     score = F.interpolate(score[None, None], label.shape, mode="bilinear")[0, 0]
     region = (label > 0) & (label < BIASED_ON_DISK)
@@ -311,11 +248,10 @@ def debiased_mask(logit: Tensor, image: np.ndarray, label: Tensor, crf: DenseCRF
     Args:
         logit: (h, w) or (H, W), above 0 where the similarity indicates an object.
         image: (H, W, 3) uint8 RGB.
-        label: (H, W) pseudo label.
+        label: (H, W) pseudo label; nothing is refined if it shows no class.
         crf: two-label refinement; None leaves the sign of the logit.
 
-    Returns:
-        (H, W) bool, True where the pixel resembles a debiased centroid.
+    Returns (H, W) bool, True where the pixel resembles a debiased centroid.
     """
     logit = F.interpolate(logit[None, None].float(), image.shape[:2], mode="bilinear")[0, 0].cpu()
     if crf is None or not ((label > 0) & (label < BIASED_ON_DISK)).any():
@@ -327,12 +263,8 @@ def debiased_mask(logit: Tensor, image: np.ndarray, label: Tensor, crf: DenseCRF
 def mark_biased(wsss_label: Tensor, debiased_mask: Tensor) -> Tensor:
     """Marks labelled pixels outside the debiased mask as biased; background never changes (Eq. 5).
 
-    Args:
-        wsss_label: (H, W) integers, 0..C or 255.
-        debiased_mask: (H, W) bool, the refined similarity map M.
-
-    Returns:
-        (H, W) int64: -1 where biased, else the WSSS label.
+    (H, W) integers, 0..C or 255, and (H, W) bool, the refined similarity map M -> (H, W) int64: -1
+    where biased, else the WSSS label.
     """
     label = wsss_label.long()
     biased = (label != BACKGROUND) & (label != IGNORE) & ~debiased_mask

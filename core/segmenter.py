@@ -16,7 +16,6 @@ from core.data.loader import batches_by_size
 from core.data.settings import AugmentConfig
 from core.inference import multi_scale, windowed
 from core.models.deeplab import DeepLab, DeepLabConfig
-from core.run import distributed
 from core.run.device import autocast, pick_device, to_device
 from core.run.settings import (
     ClosedUnitInterval,
@@ -27,7 +26,7 @@ from core.run.settings import (
     check,
     location,
 )
-from core.run.threads import in_threads
+from core.run.threads import make_missing
 
 
 @dataclass
@@ -79,10 +78,8 @@ class EvaluationConfig:
 
     def __post_init__(self):
         check(len(self.scales) > 0, "evaluation.scales needs at least one number")
-        check(
-            self.window == 0 or self.window >= 32,
-            f"evaluation.window must be 0 or at least 32, got {self.window}",
-        )
+        large = self.window == 0 or self.window >= 32
+        check(large, f"evaluation.window must be 0 or at least 32, got {self.window}")
 
     def unused(self) -> list[str]:
         """The CRF's settings, if there is no CRF."""
@@ -90,49 +87,34 @@ class EvaluationConfig:
 
 
 def predict(
-    network: DeepLab,
-    split: Split,
-    folder: Path,
-    settings: EvaluationConfig,
-    runtime: Runtime,
+    network: DeepLab, split: Split, folder: Path, settings: EvaluationConfig, runtime: Runtime
 ) -> None:
     """Writes the predicted label map of every image that has none yet in `folder`."""
     device = pick_device(runtime)
     network, amp = to_device(network, device), autocast(runtime, device)
     crf = make_crf(settings.crf, device) if settings.refine == "crf" else None
-    todo = distributed.my_share([folder / f"{i}.png" for i in split.ids])
+    paths = [folder / f"{i}.png" for i in split.ids]
 
     def finish(item: tuple[int, np.ndarray]) -> None:
         index, probs = item
         label = most_likely(split.read_image(index), probs, crf)
-        write_label(folder / f"{split.ids[index]}.png", label)
+        write_label(paths[index], label)
 
-    def seen() -> Iterator[tuple[int, np.ndarray]]:
-        wanted = set(todo)
-        largest = 1 if settings.window else max(settings.scales)
+    def seen(todo: list[int]) -> Iterator[tuple[int, np.ndarray]]:
+        wanted, largest = set(todo), 1 if settings.window else max(settings.scales)
         for indices, images in batches_by_size(split, todo, device, largest):
             with amp:
                 probs = probabilities(network, images, settings)
-            for index, own in zip(indices, probs.cpu().numpy(), strict=True):
-                if index in wanted:
-                    yield index, own
+            found = zip(indices, probs.cpu().numpy(), strict=True)
+            yield from (item for item in found if item[0] in wanted)
 
-    done = len(split) - len(todo)
-    for _ in in_threads(finish, seen(), runtime.workers, "predicting", len(split), done):
-        pass
-    distributed.barrier()
+    make_missing(paths, finish, runtime.workers, "predicting", seen)
 
 
 def probabilities(network: DeepLab, images: Tensor, settings: EvaluationConfig) -> Tensor:
-    """Probabilities of labels over all configured views.
+    """(B, 3, H, W), normalised -> (B, 1 + C, H, W) float32 probabilities of labels.
 
-    Args:
-        network: network in evaluation mode.
-        images: (B, 3, H, W), normalised.
-        settings: scales, mirroring and windows.
-
-    Returns:
-        (B, 1 + C, H, W) float32: the mean over the views; v1's code averages logits instead.
+    They are the mean over all configured views; v1's code averages logits instead.
     """
     of_logits = network.head.averages_logits
 

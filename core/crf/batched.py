@@ -7,7 +7,7 @@ rounding, which also decides to which simplex a pixel on the border of two belon
 points the lattice has.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -20,36 +20,26 @@ MARGIN = 2 * CORNERS  # rounding moves a coordinate by up to 6, a corner by 5, a
 BYTES = 2**30  # approximate memory for the lattices of images refined together
 
 
-class BatchedGrid:
-    """out += weight K~ q for the spatial kernel; see `GridFilter`."""
-
-    def __init__(self, size: Sequence[int], sigma: float, weight: float, device: torch.device):
-        self.rows = _matrix(size[0], sigma, weight).to(device)
-        self.columns = _matrix(size[1], sigma, 1).to(device)
-
-    def __call__(self, values: Tensor) -> Tensor:
-        """(B, C, H, W) -> the same, filtered."""
-        return self.rows @ values @ self.columns.T
+def grid_filter(
+    size: Sequence[int], sigma: float, weight: float, device: torch.device
+) -> Callable[[Tensor], Tensor]:
+    """weight K~ q for the spatial kernel, of (B, C, H, W); see `GridFilter`."""
+    rows = _matrix(size[0], sigma, weight).to(device)
+    columns = _matrix(size[1], sigma, 1).to(device)
+    return lambda values: rows @ values @ columns.T
 
 
 def _matrix(length: int, sigma: float, weight: float) -> Tensor:
     """(length, length) weight K~ along one axis."""
-    taps = torch.from_numpy(band(length, sigma, weight))
-    matrix, radius = torch.zeros(length, length), len(taps) // 2
-    for t, row in enumerate(taps):
-        here = torch.arange(length)
-        inside = (here + t - radius >= 0) & (here + t - radius < length)
-        matrix[here[inside], here[inside] + t - radius] = row[inside]
+    taps, matrix = torch.from_numpy(band(length, sigma, weight)), torch.zeros(length, length)
+    for shift, row in enumerate(taps, -(len(taps) // 2)):
+        matrix.diagonal(shift)[:] = row[max(0, -shift) : length - max(0, shift)]
     return matrix
 
 
 class BatchedLattice:
-    """out += weight K~ q for the bilateral kernel; see `LatticeFilter`.
-
-    Args:
-        features: (B, N, 5) float32, divided by the kernel's widths.
-        weight: factor on the result, >= 0.
-        vertices: M, 1..6, corners of its simplex that a pixel is splat onto and sliced from.
+    """weight K~ q for the bilateral kernel, of (B, C, N) and features (B, N, 5) float32; see
+    `LatticeFilter`.
 
     Raises:
         UserError: the features span more than the packed coordinates have room for.
@@ -60,9 +50,7 @@ class BatchedLattice:
         if vertices < CORNERS:
             shares, kept = shares.topk(vertices, dim=2)
             shares = shares / shares.sum(2, keepdim=True)
-            coordinates = coordinates.gather(
-                2, kept[..., None].expand(*kept.shape, coordinates.shape[3])
-            )
+            coordinates = coordinates.gather(2, kept[..., None].expand(*kept.shape, DIM))
         keys, places = _packed(coordinates)
         points, corners = keys.unique(return_inverse=True)
         self.count, self.corners, self.weights = len(points), corners, shares
@@ -82,25 +70,19 @@ class BatchedLattice:
         return before, after
 
     def __call__(self, values: Tensor) -> Tensor:
-        """(B, C, N) -> the same, filtered."""
-        channels = values.shape[1]
-        lattice = values.new_zeros(self.count + 1, channels)  # the last stays 0: no such point
-        for k in range(self.corners.shape[2]):
-            spread = self.weights[..., k, None] * values.transpose(1, 2)
-            lattice.index_add_(0, self.corners[..., k].flatten(), spread.flatten(0, 1))
+        # The last point stays 0: it stands for all that are not there.
+        lattice = values.new_zeros(self.count + 1, values.shape[1])
+        ends = [*zip(self.corners.unbind(2), self.weights[..., None].unbind(2), strict=True)]
+        for corner, weight in ends:
+            spread = weight * values.transpose(1, 2)
+            lattice.index_add_(0, corner.flatten(), spread.flatten(0, 1))
         for before, after in self.neighbours:
             lattice[:-1] += (lattice[before] + lattice[after]) / 2
-        corners = self.corners.unbind(2)
-        weights = self.weights[..., None].unbind(2)
-        sliced = sum(w * lattice[c] for c, w in zip(corners, weights, strict=True))
-        return sliced.transpose(1, 2)
+        return sum(weight * lattice[corner] for corner, weight in ends).transpose(1, 2)
 
 
 def simplices(features: Tensor) -> tuple[Tensor, Tensor]:
-    """The corners of each pixel's simplex.
-
-    Args:
-        features: (B, N, 5) float32.
+    """The corners of the simplex of each pixel, given (B, N, 5) float32 features.
 
     Returns:
         (B, N, 6, 5) int32, coordinates of the six corners without the last, which is minus the sum
@@ -153,17 +135,16 @@ def bytes_per_pixel(labels: int) -> int:
 
 @torch.no_grad()
 def refine(images: Tensor, probs: Tensor, config, present: Tensor | None = None) -> Tensor:
-    """Refines the probabilities of a batch of images.
+    """Refines the probabilities of a batch of images on their device.
 
     Args:
-        images: (B, 3, H, W) uint8 RGB, on any device.
+        images: (B, 3, H, W) uint8 RGB.
         probs: (B, L, H, W) float32 in [0, 1]; clipped to [1e-5, 1].
-        config: `DenseCRF` or `CrfConfig`: widths, weights, iterations, relaxation, vertices.
+        config: a `DenseCRF` or a `CrfConfig`.
         present: (B, L) bool, labels that take part in each image, label 0 always; None: all. The
             cost is that of the largest number of them.
 
-    Returns:
-        (B, L, H, W) float32 posterior; sums to 1 over L, 0 for labels that take no part.
+    Returns (B, L, H, W) float32 posterior; sums to 1 over L, 0 for labels that take no part.
     """
     if present is None:
         present = torch.ones(probs.shape[:2], dtype=torch.bool, device=probs.device)
@@ -202,14 +183,12 @@ def _posterior(logits: Tensor) -> Tensor:
     return torch.cat([torch.zeros_like(logits[:, :1]), logits], 1).softmax(1)
 
 
-def _filters(images: Tensor, config) -> list:
-    size, filters = images.shape[2:], []
+def _filters(images: Tensor, config) -> list[Callable[[Tensor], Tensor]]:
+    size, device, filters = images.shape[2:], images.device, []
     if config.weight_gaussian > 0:
-        filters.append(
-            BatchedGrid(size, config.sxy_gaussian, config.weight_gaussian, images.device)
-        )
+        filters.append(grid_filter(size, config.sxy_gaussian, config.weight_gaussian, device))
     if config.weight_bilateral > 0:
-        rows, columns = (torch.arange(n, device=images.device).float() for n in size)
+        rows, columns = (torch.arange(n, device=device).float() for n in size)
         places = torch.stack(torch.meshgrid(columns, rows, indexing="xy")) / config.sxy_bilateral
         places = places.expand(len(images), *places.shape)
         features = torch.cat([places, images.float() / config.srgb_bilateral], 1).flatten(2)

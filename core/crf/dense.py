@@ -19,14 +19,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from jsonargparse.typing import restricted_number_type
 
 from core.run.errors import UserError
-from core.run.settings import (
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    restricted_number_type,
-)
+from core.run.settings import NonNegativeFloat, NonNegativeInt, PositiveFloat
 
 Relaxation = restricted_number_type("Relaxation", float, [(">", 0), ("<", 2)])
 Vertices = restricted_number_type("Vertices", int, [(">=", 1), ("<=", 6)])
@@ -66,17 +62,9 @@ class DenseCRF:
         backend: "numba"; "torch"; "pydensecrf"; or "auto": "torch" if `device` is a GPU, else the
             first of the others that is installed.
         device: where `torch` refines, "cpu" or "cuda".
-        iterations: T, of mean field; 0 returns the unary's posterior.
-        sxy_gaussian: width of the spatial kernel, pixels.
-        weight_gaussian: w_g, >= 0.
-        sxy_bilateral: spatial width of the bilateral kernel, pixels.
-        srgb_bilateral: colour width of the bilateral kernel, grey levels.
-        weight_bilateral: w_b, >= 0.
-        relaxation: r in (0, 2): each iteration moves the logits r times as far as mean field
-            would. 1 is mean field itself; 1.8 gets about as far in 6 iterations as 1 in 10.
-        vertices: number of corners of its simplex that a pixel is carried to, 1..6; those with
-            the largest weights are kept. 6 is the exact lattice filter; 3 or 4 are faster and
-            close to it.
+        settings: the other fields of `CrfConfig`. 0 `iterations` return the unary's posterior;
+            each moves the logits `relaxation` times as far as mean field would. A pixel is carried
+            to the `vertices` corners of its simplex with the largest weights; 6 is exact.
 
     Raises:
         UserError: the backend is not installed, or is pydensecrf, which has neither `relaxation`
@@ -99,23 +87,17 @@ class DenseCRF:
         gpu = backend == "auto" and device.startswith("cuda")
         self.backend, self.device = _choose("torch" if gpu else backend), device
         if self.backend == "pydensecrf" and (config.relaxation, config.vertices) != (1, 6):
-            raise UserError(
-                "dense CRF: pydensecrf has no relaxation and no vertices to choose; "
-                f"{REMEDIES['numba']}, or set crf.relaxation 1 and crf.vertices 6"
-            )
+            remedy = f"{REMEDIES['numba']}, or set crf.relaxation 1 and crf.vertices 6"
+            raise UserError(f"dense CRF: pydensecrf has no relaxation and no vertices; {remedy}")
 
     def __call__(self, image: np.ndarray, probs: np.ndarray) -> np.ndarray:
-        """Refines the probabilities of one image.
+        """Refines the probabilities of one image: (L, H, W) float32 that sum to 1 over L.
 
         The cost grows with L: pass the labels that may occur in the image, not all of them.
 
         Args:
             image: (H, W, 3) uint8, the RGB image itself, not a normalised one.
-            probs: (L, H, W) float32 in [0, 1], L >= 1; clipped to [1e-5, 1]. They need not sum to
-            1.
-
-        Returns:
-            (L, H, W) float32 posterior; sums to 1 over L.
+            probs: (L, H, W) float32 in [0, 1], L >= 1; clipped to [1e-5, 1]; any sum over L.
 
         Raises:
             ValueError: a wrong type or shape, sizes that differ, or values outside [0, 1].
@@ -128,10 +110,9 @@ class DenseCRF:
         unary = -np.log(np.clip(probs, 1e-5, 1)).reshape(len(probs), -1)
         unary = np.ascontiguousarray(unary)  # `probs` may be a transposed view
         infer = self._infer_pydensecrf if self.backend == "pydensecrf" else self._infer_numba
-        return infer(image, unary).reshape(probs.shape)
+        return infer(image, unary).reshape(probs.shape)  # (H, W, 3) and (L, N) -> (L, N)
 
     def _infer_numba(self, image: np.ndarray, unary: np.ndarray) -> np.ndarray:
-        """(H, W, 3) and (L, N) -> (L, N)."""
         filters = self._filters(image)
         # A softmax does not change when the same is added to all labels, and the kernels are
         # linear. So label 0 can be subtracted from the others, in the logits and in Q: L - 1
@@ -163,14 +144,11 @@ class DenseCRF:
             features[0] = np.arange(width) / self.sxy_bilateral
             features[1] = np.arange(height)[:, None] / self.sxy_bilateral
             features[2:] = image.transpose(2, 0, 1) / np.float32(self.srgb_bilateral)
-            lattice = LatticeFilter(
-                features.reshape(5, -1), self.weight_bilateral, vertices=self.vertices
-            )
-            filters.append(lattice)
+            features = features.reshape(5, -1)
+            filters.append(LatticeFilter(features, self.weight_bilateral, self.vertices))
         return filters
 
     def _infer_torch(self, image: np.ndarray, probs: np.ndarray) -> np.ndarray:
-        """(H, W, 3) and (L, H, W) -> (L, H, W)."""
         import torch
 
         from core.crf.batched import refine
@@ -180,7 +158,6 @@ class DenseCRF:
         return refine(*tensors, self)[0].cpu().numpy()
 
     def _infer_pydensecrf(self, image: np.ndarray, unary: np.ndarray) -> np.ndarray:
-        """(H, W, 3) and (L, N) -> (L, N)."""
         from pydensecrf.densecrf import DenseCRF2D
 
         height, width = image.shape[:2]
@@ -190,12 +167,9 @@ class DenseCRF:
         if self.weight_gaussian > 0:
             crf.addPairwiseGaussian(sxy=self.sxy_gaussian, compat=self.weight_gaussian)
         if self.weight_bilateral > 0:
-            crf.addPairwiseBilateral(
-                sxy=self.sxy_bilateral,
-                srgb=self.srgb_bilateral,
-                rgbim=np.require(image, requirements="CW"),  # no views, nothing read-only
-                compat=self.weight_bilateral,
-            )
+            pixels = np.require(image, requirements="CW")  # no views, nothing read-only
+            widths = {"sxy": self.sxy_bilateral, "srgb": self.srgb_bilateral}
+            crf.addPairwiseBilateral(**widths, rgbim=pixels, compat=self.weight_bilateral)
         return np.array(crf.inference(self.iterations), np.float32)
 
 
@@ -207,7 +181,6 @@ def make_crf(config: CrfConfig, device: Any = "cpu") -> DenseCRF:
 
 
 def _choose(backend: str) -> str:
-    """The backend to use, once it is known to import."""
     if backend not in ("auto", *REMEDIES):
         raise ValueError(f'backend must be one of auto, {", ".join(REMEDIES)}, got "{backend}"')
     wanted = ["numba", "pydensecrf"] if backend == "auto" else [backend]
@@ -222,20 +195,17 @@ def _choose(backend: str) -> str:
 
 
 def _check(image: np.ndarray, probs: np.ndarray) -> None:
-    for name, array, dtype, form in (
-        ("image", image, np.uint8, "(H, W, 3)"),
-        ("probs", probs, np.float32, "(L, H, W)"),
-    ):
-        if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim != 3:
-            got = f"{array.shape} {array.dtype}" if isinstance(array, np.ndarray) else type(array)
-            raise ValueError(f"{name} must be a {form} {np.dtype(dtype)} array, got {got}")
+    forms = (image, "image must be a (H, W, 3) uint8"), (probs, "probs must be a (L, H, W) float32")
+    for array, form in forms:
+        if not isinstance(array, np.ndarray):
+            raise ValueError(f"{form} array, got {type(array)}")
+        if array.dtype != form.split()[-1] or array.ndim != 3:
+            raise ValueError(f"{form} array, got {array.shape} {array.dtype}")
     if image.shape[2] != 3:
         raise ValueError(f"image must have 3 channels, last, got shape {image.shape}")
     if 0 in probs.shape or probs.shape[1:] != image.shape[:2]:
-        raise ValueError(
-            f"probs must be (L, H, W) with L >= 1 and the image's height and width "
-            f"{image.shape[:2]}, got {probs.shape}"
-        )
+        form = f"(L, H, W) with L >= 1 and the image's height and width {image.shape[:2]}"
+        raise ValueError(f"probs must be {form}, got {probs.shape}")
     low, high = probs.min(), probs.max()
     if not (low >= -1e-3 and high <= 1 + 1e-3):  # written so that NaN is refused, too
         raise ValueError(f"probs must lie in [0, 1], got {low} to {high}; apply softmax to logits")

@@ -24,10 +24,7 @@ class PAMR:
 
     The neighbours are processed one after the other, so the memory is that of a, which is B * 8 *
     dilations * h * w, plus a few copies of the masks, not their product. No gradient is recorded.
-
-    Args:
-        iterations: updates of the mask; 0 returns it as it is.
-        dilations: distances of the neighbours, pixels.
+    0 `iterations` return the masks as they are; `dilations` are in pixels.
 
     Raises:
         ValueError: a setting is out of range.
@@ -38,30 +35,22 @@ class PAMR:
             raise ValueError(f"iterations must be at least 0, got {iterations}")
         if not dilations or min(dilations) < 1:
             raise ValueError(f"dilations must be at least one distance >= 1, got {dilations}")
-        self.iterations = iterations
-        self.dilations = tuple(dilations)
+        self.iterations, self.dilations = iterations, tuple(dilations)
 
     @torch.no_grad()
     def __call__(self, images: Tensor, masks: Tensor) -> Tensor:
-        """Refines the masks of a batch.
+        """Refines (B, C, h, w) float masks, such as probabilities; keeps their type and sum over C.
 
-        Args:
-            images: (B, 3, H, W) float, in any range and normalised or not: sigma scales along with
-                each channel. Resized to the masks where the sizes differ.
-            masks: (B, C, h, w) float, such as probabilities.
-
-        Returns:
-            (B, C, h, w), of the type and on the device of `masks`; sums over C are kept.
+        Images are (B, 3, H, W) float, in any range and normalised or not: sigma scales along with
+        each channel. They are resized to the masks where the sizes differ.
 
         Raises:
             ValueError: not floating point, not 4 axes, no pixels, or batches that differ.
         """
         for name, tensor in (("images", images), ("masks", masks)):
             if tensor.ndim != 4 or not tensor.is_floating_point() or 0 in tensor.shape:
-                raise ValueError(
-                    f"{name} must be a non-empty (B, channels, height, width) float tensor, "
-                    f"got {(*tensor.shape,)} {tensor.dtype}"
-                )
+                form, got = "non-empty (B, channels, height, width) float", (*tensor.shape,)
+                raise ValueError(f"{name} must be a {form} tensor, got {got} {tensor.dtype}")
         if len(images) != len(masks):
             raise ValueError(f"{len(images)} images for {len(masks)} masks; a batch has as many")
         images = images.float()

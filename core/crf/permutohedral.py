@@ -31,7 +31,7 @@ class LatticeFilter:
 
     Args:
         features: (5, N) float32, divided by the kernel's width in each dimension.
-        weight: factor on the result, >= 0.
+        weight: >= 0.
         vertices: M, 1..6: how many corners of its simplex a pixel is splat onto and sliced from.
             Those with the largest weights are kept and renormalised; all 6 are the true filter.
 
@@ -62,39 +62,26 @@ class LatticeFilter:
 
     def add_to(self, out: np.ndarray, values: np.ndarray) -> None:
         """Adds the filtered `values` to `out`; both (C, N) float32."""
-        lattice = self.corners, self.weights, self.neighbours
-        corners = (0,) * self.corners.shape[1]
-        start = 0
-        while start < len(values):
-            lanes = next(n for n in LANES if n <= len(values) - start)
-            part = slice(start, start + lanes)
-            _splat_blur_slice(out[part], values[part], *lattice, corners, (0,) * lanes)
-            start += lanes
+        lattice = self.corners, self.weights, self.neighbours, (0,) * self.corners.shape[1]
+        while len(values):
+            lanes = next(n for n in LANES if n <= len(values))
+            _splat_blur_slice(out[:lanes], values[:lanes], *lattice, (0,) * lanes)
+            out, values = out[lanes:], values[lanes:]
 
 
-def _elevation() -> np.ndarray:
-    """(6, 5): carries features onto the plane of the lattice, whose coordinates sum to 0.
-
-    Scaled so that blurring along every axis with 1/2, 1, 1/2, together with splat and slice, makes
-    a Gaussian of unit width (Adams et al.).
-    """
-    matrix = np.zeros((CORNERS, DIM))
-    for j in range(DIM):
-        matrix[: j + 1, j] = 1
-        matrix[j + 1, j] = -(j + 1)
-        matrix[:, j] *= CORNERS * np.sqrt(2 / 3) / np.sqrt((j + 1) * (j + 2))
-    return matrix.astype(np.float32)
-
-
-ELEVATION = _elevation()
+# (6, 5): carries features onto the plane of the lattice, whose coordinates sum to 0. Scaled so that
+# blurring along every axis with 1/2, 1, 1/2, together with splat and slice, makes a Gaussian of
+# unit width (Adams et al.).
+_J = np.arange(DIM)
+ELEVATION = np.triu(np.ones((CORNERS, DIM))) - np.eye(CORNERS, DIM, -1) * (_J + 1)
+ELEVATION *= CORNERS * np.sqrt(2 / 3) / np.sqrt((_J + 1) * (_J + 2))
+ELEVATION = ELEVATION.astype(np.float32)
 # A lattice point's key is linear in its coordinates, so a neighbour's key is the key plus a
 # constant. The last coordinate is minus the sum of the others and has no place in the key.
 _PLACES = np.array([RADIX**i for i in range(DIM)] + [0])
-_ALL_PLACES = int(_PLACES.sum())
+_MOVES = _PLACES.sum() - CORNERS * _PLACES  # of the key, along each axis
 _UNSIGNED_SCATTER = np.uint64(SCATTER % 2**64)
-_STEPS = np.array(
-    [(_ALL_PLACES - CORNERS * int(p)) * SCATTER % 2**64 for p in _PLACES], np.uint64
-)  # of the hash, along each axis
+_STEPS = _MOVES.astype(np.uint64) * _UNSIGNED_SCATTER  # of the hash
 
 
 @compiled
@@ -129,8 +116,7 @@ def _embed(features, corners, weights, keys, table):
         table: (S,) int64 zeros, S a power of two: open addressing; a slot holds the high half of
             a key's hash and 1 + the lattice point's number.
 
-    Returns:
-        V, and the table of the lattice points: `table` itself or a larger one.
+    Returns V, and the table of the lattice points: `table` itself or a larger one.
     """
     pixels, kept = corners.shape
     count, touched = 0, 0
@@ -219,7 +205,7 @@ def _list_corners(remainder, rank, origin, kept, points, shares):
             shares[b, k] = (remainder[i, b] - previous) / SIX
             previous = remainder[i, b]
             points[b, k] = key
-            key += _ALL_PLACES - CORNERS * _PLACES[i]
+            key += _MOVES[i]
         if kept < CORNERS:
             _keep_largest(shares[b], points[b], kept)
 
@@ -255,9 +241,7 @@ def _find_neighbours(keys, table, neighbours):
     _sort_by_hash(keys, table, hashes, numbers)
     for axis in range(CORNERS):
         step = _STEPS[axis]
-        wrap = np.searchsorted(
-            hashes, np.uint64(0) - step
-        )  # from here on, the sum starts at 0 again
+        wrap = np.searchsorted(hashes, np.uint64(0) - step)  # from here on, sums start at 0 again
         _link(hashes, numbers, step, 0, wrap, neighbours[axis])
         _link(hashes, numbers, step, wrap, count, neighbours[axis])
         neighbours[axis, count] = count

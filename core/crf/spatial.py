@@ -1,5 +1,7 @@
-"""The spatial filter of the dense CRF: a blur over the pixel grid by two banded matrices, compiled
-with numba. Normalised as the bilateral one (`core.crf.permutohedral`)."""
+"""The spatial filter of the dense CRF, compiled with numba: a blur by two banded matrices.
+
+Normalised as the bilateral one (`core.crf.permutohedral`).
+"""
 
 import numpy as np
 
@@ -9,10 +11,7 @@ from core.run.compiled import compiled
 class GridFilter:
     """out += weight K~ q for the spatial kernel K(p, p') = exp(-|p - p'|^2 / 2 sigma^2).
 
-    Args:
-        height, width: size of the images, pixels.
-        sigma: pixels. Beyond 4 sigma the kernel, under 0.0004 there, is cut off.
-        weight: factor on the result, >= 0.
+    Sizes and sigma are in pixels. Beyond 4 sigma the kernel, under 0.0004 there, is cut off.
     """
 
     def __init__(self, height: int, width: int, sigma: float, weight: float):

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -57,3 +58,22 @@ def try_in_threads(
     done = [*in_threads(attempt, items, workers, title, len(items))]
     results = {k: result for k, (result, problem) in enumerate(done) if not problem}
     return results, {k: problem for k, (_, problem) in enumerate(done) if problem}
+
+
+def make_missing(
+    paths: Sequence[Path],
+    work: Callable[[Item], None],
+    workers: int,
+    title: str,
+    items: Callable[[list[int]], Iterable[Item]] = iter,
+) -> None:
+    """Makes this process's share of the missing files, in threads; then waits for the others.
+
+    `work` makes the file of one item of `items(places in paths)`, by default of a place itself.
+    """
+    from core.run import distributed  # imports torch, which some tools do without
+
+    todo = distributed.my_share(paths)
+    for _ in in_threads(work, items(todo), workers, title, len(paths), len(paths) - len(todo)):
+        pass
+    distributed.barrier()

@@ -6,7 +6,7 @@ import torch
 from test_dense import NARROW, alike, features_of, scene
 
 from core.crf import batched
-from core.crf.batched import BatchedGrid, BatchedLattice, refine
+from core.crf.batched import BatchedLattice, grid_filter, refine
 from core.crf.dense import DenseCRF
 from core.crf.permutohedral import LatticeFilter
 from core.crf.spatial import GridFilter
@@ -25,7 +25,7 @@ def test_filters_are_those_of_the_numba_backend():
     values = probs[:, 1:].reshape(3, 2, -1)
     lattice = BatchedLattice(torch.from_numpy(features).transpose(1, 2), 4)
     together = lattice(torch.from_numpy(values)).numpy()
-    grid = BatchedGrid((40, 52), 1.5, 3, torch.device("cpu"))
+    grid = grid_filter((40, 52), 1.5, 3, torch.device("cpu"))
     spatial = grid(torch.from_numpy(probs[:, 1:])).numpy().reshape(3, 2, -1)
     points = 0
     for k in range(3):

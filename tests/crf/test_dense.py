@@ -321,7 +321,7 @@ def test_neighbours_in_the_lattice_are_the_points_one_step_away(size, monkeypatc
     ((keys, links),) = found
     points = {int(key): number for number, key in enumerate(keys[:-1])}
     for axis in range(6):
-        step = permutohedral._ALL_PLACES - 6 * int(permutohedral._PLACES[axis])
+        step = int(permutohedral._MOVES[axis])
         for side, sign in ((0, -1), (1, 1)):
             expected = [points.get(key + sign * step, len(points)) for key in points]
             assert links[axis, :-1, side].tolist() == expected

@@ -225,7 +225,7 @@ def test_training_goes_on_after_a_stop_with_the_same_weights(leopart_experiment,
         torch.manual_seed(0)
         backbone = ViT(config.uss.backbone)
         if name == "stopped" and not calls:
-            monkeypatch.setattr(train_uss, "crops_loss", stopped)
+            monkeypatch.setattr(leopart, "crops_loss", stopped)
             with pytest.raises(KeyboardInterrupt):
                 train_uss.train_leopart(config, backbone, split, leopart_experiment.parent / name)
             monkeypatch.undo()
