@@ -32,15 +32,23 @@ from core.segmenter import predict
 
 def main() -> None:
     parser = make_parser("evaluate.py", __doc__, "segmentation", "evaluation")
-    add, text = parser.add_argument, str | None
-    add("--predictions", type=text, help="Score this folder of <id>.png.")
-    add("--masks", type=text, help="Ground truth; without a --config.")
-    add("--num_classes", type=int | None, help="Number of foreground classes, with --masks.")
-    add("--split", type=Literal["train", "val"], default="val", help="train or val; with --config.")
-    add("--submission", type=text, help="Write an archive for VOC's server: comp6_test_cls.")
-    add("--name", type=text, help="Folder below <run_dir>/evaluation.")
-    add("--output", type=text, help="Also write the scores to this JSON file.")
-    add("--allow-missing", action="store_true", help="Score the predictions that exist.")
+    text = str | None
+    parser.add_argument("--predictions", type=text, help="Score this folder of <id>.png.")
+    parser.add_argument("--masks", type=text, help="Ground truth; without a --config.")
+    parser.add_argument(
+        "--num_classes", type=int | None, help="Number of foreground classes, with --masks."
+    )
+    parser.add_argument(
+        "--split", type=Literal["train", "val"], default="val", help="train or val; with --config."
+    )
+    parser.add_argument(
+        "--submission", type=text, help="Write an archive for VOC's server: comp6_test_cls."
+    )
+    parser.add_argument("--name", type=text, help="Folder below <run_dir>/evaluation.")
+    parser.add_argument("--output", type=text, help="Also write the scores to this JSON file.")
+    parser.add_argument(
+        "--allow-missing", action="store_true", help="Score the predictions that exist."
+    )
     config, options = parse(parser)
     if options.submission:
         from tools.submit_voc import submit  # which calls predict_list
@@ -147,9 +155,8 @@ def predict_list(config: Config, split: Split, name: str) -> tuple[Stage, list[P
     weights = pipeline.trained_weights(run)
     network, classes = pipeline.load_segmenter(weights, config, configured=True)
     identity = pipeline.prediction_identity(config, split, weights, classes)
-    images = config.data.root, split.skipped
-    remedy = "give this evaluation a --name of its own"
-    stage = Stage(run.evaluation(name), title, config, identity, *images, remedy)
+    folder, remedy = run.evaluation(name), "give this evaluation a --name of its own"
+    stage = Stage(folder, title, config, identity, config.data.root, split.skipped, remedy)
     folder = stage.folder / "predictions"
     if not stage.already_done():
         stage.sign(folder)

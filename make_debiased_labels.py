@@ -40,6 +40,7 @@ from core.run.log import warn
 from core.run.stage import Stage, check_classes
 from core.run.threads import in_threads, make_missing
 
+NEARLY_ALL, NEARLY_NOTHING = 0.9, 0.01  # shares of a class's labels that bring a warning
 REMEDY = "remove it to have it made again"
 
 
@@ -89,8 +90,9 @@ def cluster_images(
         index, feat = item
         label = torch.from_numpy(read_label(labels[index], len(config.data.classes)))
         seed = config.seed ^ zlib.crc32(split.ids[index].encode())  # not its place in the list
-        clusters = config.debias.k_fg, config.debias.k_bg, torch.Generator().manual_seed(seed)
-        centroids, cells = debias.image_centroids(feat, label, *clusters)
+        generator = torch.Generator().manual_seed(seed)
+        k_fg, k_bg = config.debias.k_fg, config.debias.k_bg
+        centroids, cells = debias.image_centroids(feat, label, k_fg, k_bg, generator)
         vectors = torch.cat([feat.new_zeros(0, len(feat)), *centroids.values()])
         owners = np.array([c for c, v in centroids.items() for _ in v], np.int16)
         sizes = np.bincount(cells[cells >= 0].flatten(), minlength=len(vectors))
@@ -207,7 +209,7 @@ def write_debiased_labels(
             if cuts:
                 logit = torch.from_numpy(logit_map(maps, cuts, classes))
             else:
-                score = torch.from_numpy(maps.max(0)).clamp(0, 1)
+                score = torch.from_numpy(maps.max(0)).clamp(0, 1)  # Eq. 4
                 logit = debias.fixed_logit(score, label, settings)
             mask = debias.debiased_mask(logit, image, label, crf)
             label = debias.mark_biased(label, mask | torch.from_numpy(np.isin(label, uncut)))
@@ -226,7 +228,7 @@ def write_debiased_labels(
 
 
 def warn_of(config: Config, removed: list[float], cuts: dict[str, np.ndarray]) -> list[dict]:
-    """Warns of classes of which more than 90 %, or less than 1 %, of the labels was removed.
+    """Warns of classes of which nearly all, or nearly nothing, of the labels was removed.
 
     Returns each warning as the manifest keeps it: `problem`, `classes`, each with the figure that
     shows it, and `remedy`.
@@ -240,8 +242,9 @@ def warn_of(config: Config, removed: list[float], cuts: dict[str, np.ndarray]) -
             elif np.isnan(cut):
                 left[c] = "no gain" if np.isnan(best) else f"{now:.2f} to {best:.2f}"
     shares = [*zip(names, removed, strict=True)]
-    lost = {c: f"{share:.0%}" for c, share in shares if share > 0.9}
-    whole = {c: f"{share:.1%}" for c, share in shares if share < 0.01 and c not in {*left, *absent}}
+    lost = {c: f"{share:.0%}" for c, share in shares if share > NEARLY_ALL}
+    unmoved = [(c, share) for c, share in shares if c not in {*left, *absent}]
+    whole = {c: f"{share:.1%}" for c, share in unmoved if share < NEARLY_NOTHING}
     advice = "python tools/audit/inspect_features.py shows the features"
     found = [
         (
@@ -258,7 +261,7 @@ def warn_of(config: Config, removed: list[float], cuts: dict[str, np.ndarray]) -
             f"in that case, use other features (uss.backbone). {advice}",
         ),
         (
-            "stage 3 removed less than 1% of the labels",
+            f"stage 3 removed less than {NEARLY_NOTHING:.0%} of the labels",
             whole,
             "That is right if they contain no context; if they do, add photographs of the context "
             "without the class",

@@ -79,7 +79,6 @@ def train_network(config: Config, stage: Stage, split: Split, labels: tuple[Path
     optimizer, schedule = make_optimizer(kind, groups, decay, iterations, momentum=0.9)
     dataset = LabelledImages(split, labels, num_classes, settings.augment)
     batches = batches_from(dataset, settings.batch_size, iterations, config, settings.class_balance)
-    steps = dict(optimizer=optimizer, schedule=schedule, batches=batches, iterations=iterations)
     balanced, at_cells = settings.balanced, student.head.at_cells
     complement, fill_from = None, round(settings.warmup * iterations)
     if settings.mode in ("complement", "mars"):
@@ -95,9 +94,19 @@ def train_network(config: Config, stage: Stage, split: Split, labels: tuple[Path
         drawn = {"label": label_colours(batch["label"]), "teacher": label_colours(label)}
         return {"image": denormalise(batch["image"]), **drawn}
 
-    title, networks = f"segmentation ({stage.folder.name})", {"network": student, "ema": teacher}
-    more = {"ema": ema, "pictures": pictures, "made_from": stage.made_from}
-    loop = Loop(title, stage.folder, config, networks=networks, **steps, **more)
+    loop = Loop(
+        f"segmentation ({stage.folder.name})",
+        stage.folder,
+        config,
+        networks={"network": student, "ema": teacher},
+        optimizer=optimizer,
+        schedule=schedule,
+        batches=batches,
+        iterations=iterations,
+        ema=ema,
+        pictures=pictures,
+        made_from=stage.made_from,
+    )
     for t, batch in loop:
         images = batch["image"].contiguous(memory_format=torch.channels_last)
         label, tags = batch["label"], batch["tags"]

@@ -102,7 +102,6 @@ def train_backbone(config: Config, backbone: nn.Module, split: Split, folder: Pa
     dataset, size = RawImages(split, settings.teacher_size * 4 // 3), [settings.teacher_size] * 2
     batches = batches_from(dataset, settings.batch_size, iterations, config)
     schedule, networks = one_cycle(iterations), {"network": student, "ema": teacher}
-    steps = dict(optimizer=optimizer, schedule=schedule, batches=batches, iterations=iterations)
 
     def pictures(batch: dict[str, Tensor]) -> dict[str, Tensor]:
         images = batch["image"].float() / 255
@@ -110,8 +109,18 @@ def train_backbone(config: Config, backbone: nn.Module, split: Split, folder: Pa
             feat = teacher.backbone(normalise_unit(F.interpolate(images, size, mode="area")))
         return {"image": batch["image"], "features": torch.stack(principal_components(feat))}
 
-    title = "self-supervision"
-    loop = Loop(title, folder, config, networks=networks, **steps, ema=ema, pictures=pictures)
+    loop = Loop(
+        "self-supervision",
+        folder,
+        config,
+        networks=networks,
+        optimizer=optimizer,
+        schedule=schedule,
+        batches=batches,
+        iterations=iterations,
+        ema=ema,
+        pictures=pictures,
+    )
     for _, batch in loop:
         images = batch["image"].float() / 255
         with amp:
@@ -152,9 +161,17 @@ def train_leopart(config: Config, backbone: nn.Module, split: Split, folder: Pat
             feat = teacher.backbone(images)
         return {"image": denormalise(images), "features": torch.stack(principal_components(feat))}
 
-    steps = dict(optimizer=optimizer, schedule=schedule, batches=batches, iterations=iterations)
-    networks = {"student": student, "teacher": teacher, "queue": queue}
-    loop = Loop("Leopart", folder, config, networks=networks, **steps, pictures=pictures)
+    loop = Loop(
+        "Leopart",
+        folder,
+        config,
+        networks={"student": student, "teacher": teacher, "queue": queue},
+        optimizer=optimizer,
+        schedule=schedule,
+        batches=batches,
+        iterations=iterations,
+        pictures=pictures,
+    )
     for t, batch in loop:
         if t:
             decay = settings.ema + (1 - settings.ema) * progress(t - 1)
@@ -211,9 +228,17 @@ def train_stego(config: Config, network: SemanticFeatures, split: Split, folder:
         codes = principal_components(features(batch["image"])[1])
         return {"image": denormalise(batch["image"]), "code": torch.stack(codes)}
 
-    steps = {"batches": batches, "iterations": settings.iterations, "schedule": lambda t: 1.0}
-    steps["optimizer"] = torch.optim.Adam(groups)
-    loop = Loop("STEGO", folder, config, networks=networks, **steps, pictures=pictures)
+    loop = Loop(
+        "STEGO",
+        folder,
+        config,
+        networks=networks,
+        optimizer=torch.optim.Adam(groups),
+        schedule=lambda t: 1.0,
+        batches=batches,
+        iterations=settings.iterations,
+        pictures=pictures,
+    )
     for _, batch in loop:
         anchor = features(batch["image"])
         losses = stego.stego_losses(settings, anchor, features(batch["partner"]))

@@ -97,7 +97,6 @@ def train_classifier(config: Config, run: Run, split: Split, made_from: dict) ->
     optimizer, schedule = make_optimizer(kind, groups, decay, iterations)
     dataset = LabelledImages(split, None, len(config.data.classes), settings.augment)
     batches = batches_from(dataset, settings.batch_size, iterations, config, settings.class_balance)
-    steps = dict(optimizer=optimizer, schedule=schedule, batches=batches, iterations=iterations)
     amp, networks, ema = autocast(config, device), {"network": classifier}, None
     method = METHODS[settings.method]
     if method.teacher:
@@ -117,8 +116,19 @@ def train_classifier(config: Config, run: Run, split: Split, made_from: dict) ->
             classifier.train()
         return {"image": denormalise(images), "map": heat(maps, images.shape[-2:])}
 
-    more = {"ema": ema, "pictures": pictures, "made_from": made_from}
-    loop = Loop("classifier", run.wsss, config, networks=networks, **steps, **more)
+    loop = Loop(
+        "classifier",
+        run.wsss,
+        config,
+        networks=networks,
+        optimizer=optimizer,
+        schedule=schedule,
+        batches=batches,
+        iterations=iterations,
+        ema=ema,
+        pictures=pictures,
+        made_from=made_from,
+    )
     for t, batch in loop:
         images = batch["image"].contiguous(memory_format=torch.channels_last)
         tags, figures = batch["tags"], {}
@@ -160,8 +170,7 @@ def pair_network(config: Config, run: Run, split: Split) -> nn.Module:
     seeds = [run.wsss / "seeds" / f"{i}.png" for i in split.ids]
     dataset = LabelledImages(split, seeds, len(config.data.classes), settings.augment)
     batches = batches_from(dataset, settings.batch_size, iterations, config)
-    steps = dict(optimizer=optimizer, schedule=schedule, batches=batches, iterations=iterations)
-    amp, folder, networks = autocast(config, device), run.wsss / "pairs", {"network": network}
+    amp = autocast(config, device)
 
     def pictures(batch: dict[str, Tensor]) -> dict[str, Tensor]:
         with amp:
@@ -174,7 +183,17 @@ def pair_network(config: Config, run: Run, split: Split) -> nn.Module:
         seed = label_colours(batch["label"])
         return {"image": denormalise(batch["image"]), "seed": seed, "prediction": drawn}
 
-    loop = Loop("pairs", folder, config, networks=networks, **steps, pictures=pictures)
+    loop = Loop(
+        "pairs",
+        run.wsss / "pairs",
+        config,
+        networks={"network": network},
+        optimizer=optimizer,
+        schedule=schedule,
+        batches=batches,
+        iterations=iterations,
+        pictures=pictures,
+    )
     for _, batch in loop:
         images = batch["image"].contiguous(memory_format=torch.channels_last)
         with amp:

@@ -88,8 +88,12 @@ class _Parser(jsonargparse.ArgumentParser):
             text = json.dumps(content)
         except (yaml.YAMLError, TypeError, ValueError) as error:
             self.error(f"{path} is not a valid configuration: {error}")
-        for key in flatten(content) if isinstance(content, Mapping) else ():
+        if not isinstance(content, Mapping):
+            self.error(f"{path} is not a valid configuration: its lines must be `key: value`")
+        for key in flatten(content):
             self._refuse_unknown(key)
+            if key in KEYS and dataclasses.is_dataclass(KEYS[key][1].type):
+                self.error(f"{path}: {key} is a section; give its settings below it, or delete it")
         return self.parse_string(text, path, *rest, **options)
 
     def _refuse_unknown(self, shown: str) -> None:

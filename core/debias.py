@@ -218,16 +218,24 @@ def debiased_centroids(
 
 
 def similarities(feat: Tensor, centroids: Tensor, tags: Tensor) -> Tensor:
-    """Similarity to the debiased centroid of each class of the image (Eq. 4 is their maximum).
-
-    The maximum runs over all classes of the image, not the pixel's own label alone, because
-    features confuse related classes: a horse that resembles the sheep centroid is still an object.
+    """Similarity to the debiased centroid of each class of the image.
 
     Features (D, h, w), centroids (C, D), of which a zero row (a class never seen) is similar to
     nothing, and tags (C,) bool, the T classes of the image -> (T, h, w) cosines in their order.
     """
     chosen = F.normalize(centroids[tags.bool()], dim=1)
     return torch.einsum("cd,dhw->chw", chosen, F.normalize(feat, dim=0))
+
+
+def debiased_score(feat: Tensor, centroids: Tensor, tags: Tensor) -> Tensor:
+    """Similarity to the debiased centroid of any class of the image (Eq. 4): (h, w) in [0, 1].
+
+    The maximum runs over all classes of the image, not the pixel's own label alone, because
+    features confuse related classes: a horse that resembles the sheep centroid is still an object.
+    """
+    if not tags.any():
+        return feat.new_zeros(feat.shape[1:])
+    return similarities(feat, centroids, tags).amax(0).clamp(0, 1)
 
 
 def fixed_logit(score: Tensor, label: Tensor, config: DebiasConfig) -> Tensor:

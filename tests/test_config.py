@@ -59,6 +59,24 @@ def test_value_of_the_wrong_type_is_one_message():
 
 
 @pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("data: 3", "data is a section"),
+        ("data:\n", "data is a section"),
+        ("data: [a]", "data is a section"),
+        ("wsss: {crf: high}", "wsss.crf is a section"),
+        ("- a", "lines must be `key: value`"),
+        ("just text", "lines must be `key: value`"),
+    ],
+)
+def test_value_in_place_of_a_section_is_refused(tmp_path, capsys, text, told):
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(SystemExit) as error:
+        parsed(f"--config={tmp_path / 'a.yaml'}")
+    assert told in str(error.value) and "a.yaml" in str(error.value)
+
+
+@pytest.mark.parametrize(
     ("argument", "value"),
     [
         *(("debias.alpha=0", 0), ("debias.alpha=1.5", 1.5), ("debias.k_fg=0", 0)),

@@ -156,16 +156,19 @@ def test_vocs_masks_agree_with_the_tags_of_their_photographs(voc_photos):
 
 
 @pytest.mark.parametrize(
-    ("orientation", "shape", "problem", "warning"),
+    ("orientation", "size", "shape", "problem", "warning"),
     [
-        (6, (48, 64), "EXIF orientation", ""),
-        (6, (64, 48), "", ""),
-        (3, (48, 64), "", "4 photographs are mirrored or upside down without their EXIF"),
-        (1, (48, 64), "", ""),
+        (6, (48, 64), (48, 64), "EXIF orientation", ""),
+        (6, (48, 64), (64, 48), "", ""),
+        (3, (48, 64), (48, 64), "", "4 photographs are mirrored or upside down without their EXIF"),
+        (1, (48, 64), (48, 64), "", ""),
+        (6, (48, 48), (48, 48), "", "4 photographs are mirrored or upside down without their EXIF"),
+        (3, (48, 48), (48, 48), "", "4 photographs are mirrored or upside down without their EXIF"),
+        (1, (48, 48), (48, 48), "", ""),
     ],
 )
-def test_maps_of_photographs_that_exif_turns(tmp_path, orientation, shape, problem, warning):
-    world = World(tmp_path, 4, orientation=orientation)
+def test_maps_of_photographs_that_exif_turns(tmp_path, orientation, size, shape, problem, warning):
+    world = World(tmp_path, 4, size, orientation)
     for k in range(world.count):
         world.write(k, world.map_of(1 + k, shape=shape))
     found = world.found()

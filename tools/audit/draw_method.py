@@ -21,12 +21,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from core.config import Config, make_parser, parse
 from core.data.labels import palette, read_label
 from core.data.lists import Split, read_split
+from core.debias import debiased_score
 from core.pipeline import Run, feature_source
 from core.run.device import autocast, pick_device
 from core.run.errors import run_script
 from core.run.files import atomic_write, read_arrays
 from tools.audit.inspect_features import chosen_images
-from tools.common.cuts import debiased_score
 
 REMEDY = "run make_debiased_labels.py with the same --config"
 KEYS = ("images", "labels", "distance", "selected", "centroids")

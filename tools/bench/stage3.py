@@ -21,12 +21,12 @@ from core.debias import (
     DebiasConfig,
     debiased_centroids,
     debiased_mask,
+    debiased_score,
     fixed_logit,
     image_centroids,
 )
 from core.run.files import read_json
 from tools.bench.common import drawing, patch_features, photographs, ratio, timed
-from tools.common.cuts import debiased_score
 from tools.common.tables import write_table
 
 

@@ -5,10 +5,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from torch import Tensor
 
 from core.cut import BINS, COLUMNS, GROUPS, MIN_GAIN
-from core.debias import similarities
 from core.run.files import read_arrays, read_json
 from tools.common.charts import chart
 
@@ -16,19 +14,6 @@ POINTS = 80  # of a line
 TAIL = 0.001  # share of the cells that may lie beyond either end of a chart
 LINES = {"kept": "kept clusters", "ring": "ring (context)", "region": "region"}
 REMEDY = "remove the folder and run make_debiased_labels.py again"
-
-
-def debiased_score(feat: Tensor, centroids: Tensor, tags: Tensor) -> Tensor:
-    """Similarity to the debiased centroid of any class of the image (Eq. 4).
-
-    Args: see `similarities`.
-
-    Returns:
-        (h, w) in [0, 1]; 0 everywhere if no class is tagged.
-    """
-    if not tags.any():
-        return feat.new_zeros(feat.shape[1:])
-    return similarities(feat, centroids, tags).amax(0).clamp(0, 1)
 
 
 @dataclass

@@ -16,12 +16,12 @@ from torch.nn import functional as F
 from core.config import Config
 from core.data.labels import BACKGROUND, BIASED_ON_DISK, IGNORE, palette, read_label
 from core.data.lists import Split, ground_truth, label_files, read_split
+from core.debias import debiased_score
 from core.pipeline import Run, feature_source, load_segmenter
 from core.run.device import autocast, pick_device
 from core.run.errors import UserError
 from core.run.files import read_arrays
 from core.segmenter import predict
-from tools.common.cuts import debiased_score
 from tools.common.pages import data_url
 from tools.common.titles import MODES
 from tools.report.record import COMPARED, Commands
