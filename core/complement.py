@@ -142,7 +142,7 @@ class Complement:
 
     The teacher gives (B, 1 + C, h, w) logits, in evaluation mode. Crops without biased pixels cost
     nothing; the others are refined over the labels that their image may show, by the dense CRF on
-    `device` if it is a GPU, else in so many threads.
+    `device` if it is a GPU, otherwise by `threads` threads on the CPU.
     """
 
     def __init__(

@@ -97,7 +97,9 @@ class ConvBlock(nn.Sequential):
     ):
         super().__init__()
         padding = dilation * (kernel // 2)
-        self.conv = nn.Conv2d(inputs, outputs, kernel, 1, padding, dilation, bias=False)
+        self.conv = nn.Conv2d(
+            inputs, outputs, kernel, padding=padding, dilation=dilation, bias=False
+        )
         self.bn = nn.BatchNorm2d(outputs, momentum=momentum)
         self.relu = nn.ReLU(inplace=True)
 
@@ -121,9 +123,12 @@ class DeepLabV1Head(Head):
     def __init__(self, low_dim: int, dim: int, config: DeepLabConfig, outputs: int):
         super().__init__()
         width, momentum = config.aspp_dim, config.head_momentum
-        wide = ConvBlock(dim, width, 3, config.rates[0], momentum)
-        blocks = (wide, ConvBlock(width, width, 1, momentum=momentum), nn.Dropout(config.dropout))
-        self.layers = nn.Sequential(*blocks, nn.Conv2d(width, outputs, 1))
+        self.layers = nn.Sequential(
+            ConvBlock(dim, width, 3, config.rates[0], momentum),
+            ConvBlock(width, width, 1, momentum=momentum),
+            nn.Dropout(config.dropout),
+            nn.Conv2d(width, outputs, 1),
+        )
 
     def forward(self, low: Tensor, high: Tensor) -> Tensor:
         return self.layers(high)
@@ -139,8 +144,9 @@ class DeepLabV2Head(Head):
 
     def __init__(self, low_dim: int, dim: int, config: DeepLabConfig, outputs: int):
         super().__init__()
-        branches = (nn.Conv2d(dim, outputs, 3, 1, rate, rate) for rate in config.rates)
-        self.branches = nn.ModuleList(branches)
+        self.branches = nn.ModuleList(
+            nn.Conv2d(dim, outputs, 3, padding=rate, dilation=rate) for rate in config.rates
+        )
         for branch in self.branches:
             nn.init.normal_(branch.weight, std=0.01)
             nn.init.zeros_(branch.bias)
@@ -191,10 +197,13 @@ class Decoder(nn.Module):
     ):
         super().__init__()
         self.low_block = ConvBlock(low_dim, low_width, 1)
-        first, second = (nn.Dropout(p) for p in dropouts)
-        joined, same = ConvBlock(width + low_width, width, 3), ConvBlock(width, width, 3)
-        classify = nn.Conv2d(width, outputs, last, padding=last // 2, bias=last == 1)
-        self.classifier = nn.Sequential(joined, first, same, second, classify)
+        self.classifier = nn.Sequential(
+            ConvBlock(width + low_width, width, 3),
+            nn.Dropout(dropouts[0]),
+            ConvBlock(width, width, 3),
+            nn.Dropout(dropouts[1]),
+            nn.Conv2d(width, outputs, last, padding=last // 2, bias=last == 1),
+        )
 
     def forward(self, low: Tensor, deep: Tensor) -> Tensor:
         deep = F.interpolate(deep, low.shape[-2:], mode="bilinear")

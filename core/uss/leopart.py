@@ -124,9 +124,13 @@ class LeopartNetwork(OnBackbone):
     def __init__(self, backbone: ViT, config: LeopartConfig):
         super().__init__()
         self.backbone = backbone
-        first, second = (nn.Linear(n, config.hidden) for n in (backbone.dim, config.hidden))
-        last = nn.Linear(config.hidden, config.width)
-        self.projection_head = nn.Sequential(first, nn.GELU(), second, nn.GELU(), last)
+        self.projection_head = nn.Sequential(
+            nn.Linear(backbone.dim, config.hidden),
+            nn.GELU(),
+            nn.Linear(config.hidden, config.hidden),
+            nn.GELU(),
+            nn.Linear(config.hidden, config.width),
+        )
         self.prototypes = nn.Linear(config.width, config.prototypes, bias=False)
         self._heads: int = backbone.net.blocks[-1].attn.num_heads
 
@@ -193,10 +197,15 @@ class MultiCrops(Dataset):
     def __init__(self, split: Split, config: LeopartConfig):
         self.split, self.config = split, config
         v2 = vision.v2
-        jitter = v2.RandomApply([v2.ColorJitter(0.8, 0.8, 0.8, 0.2)], p=0.8)
-        blur = v2.RandomApply([v2.GaussianBlur(23, (0.1, 2.0))], p=0.5)
-        steps = [jitter, v2.RandomGrayscale(p=0.2), blur, v2.ToDtype(torch.float32, scale=True)]
-        self._colours = v2.Compose([*steps, v2.Normalize(MEAN, STD)])
+        self._colours = v2.Compose(
+            [
+                v2.RandomApply([v2.ColorJitter(0.8, 0.8, 0.8, 0.2)], p=0.8),
+                v2.RandomGrayscale(p=0.2),
+                v2.RandomApply([v2.GaussianBlur(23, (0.1, 2.0))], p=0.5),
+                v2.ToDtype(torch.float32, scale=True),
+                v2.Normalize(MEAN, STD),
+            ]
+        )
 
     def __getitem__(self, draw: tuple[int, int]) -> dict[str, Tensor | str]:
         """{"large": (2, 3, S, S), "small": (n, 3, s, s), "boxes": (2 + n, 4) as shares, "id"}."""

@@ -50,8 +50,12 @@ class PrototypeNetwork(nn.Module):
     def __init__(self, backbone: nn.Module, prototypes: int, width: int = 64):
         super().__init__()
         self.backbone = backbone
-        hidden = (nn.Conv2d(backbone.dim, 256, 1), nn.BatchNorm2d(256), nn.ReLU(inplace=True))
-        self.project = nn.Sequential(*hidden, nn.Conv2d(256, width, 1))
+        self.project = nn.Sequential(
+            nn.Conv2d(backbone.dim, 256, 1),
+            nn.BatchNorm2d(256),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(256, width, 1),
+        )
         self.prototypes = nn.Parameter(torch.randn(prototypes, width) * 0.1)
 
     def forward(self, feat: Tensor) -> Tensor:

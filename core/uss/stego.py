@@ -76,8 +76,9 @@ class StegoHead(nn.Module):
         super().__init__()
         self.dropout = dropout
         self.cluster1 = nn.Sequential(nn.Conv2d(dim, code_dim, 1))
-        hidden = (nn.Conv2d(dim, dim, 1), nn.ReLU(inplace=True))
-        self.cluster2 = nn.Sequential(*hidden, nn.Conv2d(dim, code_dim, 1))
+        self.cluster2 = nn.Sequential(
+            nn.Conv2d(dim, dim, 1), nn.ReLU(inplace=True), nn.Conv2d(dim, code_dim, 1)
+        )
 
     def drop(self, feat: Tensor) -> Tensor:
         """Channel dropout, in training only; each call draws its own channels."""

@@ -22,7 +22,7 @@ from core.inference import multi_scale
 from core.run import distributed
 from core.run.device import autocast, pick_device
 from core.run.settings import Runtime
-from core.run.threads import in_threads
+from core.run.threads import make_missing
 from core.wsss.advcam import AdversarialCam, map_over_devices
 from core.wsss.cam import background_score, cam_label, load_cam, save_cam
 from core.wsss.settings import METHODS, PAIR_NETWORKS, WsssConfig
@@ -99,16 +99,12 @@ def _write(
 ) -> None:
     """Writes <id>.png into `folder`: what `label` makes of an image, its keys and its maps."""
     paths = [folder / f"{i}.png" for i in split.ids]
-    todo = distributed.my_share(paths)
 
     def write(index: int) -> None:
         maps = load_cam(folder.parent / "cams" / f"{split.ids[index]}.npz")
         write_label(paths[index], label(split.read_image(index), *maps))
 
-    done = len(split) - len(todo)
-    for _ in in_threads(write, todo, runtime.workers, title, len(split), done):
-        pass
-    distributed.barrier()
+    make_missing(paths, write, runtime.workers, title)
 
 
 @torch.inference_mode()
