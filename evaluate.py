@@ -32,15 +32,19 @@ from core.segmenter import predict
 
 def main() -> None:
     parser = make_parser("evaluate.py", __doc__, "segmentation", "evaluation")
-    add, text = parser.add_argument, str | None
-    add("--predictions", type=text, help="Score this folder of <id>.png.")
-    add("--masks", type=text, help="Ground truth; without a --config.")
-    add("--num_classes", type=int | None, help="Number of foreground classes, with --masks.")
-    add("--split", type=Literal["train", "val"], default="val", help="train or val; with --config.")
-    add("--submission", type=text, help="Write an archive for VOC's server: comp6_test_cls.")
-    add("--name", type=text, help="Folder below <run_dir>/evaluation.")
-    add("--output", type=text, help="Also write the scores to this JSON file.")
-    add("--allow-missing", action="store_true", help="Score the predictions that exist.")
+    text = str | None
+    parser.add_argument("--predictions", type=text, help="Score this folder of <id>.png.")
+    parser.add_argument("--masks", type=text, help="Ground truth; without a --config.")
+    told = "Number of foreground classes, with --masks."
+    parser.add_argument("--num_classes", type=int | None, help=told)
+    told = "train or val, with a --config."
+    parser.add_argument("--split", type=Literal["train", "val"], default="val", help=told)
+    told = "Write an archive for VOC's server: comp6_test_cls."
+    parser.add_argument("--submission", type=text, help=told)
+    parser.add_argument("--name", type=text, help="Folder below <run_dir>/evaluation.")
+    parser.add_argument("--output", type=text, help="Also write the scores to this JSON file.")
+    told = "Score the predictions that exist."
+    parser.add_argument("--allow-missing", action="store_true", help=told)
     config, options = parse(parser)
     if options.submission:
         from tools.submit_voc import submit  # which calls predict_list
