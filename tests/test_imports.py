@@ -113,3 +113,31 @@ def test_planted_circle_is_found(house):
 def test_new_module_without_a_room_is_found(house):
     (house / "core/news.py").write_text("")
     assert problems(house) == ["core.news is in no room"]
+
+
+def names_of(tree: ast.Module) -> set[str]:
+    """What a module defines or imports at its top, inside `if` and `try`, too."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            found |= {(a.asname or a.name).partition(".")[0] for a in node.names}
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+    return found
+
+
+def test_every_name_that_a_file_imports_from_the_project_exists():
+    known = modules(ROOT)
+    defined = {name: names_of(ast.parse(path.read_text())) for name, path in known.items()}
+    missing = []
+    for path in (*known.values(), *ROOT.glob("tests/**/*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module in known:
+                there = defined[node.module]
+                if "__getattr__" in there:  # imports on demand
+                    continue
+                wanted = {a.name for a in node.names if f"{node.module}.{a.name}" not in known}
+                missing += [f"{path.name}: {node.module}.{name}" for name in wanted - there]
+    assert not missing

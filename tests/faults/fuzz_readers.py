@@ -45,9 +45,8 @@ from core.data.settings import DataConfig
 from core.data.tags import read_annotation, read_table
 from core.run import checkpoint
 from core.run.errors import UserError
-from core.run.files import read_json
+from core.run.files import read_arrays, read_json
 from core.wsss.cam import load_cam
-from make_debiased_labels import read_clusters
 from tools.data.archives import unpack
 from tools.data.coco_annotations import group, read_instances
 from tools.data.prepare_voc import read_sbd_mask
@@ -235,7 +234,7 @@ READERS: dict[str, Reader] = {
     "image": (images, read_image),
     "label": (labels, lambda path: read_label(path, 20)),
     "features": (features, read_features),
-    "clusters": (clusters, read_clusters),
+    "clusters": (clusters, lambda path: read_arrays(path, ("vectors", "cells"), "remove it")),
     "cams": (cams, load_cam),
     "tags": (tables, read_table),
     "annotation": (annotations, read_annotation),
