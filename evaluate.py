@@ -151,11 +151,12 @@ def refuse_others_scores(path: Path, result: dict) -> None:
 
 def predict_list(config: Config, split: Split, name: str) -> tuple[Stage, list[Path]]:
     """Label maps of a list, in <run_dir>/evaluation/<name>/predictions."""
-    run, title = Run(config), f"stage 5, evaluation ({name})"
+    run = Run(config)
     weights = pipeline.trained_weights(run)
     network, classes = pipeline.load_segmenter(weights, config, configured=True)
     identity = pipeline.prediction_identity(config, split, weights, classes)
-    folder, remedy = run.evaluation(name), "give this evaluation a --name of its own"
+    title, remedy = f"stage 5, evaluation ({name})", "give this evaluation a --name of its own"
+    folder = run.evaluation(name)
     stage = Stage(folder, title, config, identity, config.data.root, split.skipped, remedy)
     folder = stage.folder / "predictions"
     if not stage.already_done():
@@ -165,8 +166,8 @@ def predict_list(config: Config, split: Split, name: str) -> tuple[Stage, list[P
 
 
 def warn_if_stale(config: Config) -> list[str]:
-    """Warns if available training data differ from what the network was trained on: the scores
-    describe it all the same."""
+    """Warns if available training data differ from what the network was trained on; the scores
+    describe the network all the same."""
     run = Run(config)
     try:
         split = read_split(config.data, "train")
@@ -193,8 +194,10 @@ def segment(config: Config, options) -> None:
     stage, predictions = predict_list(config, split, name)
     if not stage.finished:
         stage.finish({})
-    seen = f"{len(predictions)} predictions of the training images"
-    print(f"{seen} in {stage.folder / 'predictions'}; not scored, because data.masks is not set")
+    print(
+        f"{len(predictions)} predictions of the training images in "
+        f"{stage.folder / 'predictions'}; not scored, because data.masks is not set"
+    )
 
 
 def save(path: Path, result: dict) -> None:

@@ -40,7 +40,8 @@ from core.run.log import warn
 from core.run.stage import Stage, check_classes
 from core.run.threads import in_threads, make_missing
 
-NEARLY_ALL, NEARLY_NOTHING = 0.9, 0.01  # shares of a class's labels that bring a warning
+# Stage 3 warns if it removes more than the first, or less than the second, of a class's labels.
+NEARLY_ALL, NEARLY_NOTHING = 0.9, 0.01
 REMEDY = "remove it to have it made again"
 
 
@@ -55,7 +56,8 @@ def main() -> None:
     files = feature_files(Path(folder), split) if folder else ()
     if not folder and not (run.uss / "checkpoint.pth").is_file():
         raise UserError(f"{run.uss} holds no features; run train_uss.py, or set uss.features_dir")
-    title, identity = "stage 3, debiasing", debias_identity(config, split)
+    identity = debias_identity(config, split)
+    title = "stage 3, debiasing"
     stage = Stage(run.debias, title, config, identity, config.data.root, split.skipped)
     if stage.already_done():
         return
@@ -89,16 +91,19 @@ def cluster_images(
     def work(item: tuple[int, Tensor]) -> None:
         index, feat = item
         label = torch.from_numpy(read_label(labels[index], len(config.data.classes)))
-        seed = config.seed ^ zlib.crc32(split.ids[index].encode())  # not its place in the list
+        seed = config.seed ^ zlib.crc32(split.ids[index].encode())  # by id, not by place
         generator = torch.Generator().manual_seed(seed)
         k_fg, k_bg = config.debias.k_fg, config.debias.k_bg
         centroids, cells = debias.image_centroids(feat, label, k_fg, k_bg, generator)
         vectors = torch.cat([feat.new_zeros(0, len(feat)), *centroids.values()])
-        owners = np.array([c for c, v in centroids.items() for _ in v], np.int16)
-        sizes = np.bincount(cells[cells >= 0].flatten(), minlength=len(vectors))
-        arrays = {"vectors": vectors.cpu().numpy(), "labels": owners, "sizes": sizes}
         with atomic_write(paths[index]) as tmp, tmp.open("wb") as file:
-            np.savez(file, **arrays, cells=cells.numpy().astype(np.int16))
+            np.savez(
+                file,
+                vectors=vectors.cpu().numpy(),
+                labels=np.array([c for c, v in centroids.items() for _ in v], np.int16),
+                sizes=np.bincount(cells[cells >= 0].flatten(), minlength=len(vectors)),
+                cells=cells.numpy().astype(np.int16),
+            )
 
     make_missing(paths, work, config.workers, "centroids", features)
 
@@ -129,7 +134,8 @@ def select_centroids(config: Config, run: Run, split: Split, made_from: str) -> 
 def join_clusters(run: Run, split: Split) -> dict[str, np.ndarray]:
     """Joins the centroids of all images in one file, which may be larger than the memory.
 
-    Returns (N,) arrays: `labels`, `sizes` and `images`, the place of each one's image in the list.
+    Returns (N,) arrays: `labels`, `sizes` and `images`, the place of each centroid's image in the
+    list.
     """
     files = [run.debias / "clusters" / f"{i}.npz" for i in split.ids]
     parts = [read_arrays(path, ("labels", "sizes"), REMEDY) for path in files]
@@ -228,7 +234,7 @@ def write_debiased_labels(
 
 
 def warn_of(config: Config, removed: list[float], cuts: dict[str, np.ndarray]) -> list[dict]:
-    """Warns of classes of which nearly all, or nearly nothing, of the labels was removed.
+    """Warns of classes that lost nearly all, or nearly nothing, of their labels.
 
     Returns each warning as the manifest keeps it: `problem`, `classes`, each with the figure that
     shows it, and `remedy`.
@@ -243,8 +249,8 @@ def warn_of(config: Config, removed: list[float], cuts: dict[str, np.ndarray]) -
                 left[c] = "no gain" if np.isnan(best) else f"{now:.2f} to {best:.2f}"
     shares = [*zip(names, removed, strict=True)]
     lost = {c: f"{share:.0%}" for c, share in shares if share > NEARLY_ALL}
-    unmoved = [(c, share) for c, share in shares if c not in {*left, *absent}]
-    whole = {c: f"{share:.1%}" for c, share in unmoved if share < NEARLY_NOTHING}
+    treated = [(c, share) for c, share in shares if c not in {*left, *absent}]
+    intact = {c: f"{share:.1%}" for c, share in treated if share < NEARLY_NOTHING}
     advice = "python tools/audit/inspect_features.py shows the features"
     found = [
         (
@@ -262,7 +268,7 @@ def warn_of(config: Config, removed: list[float], cuts: dict[str, np.ndarray]) -
         ),
         (
             f"stage 3 removed less than {NEARLY_NOTHING:.0%} of the labels",
-            whole,
+            intact,
             "That is right if they contain no context; if they do, add photographs of the context "
             "without the class",
         ),

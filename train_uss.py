@@ -64,7 +64,7 @@ def main() -> None:
     if config.uss.centre or config.uss.whiten:
         source = network_features(network.raw, split, device, autocast(config, device))
         found = statistics(source, len(split), config.uss.whiten)
-        network.mean, network.projection = (x if x is None else x.to(device) for x in found)
+        network.mean, network.projection = (None if x is None else x.to(device) for x in found)
     if config.uss.cache:
         cache_features(config, stage, split, network)
     state = {"network": network.state_dict(), "made_from": stage.made_from}
@@ -97,11 +97,12 @@ def train_backbone(config: Config, backbone: nn.Module, split: Split, folder: Pa
     student = to_device(PrototypeNetwork(backbone, settings.prototypes), device).train()
     ema = EMA(student, settings.ema)
     teacher = ema.network
-    rates = {"lr": settings.lr, "weight_decay": settings.weight_decay}
-    optimizer = torch.optim.AdamW(student.parameters(), **rates)
-    dataset, size = RawImages(split, settings.teacher_size * 4 // 3), [settings.teacher_size] * 2
+    optimizer = torch.optim.AdamW(
+        student.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
+    )
+    dataset = RawImages(split, settings.teacher_size * 4 // 3)
     batches = batches_from(dataset, settings.batch_size, iterations, config)
-    schedule, networks = one_cycle(iterations), {"network": student, "ema": teacher}
+    size = [settings.teacher_size] * 2
 
     def pictures(batch: dict[str, Tensor]) -> dict[str, Tensor]:
         images = batch["image"].float() / 255
@@ -113,9 +114,9 @@ def train_backbone(config: Config, backbone: nn.Module, split: Split, folder: Pa
         "self-supervision",
         folder,
         config,
-        networks=networks,
+        networks={"network": student, "ema": teacher},
         optimizer=optimizer,
-        schedule=schedule,
+        schedule=one_cycle(iterations),
         batches=batches,
         iterations=iterations,
         ema=ema,

@@ -147,7 +147,7 @@ def train_classifier(config: Config, run: Run, split: Split, made_from: dict) ->
 
 def pair_network(config: Config, run: Run, split: Split) -> nn.Module:
     """The network of pairs along which maps are spread: fitted to pairs of confident pixels of the
-    seeds, or released."""
+    seeds (or read, if that was done before), or released."""
     settings, backbone, device = config.wsss.pairs, config.wsss.backbone, pick_device(config)
     kind = PAIR_NETWORKS[METHODS[config.wsss.method].walk]
     if settings.weights:

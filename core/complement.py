@@ -42,12 +42,14 @@ def complement(debiased_label: Tensor, teacher_label: Tensor) -> Tensor:
 
 
 def certainty(debiased_label: Tensor, teacher_probs: Tensor, tags: Tensor) -> Tensor:
-    """Certainty W of each pixel's label (Eq. 6): (B, H, W) in [0, 1].
+    """Certainty W of each pixel's label (Eq. 6).
 
-    1 where the debiased label, (B, H, W) int64, is kept; where it is biased, the teacher's highest
-    probability, of (B, 1 + C, H, W), among the classes that the image shows, (B, C) multi-hot.
-    Background, which comes first, is not one of them, so a biased pixel that the teacher takes for
-    background weighs almost nothing.
+    1 where the debiased label is kept; where it is biased, the teacher's highest probability among
+    the classes that the image shows. Background is not one of them, so a biased pixel that the
+    teacher takes for background weighs almost nothing.
+
+    (B, H, W) int64 label, (B, 1 + C, H, W) probabilities, background first, and (B, C) multi-hot
+    tags -> (B, H, W) in [0, 1].
     """
     tagged = (teacher_probs[:, 1:] * tags[:, :, None, None]).amax(1)
     return torch.where(debiased_label == BIASED, tagged, 1.0)
@@ -159,7 +161,8 @@ class Complement:
     def submit(self, images: Tensor, label: Tensor, tags: Tensor) -> Filled:
         """Starts the teacher's pass and its refinement; the student's forward pass runs meanwhile.
 
-        (B, 3, H, W) normalised crops, (B, H, W) int64 with -1 where biased, (B, C) multi-hot.
+        It takes (B, 3, H, W) normalised crops, their (B, H, W) int64 label maps, -1 where biased,
+        and (B, C) multi-hot tags.
         """
         biased = label == BIASED
         rows = biased.flatten(1).any(1).nonzero()[:, 0]

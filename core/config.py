@@ -46,10 +46,10 @@ class Config(Runtime):
     def __post_init__(self):
         folders = (self.run_dir, self.wsss.labels_dir, self.debias.output_dir)
         root = Path(self.data.root).resolve()
-        told = "is inside data.root; its pictures would be read as images. Choose another folder"
+        why = "is inside data.root; its pictures would be read as images. Choose another folder"
         for folder in [Path(f).resolve() for f in folders if f]:
             inside = self.data.format == "folder" and root in (folder, *folder.parents)
-            check(not inside, f"{folder} {told}")
+            check(not inside, f"{folder} {why}")
 
 
 KEYS = {key: (section, item) for key, section, item in settings_below(Config)}
@@ -131,8 +131,8 @@ class _Parser(jsonargparse.ArgumentParser):
             if key in shown or key.partition(".")[0] in self.sections:
                 value = [*value] if isinstance(value, tuple) else value
                 section, item = KEYS.get(key, (None, None))  # tables have keys of the user
-                told = comments(section)[item.name] if section else ""
-                lines += _entry(f"--{key} {json.dumps(value)}", told)
+                comment = comments(section)[item.name] if section else ""
+                lines += _entry(f"--{key} {json.dumps(value)}", comment)
         return "\n".join(lines) + "\n"
 
 
@@ -147,7 +147,7 @@ def _json_names(text: str) -> str:
     names = re.split("[,\n]", text)
     if text.lstrip().startswith("["):
         try:
-            names = yaml.load(text, yaml.BaseLoader)  # which leaves every scalar a text
+            names = yaml.load(text, yaml.BaseLoader)  # keeps every scalar as text
         except yaml.YAMLError:
             return text  # refused by the parser
         if not all(isinstance(name, str) for name in names):
@@ -181,7 +181,8 @@ def _make_names(node: yaml.Node | None, path: str, key: str = "") -> None:
 def make_parser(prog: str, description: str, *sections: str) -> _Parser:
     """A parser with `--config` and every key of `Config`.
 
-    Its --help shows `data` and the named sections of the configuration; none: all.
+    Its --help shows `data` and the given sections of the configuration, or all if none is given;
+    `description` is the docstring of the script `prog`.
     """
     parser = _Parser(prog=prog, description=description)
     parser.sections = ("data", *sections) if sections else tuple(KEYS)
@@ -193,8 +194,8 @@ def make_parser(prog: str, description: str, *sections: str) -> _Parser:
 def parse(parser: _Parser, args: list[str] | None = None, named: bool = True) -> tuple[Config, Any]:
     """Parses the command line; returns the configuration and the other arguments.
 
-    `args` None: the own ones of the process; `named`: take class names that no setting gives from
-    the data set.
+    `args` None: the process's own; `named`: whether class names that no setting gives are taken
+    from the data set.
 
     Raises:
         UserError: settings contradict each other.

@@ -33,7 +33,8 @@ COLUMNS = ("cut", "slope", "object_share", "remaining", "contrast", "expected_io
 def count_similarities(
     maps: np.ndarray, regions: np.ndarray, kept: np.ndarray, classes: Sequence[int]
 ) -> np.ndarray:
-    """Histograms (T, 3, BINS) int64 of the region, ring and kept cells of an image's T classes.
+    """Histograms of one image's similarities: (T, 3, BINS) int64 numbers of cells in the region,
+    the ring and the kept clusters of each class.
 
     Args:
         maps: (T, h, w) cosines with the debiased centroid of each class of the image.

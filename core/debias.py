@@ -47,7 +47,7 @@ class DebiasConfig:
 
 
 def cell_labels(label: Tensor, size: tuple[int, int]) -> Tensor:
-    """Labels of feature cells: (H, W) integers, 0..C or 255, to (h, w) int64.
+    """Labels of feature cells: (H, W) integers, 0..C or 255 -> (h, w) int64, `size` being (h, w).
 
     The label of a cell is that of most of the pixels whose centres fall into it. Pixels marked
     ignore have no vote unless the whole cell is ignored. A class that wins no cell at all takes the
@@ -72,7 +72,7 @@ def cell_labels(label: Tensor, size: tuple[int, int]) -> Tensor:
 def kmeans(
     points: Tensor, k: int, generator: torch.Generator, restarts: int = 3
 ) -> tuple[Tensor, Tensor]:
-    """Spherical K-means with k-means++ seeds; the tightest of `restarts` starts.
+    """Spherical K-means with k-means++ seeds; the tightest of `restarts` runs of up to 50 steps.
 
     Args:
         points: (n, D) unit vectors, n >= 1.
@@ -119,7 +119,8 @@ def image_centroids(
     """Clusters the features of each labelled region of one image (Sec. 3.2).
 
     A region of fewer than max(4, K) cells has one centroid, its mean. K is `k_fg` for classes and
-    `k_bg` for background; features are (D, h, w), the label is (H, W), 0..C or 255, at any size.
+    `k_bg` for background; features are (D, h, w), the label is (H, W), 0..C or 255, at any size;
+    `generator`, on the CPU, and `restarts` are those of `kmeans`.
 
     Returns:
         {label: (K, D) unit centroids} for the labels present, ascending, and (h, w) int64: the
@@ -147,7 +148,7 @@ def background_distance(fg: Tensor, bg: Tensor, nearest: int | None = None) -> T
     D(a, b) = (1 - cos(a, b)) / 2. The paper's formula averages over all background centroids; its
     introduction speaks of the minimum, which is `nearest=1`; a few more make it robust.
 
-    (Nf, D) and (Nb, D) -> (Nf,) in [0, 1].
+    (Nf, D) and (Nb, D) centroids -> (Nf,) in [0, 1]; `nearest` None averages over all.
     """
     fg, bg = F.normalize(fg, dim=1), F.normalize(bg, dim=1)
     if nearest is not None:
@@ -175,7 +176,8 @@ def debiased_centroid(
     Args:
         fg: (N_c, D) centroids of one class, K_fg per training image that shows it.
         bg: (Nb, D) background centroids of all training images.
-        alpha, nearest: share of `fg` kept, in (0, 1], rounded up; see `background_distance`.
+        alpha: share of `fg` kept, in (0, 1]; the count is rounded up.
+        nearest: see `background_distance`.
 
     Returns:
         (D,) mean of the kept unit centroids V^c, not of unit length itself; (N_c,) distances;
@@ -201,13 +203,15 @@ def debiased_centroids(
     Args:
         vectors: (N, D) centroids of all regions of all training images; may be a mapped file, of
             which the backgrounds and one class at a time are read into memory.
-        labels: (N,) 0..C, the region's label; 0 is background.
+        labels: (N,) 0..C, the region's label; 0 is background. C is `classes`.
+        alpha, nearest: see `debiased_centroid`.
 
     Returns:
         (C, D) debiased centroids, a zero row for a class without any; (N,) distance of each
         foreground centroid to the backgrounds, 0 for backgrounds; (N,) bool, which are kept.
     """
-    centroids, bg = torch.zeros(classes, vectors.shape[1]), vectors[labels == 0]
+    bg = vectors[labels == 0]
+    centroids = torch.zeros(classes, vectors.shape[1])
     distance, kept = torch.zeros(len(vectors)), torch.zeros(len(vectors), dtype=torch.bool)
     for c in labels[labels > 0].unique().tolist():
         rows = (labels == c).nonzero()[:, 0]
@@ -220,18 +224,19 @@ def debiased_centroids(
 def similarities(feat: Tensor, centroids: Tensor, tags: Tensor) -> Tensor:
     """Similarity to the debiased centroid of each class of the image.
 
-    Features (D, h, w), centroids (C, D), of which a zero row (a class never seen) is similar to
-    nothing, and tags (C,) bool, the T classes of the image -> (T, h, w) cosines in their order.
+    (D, h, w) features, (C, D) centroids and (C,) bool tags -> (T, h, w) cosines, in the order of
+    the T classes of the image. A zero centroid (a class never seen) is similar to nothing.
     """
     chosen = F.normalize(centroids[tags.bool()], dim=1)
     return torch.einsum("cd,dhw->chw", chosen, F.normalize(feat, dim=0))
 
 
 def debiased_score(feat: Tensor, centroids: Tensor, tags: Tensor) -> Tensor:
-    """Similarity to the debiased centroid of any class of the image (Eq. 4): (h, w) in [0, 1].
+    """Similarity to the debiased centroid of any class of the image (Eq. 4); see `similarities`.
 
     The maximum runs over all classes of the image, not the pixel's own label alone, because
     features confuse related classes: a horse that resembles the sheep centroid is still an object.
+    The result is (h, w) in [0, 1], 0 everywhere if no class is tagged.
     """
     if not tags.any():
         return feat.new_zeros(feat.shape[1:])
@@ -259,7 +264,7 @@ def debiased_mask(logit: Tensor, image: np.ndarray, label: Tensor, crf: DenseCRF
         label: (H, W) pseudo label; nothing is refined if it shows no class.
         crf: two-label refinement; None leaves the sign of the logit.
 
-    Returns (H, W) bool, True where the pixel resembles a debiased centroid.
+    Returns an (H, W) bool mask, True where the pixel resembles a debiased centroid.
     """
     logit = F.interpolate(logit[None, None].float(), image.shape[:2], mode="bilinear")[0, 0].cpu()
     if crf is None or not ((label > 0) & (label < BIASED_ON_DISK)).any():
@@ -271,8 +276,8 @@ def debiased_mask(logit: Tensor, image: np.ndarray, label: Tensor, crf: DenseCRF
 def mark_biased(wsss_label: Tensor, debiased_mask: Tensor) -> Tensor:
     """Marks labelled pixels outside the debiased mask as biased; background never changes (Eq. 5).
 
-    (H, W) integers, 0..C or 255, and (H, W) bool, the refined similarity map M -> (H, W) int64: -1
-    where biased, else the WSSS label.
+    The label is (H, W) integers, 0..C or 255, the mask (H, W) bool, the refined similarity map M.
+    The result is (H, W) int64: -1 where biased, else the WSSS label.
     """
     label = wsss_label.long()
     biased = (label != BACKGROUND) & (label != IGNORE) & ~debiased_mask

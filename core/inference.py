@@ -19,11 +19,12 @@ def multi_scale(
     size: tuple[int, int] | None = None,
     mode: Literal["bilinear", "nearest"] = "bilinear",
 ) -> Tensor:
-    """(B, C, *size) float32, the mean of a network's maps over views of normalised (B, 3, H, W)
-    images: resized by the factors `scales` and, with `flip`, also mirrored.
+    """Averages a network's maps over views of normalised (B, 3, H, W) images, which are resized by
+    the factors `scales` and, with `flip`, also mirrored.
 
     The network takes (B, 3, h, w) to (B, C, h', w'), at any stride, its last activation included.
-    `size` is the (height, width) to which `mode` resizes the maps, by default the images'.
+    The result is (B, C, *size) float32; `size` is the (height, width) to which `mode` resizes the
+    maps, by default the images'.
     """
     total = 0
     for scale in scales:
@@ -43,8 +44,8 @@ def windowed(network: Callable[[Tensor], Tensor], side: int) -> Callable[[Tensor
 
     It needs the memory of one window, and sees sizes like those it was trained on. Windows are
     squares of `side` pixels; neighbours overlap by at least a third. Images that fit into one give
-    the network's own maps, (B, C, H', W'); others (B, C, H, W), the mean of all windows that see a
-    pixel.
+    the network's own maps, (B, C, H', W'); larger ones give (B, C, H, W), at each pixel the mean of
+    all windows that see it.
     """
 
     def through_windows(images: Tensor) -> Tensor:

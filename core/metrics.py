@@ -31,7 +31,8 @@ def confusion_matrix(prediction: np.ndarray, truth: np.ndarray, num_classes: int
     """
     if ((truth > num_classes) & (truth != IGNORE)).any():
         raise ValueError(f"ground truth holds labels other than 0..{num_classes} and {IGNORE}")
-    pair, counts = (truth.ravel(), prediction.ravel()), np.zeros((256, 256), np.int64)
+    counts = np.zeros((256, 256), np.int64)
+    pair = truth.ravel(), prediction.ravel()
     for start in range(0, truth.size, EXACT):
         part = [pixels[start : start + EXACT] for pixels in pair]
         counts += cv2.calcHist(part, [0, 1], None, [256, 256], [0, 256, 0, 256]).astype(np.int64)

@@ -13,7 +13,7 @@ from core.data.transforms import drawn_from
 def principal_components(feats: Sequence[Tensor], seed: int = 0) -> list[Tensor]:
     """The first three principal components over all of `feats` as red, green and blue.
 
-    (D, h, w) features of each image -> (3, h, w) uint8; `seed` is that of the approximation."""
+    (D, h, w) features of each image -> (3, h, w) uint8; `seed` is for the approximate solver."""
     cells = torch.cat([feat.flatten(1).T for feat in feats]).float()
     mean = cells.mean(0)
     with drawn_from(seed):

@@ -80,18 +80,22 @@ def settings_of(config: Config, *keys: str) -> dict[str, Any]:
     return {key: value for key, value in flat.items() if not is_weight_file(key, value)}
 
 
-def _identity(config: Config, keys: Sequence[str], inputs: dict[str, Items], **more) -> Identity:
-    """The identity of a stage that uses these sections and keys, and the weight files they name.
-
-    `more`: other arguments of `Identity`; `classes` are the configured ones if not given.
-    """
+def _identity(
+    config: Config,
+    keys: Sequence[str],
+    inputs: dict[str, Items],
+    classes: tuple[str, ...] | None = None,
+    named: bool = True,
+) -> Identity:
+    """The identity of a stage that uses these sections and keys, and the weight files they name;
+    `classes` None: the configured ones."""
     sections = [k for k in keys if dataclasses.is_dataclass(getattr(config, k))]
     weights = {k: v for s in sections for k, v in weight_files(getattr(config, s), f"{s}.").items()}
     inputs = inputs | ({"weights": weights} if weights else {})
     run, settings = Run(config), settings_of(config, *keys)
     known = (run.uss, run.wsss, run.debias, run.segmentation())
-    classes = more.pop("classes", config.data.classes)
-    return Identity(classes, settings, inputs, known_in=known, defaults=_defaults(), **more)
+    classes = config.data.classes if classes is None else classes
+    return Identity(classes, settings, inputs, named, known_in=known, defaults=_defaults())
 
 
 def _by_id(split: Split, values: Iterable[Path | str]) -> Items:
@@ -160,7 +164,8 @@ def own_stages(config: Config, split: Split, *stages: str) -> Iterator[tuple[Pat
 
 
 def check_upstream(config: Config, split: Split, *stages: str) -> None:
-    """Compares what earlier stages (`own_stages`) were made from with what they would be now.
+    """Compares what earlier stages were made from with what they would be made from now; see
+    `own_stages`.
 
     Raises:
         UserError: they differ, so that the results would not be of these settings and inputs.
@@ -177,9 +182,9 @@ def check_upstream(config: Config, split: Split, *stages: str) -> None:
 def check_made_from(
     path: Path, content: Mapping[str, Any], section: str, config: Config, named: bool = False
 ) -> None:
-    """Compares the loaded content of a checkpoint, at `path`, with a section of the configuration.
+    """Compares the loaded content of our checkpoint `path` with a section of the configuration.
 
-    `named`: whether its network distinguishes classes, so that their names and order count.
+    `named`: whether the network distinguishes classes, so that their names and order count.
 
     Raises:
         UserError: it was made with other settings of the section, or for other classes.
@@ -192,8 +197,11 @@ def check_made_from(
     lines = setting_differences(there, settings_of(config, section), _defaults())
     if named and config.data.classes:
         lines = class_differences(made["classes"], config.data.classes) + lines
-    remedy = "give the --config and options of the run that made it, or train again in "
-    refuse(f"the network in {path} was made with other settings", lines, f"{remedy}another run_dir")
+    refuse(
+        f"the network in {path} was made with other settings",
+        lines,
+        "give the --config and options of the run that made it, or train again in another run_dir",
+    )
 
 
 def load_semantic_features(config: Config) -> SemanticFeatures:

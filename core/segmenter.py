@@ -112,7 +112,7 @@ def predict(
 
 
 def probabilities(network: DeepLab, images: Tensor, settings: EvaluationConfig) -> Tensor:
-    """(B, 3, H, W), normalised -> (B, 1 + C, H, W) float32 probabilities of labels.
+    """Probabilities of labels: normalised images, (B, 3, H, W) -> (B, 1 + C, H, W) float32.
 
     They are the mean over all configured views; v1's code averages logits instead.
     """

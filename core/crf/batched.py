@@ -23,7 +23,7 @@ BYTES = 2**30  # approximate memory for the lattices of images refined together
 def grid_filter(
     size: Sequence[int], sigma: float, weight: float, device: torch.device
 ) -> Callable[[Tensor], Tensor]:
-    """weight K~ q for the spatial kernel, of (B, C, H, W); see `GridFilter`."""
+    """A function from q, (B, C, H, W), to weight K~ q for the spatial kernel; see `GridFilter`."""
     rows = _matrix(size[0], sigma, weight).to(device)
     columns = _matrix(size[1], sigma, 1).to(device)
     return lambda values: rows @ values @ columns.T
@@ -38,8 +38,9 @@ def _matrix(length: int, sigma: float, weight: float) -> Tensor:
 
 
 class BatchedLattice:
-    """weight K~ q for the bilateral kernel, of (B, C, N) and features (B, N, 5) float32; see
-    `LatticeFilter`.
+    """Takes q, (B, C, N), to weight K~ q for the bilateral kernel; see `LatticeFilter`.
+
+    Features are (B, N, 5) float32, divided by the kernel's widths.
 
     Raises:
         UserError: the features span more than the packed coordinates have room for.
@@ -70,15 +71,15 @@ class BatchedLattice:
         return before, after
 
     def __call__(self, values: Tensor) -> Tensor:
-        # The last point stays 0: it stands for all that are not there.
+        # The last point stays 0: it stands for every neighbour that does not exist.
         lattice = values.new_zeros(self.count + 1, values.shape[1])
-        ends = [*zip(self.corners.unbind(2), self.weights[..., None].unbind(2), strict=True)]
-        for corner, weight in ends:
+        corners = [*zip(self.corners.unbind(2), self.weights[..., None].unbind(2), strict=True)]
+        for corner, weight in corners:
             spread = weight * values.transpose(1, 2)
             lattice.index_add_(0, corner.flatten(), spread.flatten(0, 1))
         for before, after in self.neighbours:
             lattice[:-1] += (lattice[before] + lattice[after]) / 2
-        return sum(weight * lattice[corner] for corner, weight in ends).transpose(1, 2)
+        return sum(weight * lattice[corner] for corner, weight in corners).transpose(1, 2)
 
 
 def simplices(features: Tensor) -> tuple[Tensor, Tensor]:
@@ -144,7 +145,7 @@ def refine(images: Tensor, probs: Tensor, config, present: Tensor | None = None)
         present: (B, L) bool, labels that take part in each image, label 0 always; None: all. The
             cost is that of the largest number of them.
 
-    Returns (B, L, H, W) float32 posterior; sums to 1 over L, 0 for labels that take no part.
+    Returns the (B, L, H, W) float32 posterior; it sums to 1 over L, labels that take no part get 0.
     """
     if present is None:
         present = torch.ones(probs.shape[:2], dtype=torch.bool, device=probs.device)

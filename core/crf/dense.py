@@ -62,9 +62,10 @@ class DenseCRF:
         backend: "numba"; "torch"; "pydensecrf"; or "auto": "torch" if `device` is a GPU, else the
             first of the others that is installed.
         device: where `torch` refines, "cpu" or "cuda".
-        settings: the other fields of `CrfConfig`. 0 `iterations` return the unary's posterior;
-            each moves the logits `relaxation` times as far as mean field would. A pixel is carried
-            to the `vertices` corners of its simplex with the largest weights; 6 is exact.
+        settings: the other fields of `CrfConfig`. With 0 `iterations` the result is the unary's
+            posterior; each iteration moves the logits `relaxation` times as far as mean field
+            would. A pixel is carried to the `vertices` corners of its simplex with the largest
+            weights; 6 is exact.
 
     Raises:
         UserError: the backend is not installed, or is pydensecrf, which has neither `relaxation`
@@ -91,7 +92,7 @@ class DenseCRF:
             raise UserError(f"dense CRF: pydensecrf has no relaxation and no vertices; {remedy}")
 
     def __call__(self, image: np.ndarray, probs: np.ndarray) -> np.ndarray:
-        """Refines the probabilities of one image: (L, H, W) float32 that sum to 1 over L.
+        """Refines one image's probabilities to an (L, H, W) float32 posterior; it sums to 1 over L.
 
         The cost grows with L: pass the labels that may occur in the image, not all of them.
 
@@ -110,7 +111,7 @@ class DenseCRF:
         unary = -np.log(np.clip(probs, 1e-5, 1)).reshape(len(probs), -1)
         unary = np.ascontiguousarray(unary)  # `probs` may be a transposed view
         infer = self._infer_pydensecrf if self.backend == "pydensecrf" else self._infer_numba
-        return infer(image, unary).reshape(probs.shape)  # (H, W, 3) and (L, N) -> (L, N)
+        return infer(image, unary).reshape(probs.shape)  # `infer` gives (L, N), as `unary` is
 
     def _infer_numba(self, image: np.ndarray, unary: np.ndarray) -> np.ndarray:
         filters = self._filters(image)
@@ -168,8 +169,8 @@ class DenseCRF:
             crf.addPairwiseGaussian(sxy=self.sxy_gaussian, compat=self.weight_gaussian)
         if self.weight_bilateral > 0:
             pixels = np.require(image, requirements="CW")  # no views, nothing read-only
-            widths = {"sxy": self.sxy_bilateral, "srgb": self.srgb_bilateral}
-            crf.addPairwiseBilateral(**widths, rgbim=pixels, compat=self.weight_bilateral)
+            sxy, srgb = self.sxy_bilateral, self.srgb_bilateral
+            crf.addPairwiseBilateral(sxy=sxy, srgb=srgb, rgbim=pixels, compat=self.weight_bilateral)
         return np.array(crf.inference(self.iterations), np.float32)
 
 
@@ -195,12 +196,11 @@ def _choose(backend: str) -> str:
 
 
 def _check(image: np.ndarray, probs: np.ndarray) -> None:
-    forms = (image, "image must be a (H, W, 3) uint8"), (probs, "probs must be a (L, H, W) float32")
-    for array, form in forms:
-        if not isinstance(array, np.ndarray):
-            raise ValueError(f"{form} array, got {type(array)}")
-        if array.dtype != form.split()[-1] or array.ndim != 3:
-            raise ValueError(f"{form} array, got {array.shape} {array.dtype}")
+    forms = ("image", image, "(H, W, 3)", "uint8"), ("probs", probs, "(L, H, W)", "float32")
+    for name, array, shape, dtype in forms:
+        if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim != 3:
+            got = f"{array.shape} {array.dtype}" if isinstance(array, np.ndarray) else type(array)
+            raise ValueError(f"{name} must be a {shape} {dtype} array, got {got}")
     if image.shape[2] != 3:
         raise ValueError(f"image must have 3 channels, last, got shape {image.shape}")
     if 0 in probs.shape or probs.shape[1:] != image.shape[:2]:

@@ -24,7 +24,8 @@ class PAMR:
 
     The neighbours are processed one after the other, so the memory is that of a, which is B * 8 *
     dilations * h * w, plus a few copies of the masks, not their product. No gradient is recorded.
-    0 `iterations` return the masks as they are; `dilations` are in pixels.
+    With 0 `iterations` it returns the masks as they are; `dilations` are the neighbours' distances
+    in pixels.
 
     Raises:
         ValueError: a setting is out of range.
@@ -42,7 +43,8 @@ class PAMR:
         """Refines (B, C, h, w) float masks, such as probabilities; keeps their type and sum over C.
 
         Images are (B, 3, H, W) float, in any range and normalised or not: sigma scales along with
-        each channel. They are resized to the masks where the sizes differ.
+        each channel. They are resized to the masks where the sizes differ. The result is on the
+        masks' device.
 
         Raises:
             ValueError: not floating point, not 4 axes, no pixels, or batches that differ.

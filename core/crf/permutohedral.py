@@ -31,7 +31,7 @@ class LatticeFilter:
 
     Args:
         features: (5, N) float32, divided by the kernel's width in each dimension.
-        weight: >= 0.
+        weight: factor on the result, >= 0.
         vertices: M, 1..6: how many corners of its simplex a pixel is splat onto and sliced from.
             Those with the largest weights are kept and renormalised; all 6 are the true filter.
 

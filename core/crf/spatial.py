@@ -1,6 +1,6 @@
 """The spatial filter of the dense CRF, compiled with numba: a blur by two banded matrices.
 
-Normalised as the bilateral one (`core.crf.permutohedral`).
+It is normalised as the bilateral filter is (`core.crf.permutohedral`).
 """
 
 import numpy as np
@@ -11,7 +11,8 @@ from core.run.compiled import compiled
 class GridFilter:
     """out += weight K~ q for the spatial kernel K(p, p') = exp(-|p - p'|^2 / 2 sigma^2).
 
-    Sizes and sigma are in pixels. Beyond 4 sigma the kernel, under 0.0004 there, is cut off.
+    Sizes and sigma are in pixels; `weight` is a factor on the result. Beyond 4 sigma the kernel,
+    under 0.0004 there, is cut off.
     """
 
     def __init__(self, height: int, width: int, sigma: float, weight: float):

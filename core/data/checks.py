@@ -115,7 +115,8 @@ def _turned_unseen(photograph: Photograph) -> bool:
 def look_at(
     path: Path, num_classes: int, size: Size | None = None, biased: bool = True
 ) -> tuple[np.ndarray, np.ndarray, bool]:
-    """A label map, (H, W) uint8, and what is `Seen` in it; see `core.data.labels.inspect_label`."""
+    """A label map, (H, W) uint8, and the two parts of its `Seen`; the arguments are those of
+    `core.data.labels.inspect_label`."""
     label, by_colour = inspect_label(path, num_classes, size, biased)
     counts = cv2.calcHist([label], [0], None, [256], [0, 256])
     return label, counts.ravel() > 0, by_colour
@@ -156,7 +157,7 @@ def judge(
 
 
 def _nothing(values: np.ndarray) -> str:
-    """What label maps without a class hold, (N, 256) bool, and the remedy."""
+    """What label maps without a class hold instead, and the remedy; `values` is (N, 256) bool."""
     if values[:, BIASED_ON_DISK].any():
         return f"{BIASED_ON_DISK}, biased pixels, instead of their classes; see debias.* of stage 3"
     if not values[:, IGNORE].any():
@@ -208,7 +209,7 @@ def _against_tags(paths: Paths, holds: np.ndarray, tags: np.ndarray, classes: Na
 
 
 def _best_order(holds: np.ndarray, tags: np.ndarray) -> np.ndarray:
-    """(C,) the class of each number that fits the tags best; ties keep a number's own class."""
+    """(C,) the class that fits the tags best for each number; ties keep a number's own class."""
     from scipy.optimize import linear_sum_assignment  # slow to import, seldom needed
 
     together = holds.T.astype(np.float32) @ tags.astype(np.float32)

@@ -97,8 +97,8 @@ def file_features(paths: Sequence[Path]) -> FeatureSource:
 
 
 def misread(shape: tuple[int, ...], size: Size, orientation: int) -> str | None:
-    """Why a shape (a, b, c) cannot be the (D, h, w) of a photograph of `size` pixels when
-    upright, with an EXIF orientation; None if it can."""
+    """Why a shape (a, b, c) cannot be the (D, h, w) of its photograph; None if it can. `size` is
+    (H, W) of the upright photograph in pixels, `orientation` its EXIF orientation."""
     a, b, c = shape
     if b == c or alike((b, c), size):  # many networks resize every photograph to a square
         return None

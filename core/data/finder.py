@@ -19,8 +19,8 @@ class Kind:
     """A kind of file; suffixes are in lower case."""
 
     name: str  # plural
-    suffixes: tuple[str, ...]  # that are read; a missing file is named with the first
-    mistaken: tuple[str, ...] = ()  # that people take for this kind, and that are not read
+    suffixes: tuple[str, ...]  # those that are read; a missing file is named with the first
+    mistaken: tuple[str, ...] = ()  # those that people take for this kind, and that are not read
 
 
 PHOTOGRAPHS = Kind(
@@ -88,7 +88,7 @@ class Files:
             skipped = _place(skip) if skip is not None and skip.is_dir() else None
             self._walk(root, "", (_place(root),), skipped)
         self.names = dict(sorted(self.names.items(), key=lambda item: item[0].split("/")))
-        self.ids: dict[str, list[Path]] = {}  # several files: refused when they are asked for
+        self.ids: dict[str, list[Path]] = {}  # one with several files is refused when asked for
         for name, paths in self.names.items():
             self.ids.setdefault(_stem(name, kind), []).extend(paths)
         remedy = "rename it (such as with convmv -f cp1252 -t utf8)"

@@ -31,10 +31,10 @@ _GREY_STEPS = {1: 1, 2: 85, 4: 17, 8: 1}  # by bit depth: Pillow stretches 2 and
 
 
 def read_label(path: Path, num_classes: int | None = None, size: Size | None = None) -> np.ndarray:
-    """(H, W) uint8 of a PNG: grey or indexed numbers of any depth, or a picture in VOC's colours.
+    """Reads a PNG of grey or indexed numbers of any depth, or in VOC's colours, as (H, W) uint8.
 
     With `num_classes`, C without background, values outside 0..C, 254 and 255 are refused; with
-    `size`, (H, W), any other size.
+    `size`, (H, W), any other size is.
 
     Raises:
         UserError: the file is missing, broken, of another kind or size, has other values, or has a
@@ -46,8 +46,8 @@ def read_label(path: Path, num_classes: int | None = None, size: Size | None = N
 def inspect_label(
     path: Path, num_classes: int | None, size: Size | None = None, biased: bool = True
 ) -> tuple[np.ndarray, bool]:
-    """As `read_label`, with True if VOC's colours, not stored values, gave the numbers; unless
-    `biased`, biased pixels are refused."""
+    """As `read_label`, and True if VOC's colours, not stored values, gave the numbers; biased
+    pixels are refused unless `biased` is set."""
     label, by_colour = _read_values(path, num_classes)
     if not biased and (label == BIASED_ON_DISK).any():
         raise UserError(

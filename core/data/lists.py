@@ -50,7 +50,7 @@ class Split:
 
 
 def read_split(data: DataConfig, which: str, tagged: bool = True) -> Split:
-    """Reads the list `which`, "train" or "val"; unless `tagged`, with all tags unset.
+    """Reads the list `which`, "train" or "val"; all tags are left unset unless `tagged` is True.
 
     Raises:
         UserError: the list, or any image or annotation on it, is missing; one error names all.
@@ -174,7 +174,7 @@ def _list_folder(data: DataConfig, which: str, problems: list[str]) -> Listed:
 
 
 def note_rest(what: str, ids: Iterable[str], used: Iterable[str]) -> None:
-    """Notes the ids that are not used: how many, and the first."""
+    """Prints a note of how many `ids` are not in `used`, and the first; `what` describes them."""
     used = {*used}
     rest = [i for i in ids if i not in used]
     if rest:

@@ -142,8 +142,9 @@ def make_loader(dataset: Dataset, draws: StepSampler, workers: int) -> DataLoade
 def batches_from(
     dataset: Dataset, batch_size: int, iterations: int, runtime: Runtime, balance: float = 0
 ) -> Callable[[int], DataLoader]:
-    """What `core.run.loop.Loop` takes: first step -> all batches of `dataset.split` from there on.
-    With `balance` 0, every image is drawn once an epoch; see `balanced_weights`."""
+    """What `core.run.loop.Loop` takes: first step -> all batches from there on. `dataset` takes
+    (index, seed), its `split` has the images. With `balance` 0, an epoch draws every image once;
+    see `balanced_weights`."""
     count, seed = len(dataset.split), runtime.seed
     weights = balanced_weights(dataset.split.tags, balance) if balance else None
 
@@ -171,7 +172,7 @@ def batches_by_size(
     """Batches of images of one size: indices and (B, 3, H, W) float32, normalised, on `device`.
 
     Blocks of consecutive images are sorted by size. Batches are cut from the whole list, and those
-    without any index `todo` are left out: a run that goes on after a kill computes the same
+    without any image of `todo` are left out: a run that goes on after a kill computes the same
     batches, hence the same bytes, as an uninterrupted one. `scale` is the largest factor by which
     the network's views are enlarged.
     """

@@ -48,7 +48,7 @@ def read_table(
     known `classes`, and an image may have one line per tag. The columns may have other usual names
     and separators, and a column of 0 and 1 for each class may replace the tags. Other columns are
     ignored. Any form but the plain one is reported in a note. Problems of single lines are added to
-    `problems`, or raise one error.
+    `problems`; if that is None, they raise one error.
 
     Returns:
         {image as written there, in NFC: its tags, without repetitions}, in the order of the file.
@@ -244,9 +244,10 @@ def find_images(
 ) -> dict[str, list[str]]:
     """Every photograph below `root`, as a relative path, with its first folder as its tag.
 
-    A photograph directly in `root` has no tag. Left out are the folder `skip` (of masks), and what
-    `core.data.finder.Files` says. Names that are not UTF-8 are added to `problems`, or raise one
-    error. `setting` is what the user has to change if there is no image.
+    A photograph directly in `root` has no tag. The folder `skip` (of masks) is left out, and so is
+    what `core.data.finder.Files` leaves out. Names that are not UTF-8 are added to `problems`; if
+    that is None, they raise one error. `setting` is what the user has to change if there is no
+    image.
 
     Raises:
         UserError: there is no such folder, or no photograph in it.
@@ -272,8 +273,8 @@ def folder_tags(
     classes: Collection[str] = (),
     problems: list[str] | None = None,
 ) -> dict[str, list[str]]:
-    """Tags of photographs below `root`: from the CSV file `tags` there, see `read_table`, or None:
-    from their sub-folders. The folder `masks` below `root` holds no photographs."""
+    """Tags of photographs below `root`: from the CSV file `tags` there (see `read_table`), or from
+    their sub-folders if it is None. The folder `masks` below `root` holds no photographs."""
     if tags:
         return read_table(root / tags, classes, problems)
     return find_images(root, skip=root / masks if masks else None, problems=problems)

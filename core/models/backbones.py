@@ -51,8 +51,8 @@ class BackboneConfig:
 def create_network(config: BackboneConfig, **arguments: Any) -> nn.Module:
     """Builds a network of timm, with timm's own weights, those of a local file, or random ones."""
     try:
-        options, own = {**config.arguments, **arguments}, config.weights == "timm"
-        net = vision.timm.create_model(config.name, pretrained=own, **options)
+        pretrained, options = config.weights == "timm", {**config.arguments, **arguments}
+        net = vision.timm.create_model(config.name, pretrained=pretrained, **options)
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         hint = ""
         if not vision.timm.is_model(config.name):
@@ -151,8 +151,8 @@ class Backbone(nn.Module):
         size = images.shape[-2:]
         multiple = [-(-n // self._multiple) * self._multiple for n in size]
         maps = self._maps(self.net, _resized(images, multiple))
-        cells = ([-(-n // stride) for n in size] for stride in self.strides)
-        return [_resized(*pair) for pair in zip(maps, cells, strict=True)]
+        grids = ([-(-n // stride) for n in size] for stride in self.strides)
+        return [_resized(level, grid) for level, grid in zip(maps, grids, strict=True)]
 
     def _maps(self, net: nn.Module, images: Tensor) -> list[Tensor]:
         maps = net(images)
@@ -194,7 +194,7 @@ class Backbone(nn.Module):
 
 
 def _resized(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """(B, D, H, W) -> (B, D, *size), bilinear; the same tensor where nothing changes."""
+    """(B, D, H, W) -> (B, D, *size), bilinear; the tensor itself if it has that size."""
     if list(maps.shape[-2:]) == list(size):
         return maps
     return F.interpolate(maps, size, mode="bilinear")
@@ -260,7 +260,7 @@ def _wide_resnet(
 class OnBackbone(nn.Module):
     """A network whose first part is `backbone`; the rest is its head."""
 
-    frozen_norm = False  # the backbone's batch normalisation trains by its running statistics
+    frozen_norm = False  # whether the backbone's batch normalisation is frozen in training
 
     def train(self, mode: bool = True) -> "OnBackbone":
         super().train(mode)
@@ -269,7 +269,7 @@ class OnBackbone(nn.Module):
         return self
 
     def parameter_groups(self, lr: float, head_lr: float) -> list[dict]:
-        """What is trained of backbone and head, each with its learning rate."""
+        """The trainable parameters of the backbone and of the head, each with its learning rate."""
         named = [(k, p) for k, p in self.named_parameters() if p.requires_grad]
         head = [p for k, p in named if not k.startswith("backbone.")]
         backbone = [p for k, p in named if k.startswith("backbone.")]

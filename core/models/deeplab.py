@@ -42,8 +42,11 @@ class DeepLabConfig:
 
 def build_deeplab(config: DeepLabConfig, num_classes: int) -> "DeepLab":
     """The configured network for `num_classes` classes and background."""
-    heads = {"deeplabv1": DeepLabV1Head, "deeplabv2": DeepLabV2Head}
-    heads |= {"deeplabv3plus": DeepLabV3PlusHead}
+    heads = {
+        "deeplabv1": DeepLabV1Head,
+        "deeplabv2": DeepLabV2Head,
+        "deeplabv3plus": DeepLabV3PlusHead,
+    }
     return DeepLab(config, num_classes, heads[config.network])
 
 
@@ -80,8 +83,8 @@ class DeepLab(OnBackbone):
         return [*logits, torch.stack(resized).amax(0)]
 
     def parameter_groups(self, lr: float, head_lr: float) -> list[dict]:
-        """The biases of v1's and v2's last layers have twice the head's rate and do not decay, as
-        in their Caffe versions."""
+        """Backbone and head, each with its learning rate; the biases of v1's and v2's last layers
+        have twice the head's rate and do not decay, as in their Caffe versions."""
         groups, biases = super().parameter_groups(lr, head_lr), self.head.fast_biases()
         if not biases:
             return groups

@@ -23,8 +23,8 @@ class ViT(nn.Module):
     """The patch tokens of a vision transformer as a feature map.
 
     Images whose sides are multiples of the patch may have any size: position embeddings are
-    interpolated (bicubic, to the explicit size). `tokens` are "last", the last block's after the
-    final norm, or "keys", the keys of its attention.
+    interpolated (bicubic, to the explicit size). `tokens` is "last", the last block's tokens after
+    the final norm, or "keys", the keys of its attention.
     """
 
     def __init__(self, config: BackboneConfig, tokens: str = "last"):

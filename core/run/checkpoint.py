@@ -142,6 +142,7 @@ def _refused(*args: Any, **kwargs: Any) -> None:
     raise UserError("it is not a checkpoint, or older than torch 1.6; save its state dict again")
 
 
+# The `pickle_module` of torch.load.
 tensors_only = types.SimpleNamespace(Unpickler=_TensorsOnly, load=_refused, __name__="tensors")
 
 
@@ -196,14 +197,14 @@ def _misfits(state: Mapping, wanted: Mapping) -> tuple[list[str], dict[str, str]
 
 
 def load_published(network: nn.Module, path: Path, own: Collection[str] = ()) -> nn.Module:
-    """Loads a released checkpoint of the whole network, of its architecture; in evaluation mode.
+    """Loads a released checkpoint of the whole network; returns it in evaluation mode.
 
     Some files hold a tensor under several names, or parts that labels do not need (IRNet's
     displacement branch, an ImageNet head), which are ignored; everything else must fit.
 
     Args:
-        network: its `RELEASED`, if any, lists pairs (prefix in the file, our prefix), of which the
-            first that fits counts; our prefix None: ignored.
+        network: network of the same architecture. Its `RELEASED`, if any, lists pairs (prefix in
+            the file, our prefix), of which the first that fits counts; our prefix None: ignored.
         path: the file.
         own: tensors of the network that the file need not contain.
 
@@ -236,7 +237,8 @@ def load_published(network: nn.Module, path: Path, own: Collection[str] = ()) ->
 
 
 def restore(network: nn.Module, content: Mapping[str, Any], key: str, path: Path) -> nn.Module:
-    """Puts the network `key` of a loaded checkpoint of ours into `network`; in evaluation mode.
+    """Loads `content[key]`, a network of a checkpoint of ours, into `network`; returns it in
+    evaluation mode.
 
     Raises:
         UserError: the checkpoint, at `path`, holds a network of another configuration.

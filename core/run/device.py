@@ -27,10 +27,10 @@ def pick_device(runtime: Runtime) -> torch.device:
     except RuntimeError:
         raise UserError(f"device {name!r} is unknown; use auto, cpu, cuda or cuda:N") from None
     kind, index, count = device.type, device.index, torch.cuda.device_count()
-    # mps lacks float64, among other things.
-    known, there = kind in ("cpu", "cuda"), kind == "cpu" or torch.cuda.is_available()
+    known = kind in ("cpu", "cuda")  # mps lacks float64, among other things
     check(known, f"device {name!r} is not supported; use auto, cpu, cuda or cuda:N")
-    check(there, f"device {name!r} was requested, but this PyTorch sees no GPU; use auto")
+    visible = kind == "cpu" or torch.cuda.is_available()
+    check(visible, f"device {name!r} was requested, but this PyTorch sees no GPU; use auto")
     check((index or 0) < max(1, count), f"device {name!r}: there are {count} GPUs, counted from 0")
     alone = index is None or distributed.world() == 1
     check(alone, f"several processes cannot share {name}; leave device at auto")
@@ -71,8 +71,8 @@ def on_device(batches: Iterable[dict[str, Any]], device: torch.device) -> Iterat
         steps = torch.cuda.current_stream(device)
         steps.wait_stream(copies)
         for value in moved.values():
-            if isinstance(value, Tensor):  # whose memory is not used again before the step is done
-                value.record_stream(steps)
+            if isinstance(value, Tensor):
+                value.record_stream(steps)  # its memory is not reused before that stream is done
         yield moved
 
 

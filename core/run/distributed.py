@@ -104,7 +104,8 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         shared = self.training and world() > 1
         x = self._shared(x) if shared else super().forward(x)
-        return self.act(self.drop(x)) if hasattr(self, "act") else x  # timm's may end with one
+        # timm's layers may end with an activation.
+        return self.act(self.drop(x)) if hasattr(self, "act") else x
 
     def _shared(self, x: Tensor) -> Tensor:
         x, kind = x.float(), x.dtype

@@ -27,10 +27,10 @@ class UserError(Exception):
 
 
 def refuse(title: str, lines: Sequence[str], remedy: str) -> None:
-    """Raises one `UserError` with the first of `lines`, if any, and a count of the rest."""
+    """If there are `lines`, raises one `UserError` with the first ones and a count of the rest."""
     if lines:
-        more = [f"... and {len(lines) - 8} more"] if len(lines) > 8 else []
-        shown = "\n".join(f"  {line}" for line in [*lines[:8], *more])
+        rest = [f"... and {len(lines) - 8} more"] if len(lines) > 8 else []
+        shown = "\n".join(f"  {line}" for line in [*lines[:8], *rest])
         raise UserError(f"{title}:\n{shown}\nRemedy: {remedy}")
 
 

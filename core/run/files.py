@@ -38,8 +38,9 @@ def readable(name: str) -> str:
 
 
 def read_text(path: Path, what: str, remedy: str = "save it as UTF-8") -> str:
-    r"""Text in UTF-8, UTF-16 or UTF-32, with or without a byte-order mark; its lines end in "\n".
-    Messages call it `what`, such as "the list".
+    r"""The content of a text file in UTF-8, UTF-16 or UTF-32, with or without a byte-order mark;
+    its lines end in "\n". Messages call the file `what`, such as "the list"; `remedy` is the advice
+    for one in another encoding.
 
     Raises:
         UserError: the file cannot be read, is in another encoding, or is not text.

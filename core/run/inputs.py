@@ -17,14 +17,14 @@ from core.run.files import read_json, write_json
 Items = Mapping[str, str | Path]  # what is read, by id: a text, or a file whose content counts
 Stamp = str | list  # an item's text; or a file's size, modification time, change time and digest
 Stamps = dict[str, dict[str, Stamp | None]]  # by name of the input and id; None: a missing file
-TICK = 2 * 10**9  # nanoseconds in which, on some file systems, a file changes without a new time
+TICK = 2 * 10**9  # nanoseconds within which some file systems give two changes the same time
 
 
 def stamp(inputs: Mapping[str, Items], folders: Sequence[Path], workers: int = 0) -> Stamps:
     """Identifies every item: a text by itself, a file by its content; None: the file is missing.
 
-    A file with the size and times that stages noted in these folders (`known_stamps`) is not read;
-    `workers` threads read the others.
+    A file with the size and times that a stage noted in one of `folders` (see `known_stamps`) is
+    not read; `workers` threads read the others.
     """
     known = known_stamps(*folders)
     found: Stamps = {name: dict(items) for name, items in inputs.items()}
@@ -38,8 +38,8 @@ def stamp(inputs: Mapping[str, Items], folders: Sequence[Path], workers: int = 0
                     unread.append((name, key, path, times))
     with ThreadPoolExecutor(max(1, workers)) as pool:
         digests = pool.map(_digest, [path for _, _, path, _ in unread])
-        few = len(unread) < 3000
-        bar = tqdm(digests, "reading inputs", len(unread), unit="file", disable=few or None)
+        hidden = len(unread) < 3000 or None
+        bar = tqdm(digests, "reading inputs", len(unread), unit="file", disable=hidden)
         for (name, key, _, times), digest in zip(unread, bar, strict=True):
             found[name][key] = [*times, digest]
     return found
@@ -116,7 +116,7 @@ def input_differences(
 ) -> Iterator[str]:
     """One line for each input that differs from the old one, naming the first item.
 
-    The items of `open_lists` may come and go; with `common`, those of every input.
+    Items of the inputs in `open_lists` may come and go; with `common`, those of every input may.
     """
     for name in dict.fromkeys((*old, *new)):
         there, here = old.get(name, {}), new.get(name, {})

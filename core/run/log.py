@@ -21,8 +21,8 @@ def _is_first() -> bool:
 
 
 def note(text: str, about: str = "", title: str = "note") -> None:
-    """Prints a decision made while reading input to standard error, once for each subject `about`,
-    by default the text itself; `title` is the first word of the line."""
+    """Prints a decision made while reading input to standard error, once for each subject; `about`
+    is the subject, by default the text itself, and `title` the first word of the line."""
     about = about or text
     if about not in printed:
         printed[about] = f"{title}: {text}"
@@ -42,8 +42,8 @@ def emit(runtime: Runtime, event: str, **values: Any) -> None:
 
 
 class Board:
-    """TensorBoard's files in `<folder>/tensorboard` if `tensorboard` is set, else nothing; what a
-    killed run wrote from iteration `start` on is dropped."""
+    """Writes TensorBoard's files to `<folder>/tensorboard` if `tensorboard` is set; what a killed
+    run wrote from iteration `start` on is dropped."""
 
     def __init__(self, folder: Path, runtime: Runtime, start: int):
         self.enabled = runtime.tensorboard and _is_first()

@@ -51,7 +51,8 @@ def make_optimizer(
 ) -> tuple[torch.optim.Optimizer, Schedule]:
     """SGD with a polynomial schedule ("sgd") or AdamW with a one-cycle one ("adamw").
 
-    `groups`: parameters and their learning rates; `momentum`: of SGD.
+    `groups` are parameters and their learning rates; `weight_decay` is that of all groups,
+    `momentum` that of SGD.
     """
     settings = {"weight_decay": weight_decay, "fused": True}
     if kind == "sgd":
@@ -100,18 +101,19 @@ class Loop:
     networks: Mapping[str, nn.Module]  # everything with weights or buffers to save
     optimizer: torch.optim.Optimizer  # its groups' learning rates are multiplied by `schedule`
     schedule: Schedule
-    batches: Callable[[int], Iterable[dict]]  # from a step on; their "id" names the images
+    batches: Callable[[int], Iterable[dict]]  # all from a step on; their "id" names the images
     iterations: int
-    ema: EMA | None = None  # of networks["network"]; its network must be in `networks`
+    ema: EMA | None = None  # of networks["network"]; its own network must be in `networks`, too
     # Batch -> what TensorBoard shows of it ten times, (B, 3, H, W) uint8 by name; must leave the
     # networks as they are.
     pictures: Callable[[dict[str, Tensor]], Mapping[str, Tensor]] | None = None
-    made_from: dict[str, Any] | None = None  # what the checkpoint says of itself (`Stage`)
+    made_from: dict[str, Any] | None = None  # what the checkpoint says of itself; see `Stage`
 
     def __post_init__(self):
         self.path = self.folder / "checkpoint.pth"
         self.start, self._log = 0, []
-        self._sums: dict[str, Tensor] = {}  # of each figure and of its values since the last record
+        # Sum and number of the values of each figure since the last record.
+        self._sums: dict[str, Tensor] = {}
         # (step, loss, ids) to be checked: that waits for the GPU, so it is not done at each step.
         self._unchecked: list[tuple[int, Tensor, Sequence[str]]] = []
         state = checkpoint.resume(self.path)
@@ -127,8 +129,9 @@ class Loop:
         groups, world = self.optimizer.param_groups, distributed.world()
         rates = [group.setdefault("initial_lr", group["lr"]) for group in groups]
         self._board = Board(self.folder, self.runtime, self.start)
-        bar = {"total": self.iterations, "initial": self.start, "unit": "it", "mininterval": 1}
-        self._bar = tqdm(desc=self.name, **bar)
+        self._bar = tqdm(
+            desc=self.name, total=self.iterations, initial=self.start, unit="it", mininterval=1
+        )
         began, waited = time.monotonic(), 0.0
         torch.backends.cudnn.benchmark = True  # crops are of one size, or of a few
         batches = self.batches(self.start) if self.start < self.iterations else ()
@@ -175,8 +178,8 @@ class Loop:
     def step(self, loss: Tensor | None = None, **figures: Tensor) -> None:
         """Ends an iteration: gradients, optimiser, moving average, log and checkpoint.
 
-        `loss`: () loss to minimise; None: its parts went through `backward`; `figures`: () values
-        to log.
+        `loss` is the () loss to minimise, or None if its parts went through `backward`; `figures`
+        are () values to log.
         """
         if loss is not None:
             self.backward(loss)

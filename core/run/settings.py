@@ -69,9 +69,9 @@ class Runtime:
 
 
 def keys_in_use(section: Any, prefix: str = "", locations: bool = False) -> dict[str, Any]:
-    """The flat settings of a section that its results depend on, by `prefix` and key.
+    """The flat settings of a section that its results depend on, by key, with `prefix` before it.
 
-    `locations`: include the keys made by `location`.
+    `prefix`: as for `overlaid`; `locations`: whether to include the keys made by `location`.
     """
     unused, flat = {*getattr(section, "unused", tuple)()}, {}
     for item in dataclasses.fields(section):
@@ -97,7 +97,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def overlaid(section: Any, flat: Mapping[str, Any], prefix: str = "") -> Any:
-    """A section with flat settings, {"segmentation.backbone.name": "resnet50"}, laid over it.
+    """A section with flat settings, as {"segmentation.backbone.name": "resnet50"}, laid over it.
 
     `prefix`: full key of the section with a dot at its end; empty for the whole configuration.
     """

@@ -152,13 +152,15 @@ def stale_lines(folder: Path, identity: Identity, workers: int, common: bool = F
     The seed and other settings outside of sections belong to the stage that reads: trainings with
     different seeds may read the same labels.
 
-    A folder without a manifest is trusted; missing files are not compared. With `common`, only
-    items of the inputs that were there and are here are compared.
+    `identity` is that of the folder's stage as things are now. A folder without a manifest is
+    trusted; missing files are not compared. With `common`, only items of the inputs that were
+    there and are here are compared.
     """
     path = folder / "manifest.json"
     if not path.exists():
         return []
-    earlier, settings = read_json(path), {k: v for k, v in identity.settings.items() if "." in k}
+    earlier = read_json(path)
+    settings = {k: v for k, v in identity.settings.items() if "." in k}
     settings |= {key: value for key, value in earlier["settings"].items() if "." not in key}
     stamps = inputs.stamp(identity.inputs, (*identity.known_in, folder), workers)
     identity = dataclasses.replace(identity, settings=settings)
@@ -221,8 +223,8 @@ def setting_differences(
     # Another method has other settings; naming the change of method is enough.
     differ = [k for k in differ if k in old and k in new] or differ
     there, here = ({k: repr(v) for k, v in side.items()} for side in (old, new))
-    none = "not used"
-    return [f"{k}: {there.get(k, none)} there, {here.get(k, none)} now" for k in differ]
+    unused = "not used"
+    return [f"{k}: {there.get(k, unused)} there, {here.get(k, unused)} now" for k in differ]
 
 
 def _lock(folder: Path) -> IO:

@@ -24,8 +24,8 @@ def in_threads(
     """Results of `work` on every item, in the order of the items, with a progress bar.
 
     Items are drawn in the calling thread while the threads work. Only a few are kept waiting, so
-    memory does not grow with their number. The first error stops everything. No `workers` count as
-    one. `total` counts all steps of the progress bar, including those already `done`.
+    memory does not grow with their number. The first error stops everything. 0 `workers` count
+    as 1. `total` is the number of all steps of the progress bar, including those already `done`.
     """
     workers, named = max(1, workers), NamesFile(work)
     waiting: deque[Future] = deque()
@@ -69,7 +69,8 @@ def make_missing(
 ) -> None:
     """Makes this process's share of the missing files, in threads; then waits for the others.
 
-    `work` makes the file of one item of `items(places in paths)`, by default of a place itself.
+    `items` takes the places of these files in `paths` to inputs of `work`, which makes one file of
+    each; by default they are the places themselves.
     """
     from core.run import distributed  # imports torch, which some tools do without
 

@@ -90,7 +90,8 @@ class SemanticFeatures(nn.Module):
         self.head = None
         if config.method == "stego":
             self.head = StegoHead(self.backbone.dim, config.code_dim, config.dropout)
-        width, whiten = config.code_dim if self.head else self.backbone.dim, config.whiten
+        width = config.code_dim if self.head else self.backbone.dim
+        whiten = config.whiten
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("projection", torch.zeros(whiten, width) if whiten else None)
 

@@ -209,7 +209,8 @@ class MultiCrops(Dataset):
 
     def __getitem__(self, draw: tuple[int, int]) -> dict[str, Tensor | str]:
         """{"large": (2, 3, S, S), "small": (n, 3, s, s), "boxes": (2 + n, 4) as shares, "id"}."""
-        (index, seed), config = draw, self.config
+        index, seed = draw
+        config = self.config
         image = torch.from_numpy(self.split.read_image(index)).permute(2, 0, 1)
         kinds = [(config.large, config.large_area, 0.02)] * 2
         kinds += [(config.small, config.small_area, 0.01)] * config.smalls
@@ -221,15 +222,20 @@ class MultiCrops(Dataset):
                 view = vision.v2.functional.resized_crop(image, *place, [side] * 2, antialias=True)
                 views.append(self._colours(view))
                 boxes.append(box)
-        item = {"large": torch.stack(views[:2]), "small": torch.stack(views[2:])}
-        return {**item, "boxes": torch.tensor(boxes), "id": self.split.ids[index]}
+        return {
+            "large": torch.stack(views[:2]),
+            "small": torch.stack(views[2:]),
+            "boxes": torch.tensor(boxes),
+            "id": self.split.ids[index],
+        }
 
 
 def random_crop(
     image: Tensor, area: tuple[float, float], others: list[Box], least: float
 ) -> tuple[tuple[int, ...], Box]:
     """Top, left, height and width, and the box, of a random crop that shares at least `least` of
-    the image's area with each of `others`; of 100 draws without one, that which shares most."""
+    the image's area with each of `others`; after 100 draws without one, the one that shares most.
+    `area` is the range of the crop's share of the image."""
     rows, cols = image.shape[-2:]
     most, best = -1.0, None
     for _ in range(100):

@@ -203,5 +203,5 @@ def self_supervised_losses(
     distillation = (entropy * pure).sum() / pure.sum()
     with torch.autocast(images.device.type, enabled=False):
         contrast = figure_ground_loss(feat, pasted)
-    parts = {"distillation": distillation, "figure_ground": contrast}
-    return {"loss": distillation + contrast, **parts}
+    loss = distillation + contrast
+    return {"loss": loss, "distillation": distillation, "figure_ground": contrast}

@@ -128,9 +128,10 @@ def derangement(count: int, generator: torch.Generator | None = None) -> Tensor:
 
 
 def health(negative: Tensor, positive: Tensor) -> dict[str, Tensor]:
-    """Label-free diagnostics of code similarities, of any shape, for choosing settings: in good
-    training, most of random pairs are near 0 ("negatives_at_zero", the share below 0.1), while
-    those of neighbours spread upwards ("positives_spread", the standard deviation)."""
+    """Label-free diagnostics for choosing settings, from similarities of codes, of any shape: in
+    good training, most of those of random pairs (`negative`) are near 0 ("negatives_at_zero", the
+    share below 0.1), and those of neighbours spread upwards ("positives_spread", the standard
+    deviation)."""
     near_zero = (negative < 0.1).float().mean()
     return {"negatives_at_zero": near_zero, "positives_spread": positive.detach().std()}
 
@@ -157,17 +158,17 @@ def stego_losses(settings: StegoConfig, anchor: Pair, partner: Pair) -> dict[str
     feat, code = anchor
     shape = (len(feat), settings.samples, settings.samples, 2)
     here, there = (torch.rand(shape, device=feat.device) * 2 - 1 for _ in range(2))
-    own = [sample_points(maps, here) for maps in anchor]
+    feat_here, code_here = (sample_points(maps, here) for maps in anchor)
 
     def term(other: Pair, shift: float) -> Pair:
-        pairs = zip(own, (sample_points(maps, there) for maps in other), strict=True)
-        return correspondence_loss(*pairs, shift)
+        feat_there, code_there = (sample_points(maps, there) for maps in other)
+        return correspondence_loss((feat_here, feat_there), (code_here, code_there), shift)
 
     orders = [derangement(len(feat)).to(feat.device) for _ in range(5)]  # STEGO's neg_samples
     others = [term((feat[order], code[order]), settings.shift_negative) for order in orders]
     negatives, unlike = zip(*others, strict=True)
     inter, alike = term(partner, settings.shift_inter)
-    intra, _ = correspondence_loss(*zip(own, own, strict=True), settings.shift_intra)
+    intra, _ = correspondence_loss((feat_here,) * 2, (code_here,) * 2, settings.shift_intra)
     figures = {"intra": intra, "inter": inter, "negative": torch.stack(negatives).mean()}
     loss = sum(getattr(settings, f"weight_{pair}") * figures[pair] for pair in PAIRS)
     return {"loss": loss, **figures, **health(unlike[0], alike)}
@@ -218,7 +219,8 @@ def neighbours_of(
     """
     if distributed.rank() == 0 and not path.exists():
         draws = [(k, 0) for k in range(len(squares))]
-        order, means = [draws[s : s + 32] for s in range(0, len(draws), 32)], []
+        order = [draws[s : s + 32] for s in range(0, len(draws), 32)]
+        means = []
         for batch in tqdm(make_loader(squares, order, workers), desc="nearest neighbours"):
             feat = encode(batch["image"])  # (B, D, h, w) float32
             means.append(F.normalize(feat.mean((2, 3)), dim=1).cpu())

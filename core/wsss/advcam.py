@@ -49,7 +49,7 @@ def adversarial_cam(
         classifier: classifier in evaluation mode.
         views: (2, 3, H, W) float32, the normalised image and its mirror image.
         label: the class, 0-based.
-        steps: T; the first map is that of the image itself.
+        steps: T, of the climb; the first map is that of the image itself.
 
     Returns:
         (h, w) not negative, at the classifier's stride, in the first view's orientation.
@@ -97,7 +97,8 @@ class AdversarialCam:
         negative."""
         image = torch.from_numpy(self.split.read_image(index)).permute(2, 0, 1)
         labels = self.split.tags[index].nonzero()[0].tolist()
-        image, config = normalise(image).to(self.device), self.config
+        image = normalise(image).to(self.device)
+        config = self.config
         size = [-(-n // 4) for n in image.shape[1:]]
         total = image.new_zeros(len(labels), *size)
         for scale in config.scales:
@@ -124,9 +125,9 @@ def map_over_devices(
     for device in devices:
         places.put(device)
     threads = max(1, (os.cpu_count() or 1) // len(devices))
-    given = (copy.deepcopy(climb).to(torch.device("cpu")), places, threads)
+    initial = (copy.deepcopy(climb).to(torch.device("cpu")), places, threads)
     try:
-        with ProcessPoolExecutor(len(devices), context, _begin, given) as pool:
+        with ProcessPoolExecutor(len(devices), context, _begin, initial) as pool:
             yield from zip(todo, pool.map(_work, todo), strict=True)
     except BrokenProcessPool:
         raise UserError(

@@ -77,13 +77,13 @@ def path_affinity(boundary: Tensor, radius: int) -> Tensor:
 
 def pair_ends(maps: Tensor, radius: int) -> tuple[Tensor, list[Tensor]]:
     """Values of (..., H, W) features or labels at both ends of each pair: (..., H - r, W - 2 r) at
-    the upper or left cell, and a list of P such at the other one; see `path_affinity`."""
+    the upper or left cell, and a list of P such tensors at the other; see `path_affinity`."""
     at = _shifts(maps, radius)
     return at((0, 0)), [at(offset) for offset in pair_offsets(radius)]
 
 
 def _shifts(maps: Tensor, radius: int) -> Callable[[Offset], Tensor]:
-    """Offset -> the cells there of all upper or left cells whose pairs stay inside the map."""
+    """Offset -> the map's values at that offset from each cell whose pairs stay inside the map."""
     margin = radius - 1
     height, width = maps.shape[-2] - margin, maps.shape[-1] - 2 * margin
     if height < 1 or width < 1:
@@ -145,7 +145,8 @@ def random_walk(maps: Tensor, affinity: Tensor, radius: int, beta: float, doubli
         radius: radius of the pairs, in cells.
     """
     # In double precision: rounding of the same kind in each of 256 steps would add up.
-    walked, pairs, (height, width) = maps.double(), [], maps.shape[-2:]
+    height, width = maps.shape[-2:]
+    walked, pairs = maps.double(), []
     for (dy, dx), weight in zip(pair_offsets(radius), affinity.double() ** beta, strict=True):
         here = (..., slice(0, height - dy), slice(max(0, -dx), width - max(0, dx)))
         there = (..., slice(dy, height), slice(max(0, dx), width - max(0, -dx)))

@@ -138,8 +138,8 @@ def confident_label(
     Args:
         image, keys, cam: see `cam_label`.
         crf: refinement of both decisions.
-        decisions: (K, H, W) maps -> (1 + K, H, W) probabilities that the CRF starts from, with a
-            strong background and with a weak one.
+        decisions: two functions, (K, H, W) maps -> (1 + K, H, W) probabilities that the CRF starts
+            from: with a strong background, and with a weak one.
 
     Returns:
         (H, W) uint8, 255 where neither is certain.

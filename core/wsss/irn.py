@@ -47,7 +47,8 @@ def seed_by_thresholds(
 
 def _decision(score: float, maps: np.ndarray) -> np.ndarray:
     """Which of background and (K, H, W) maps is best, as (1 + K, H, W) probabilities."""
-    best, certainty = with_background(maps, score).argmax(0), 0.7
+    best = with_background(maps, score).argmax(0)
+    certainty = 0.7
     rest = (1 - certainty) / max(1, len(maps))
     probs = np.full((1 + len(maps), *best.shape), rest, np.float32)
     np.put_along_axis(probs, best[None], np.float32(certainty), 0)
@@ -98,6 +99,7 @@ class BoundaryNetwork(nn.Module):
         return self
 
     def parameter_groups(self, lr: float) -> list[dict]:
+        """The head alone: the backbone is frozen."""
         return [{"params": [p for p in self.parameters() if p.requires_grad], "lr": lr}]
 
     def affinity(self, logits: Tensor) -> Tensor:

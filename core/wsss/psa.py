@@ -90,6 +90,7 @@ class AffinityNetwork(OnBackbone):
         return F.elu(self.f9(torch.cat([F.elu(head(x)) for head, x in heads], 1)))
 
     def parameter_groups(self, lr: float) -> list[dict]:
+        """The backbone, and the heads at ten times its rate."""
         return super().parameter_groups(lr, 10 * lr)
 
     def affinity(self, features: Tensor) -> Tensor:

@@ -87,8 +87,10 @@ class RsEpmClassifier(OnBackbone):
         low, *_, last = self.backbone.dims
         self.classifier = nn.Conv2d(last, num_classes, 1, bias=False)
         self.aspp = ASPP(last, settings.width, settings.rates, dropout=0.5, mean_norm=True)
-        widths = (low, settings.low_width, settings.width, num_classes + 1)
-        self.decoder = Decoder(*widths, dropouts=(0.5, 0.1), last=3)
+        outputs = num_classes + 1
+        self.decoder = Decoder(
+            low, settings.low_width, settings.width, outputs, dropouts=(0.5, 0.1), last=3
+        )
 
     def from_features(self, features: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Four stages -> (B, C, H/stride, W/stride) scores and (B, 1 + C, H/4, W/4) logits."""
@@ -105,7 +107,8 @@ class RsEpmClassifier(OnBackbone):
 
 
 class RecurSeed:
-    """The losses of a student and its EMA, two `RsEpmClassifier`s; an epoch has `epoch` steps."""
+    """The losses of one step of a student, `network`, with its EMA, `teacher`, which are both
+    `RsEpmClassifier`s; `epoch` is the number of steps in one pass over the images."""
 
     def __init__(self, config: RsEpmConfig, network: nn.Module, teacher: nn.Module, epoch: float):
         self.config, self.network, self.teacher = config, network, teacher
@@ -161,12 +164,13 @@ class RecurSeed:
         seen = maps[0].float().relu() + maps[1].float().relu().flip(-1)
         seen = F.interpolate(seen, size, mode="bilinear") * present
         cells = _resized(inside, size)
-        target, parts = [], [value.split(1) for value in (seen, cells, *levels)]
+        target = []
+        parts = [value.split(1) for value in (seen, cells, *levels)]
         with torch.autocast(images.device.type, enabled=False):  # sums over thousands of cells
             # One image at a time: the matrices are as large as cells squared.
-            for seen_1, cells_1, *levels_1 in zip(*parts, strict=True):
-                correlation = self_correlation(levels_1, self.config)
-                target.append(correct_maps(correlation, seen_1, cells_1, self.config))
+            for map_of_one, cells_of_one, *levels_of_one in zip(*parts, strict=True):
+                correlation = self_correlation(levels_of_one, self.config)
+                target.append(correct_maps(correlation, map_of_one, cells_of_one, self.config))
         target = torch.cat(target)
         own, mirrored = (z.float().softmax(1)[:, 1:] for z in logits)
         decoded = own + mirrored.flip(-1)
@@ -212,8 +216,8 @@ def map_loss(maps: Tensor, target: Tensor, tags: Tensor, inside: Tensor) -> Tens
 def self_correlation(levels: list[Tensor], config: RsEpmConfig) -> Tensor:
     """How cells of an image correlate, directly and through a third cell, summed over levels.
 
-    Levels of (B, D_l, h_l, w_l) features, all resized to the first one's cells -> (B, N, N) not
-    negative, N = h w; the columns of each level sum to 1.
+    `levels` are (B, D_l, h_l, w_l) features, all of them resized to the first one's cells. The
+    result is (B, N, N), not negative, N = h w; the columns of each level sum to 1.
     """
     total = 0
     for level in levels:
@@ -273,6 +277,7 @@ def edge_strength(probs: Tensor) -> Tensor:
     """(B, C, h, w) probabilities -> (B, h, w) in [0, 1]: largest change to one of four neighbours,
     e(p) = 1/2 max_q sum_c |P(c, p) - P(c, q)|."""
     edge = probs.new_zeros(probs.shape[0], *probs.shape[-2:])
+    # Each axis with the paddings (left, right, top, bottom) to its two neighbours.
     for axis, *pads in ((2, (0, 0, 1, 0), (0, 0, 0, 1)), (3, (1, 0), (0, 1))):
         change = probs.diff(dim=axis).abs().sum(1) / 2
         for pad in pads:

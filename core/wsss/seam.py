@@ -32,7 +32,7 @@ def normalised(maps: Tensor, tags: Tensor) -> Tensor:
     max_norm)."""
     maps = maps.relu()
     low, high = maps.amin((2, 3), keepdim=True), maps.amax((2, 3), keepdim=True)
-    present = F.pad(tags, (1, 0), value=1)[:, :, None, None]  # background always is
+    present = F.pad(tags, (1, 0), value=1)[:, :, None, None]  # background always is present
     return (maps - low - 1e-5).relu() / (high - low + 1e-5) * present
 
 
@@ -79,7 +79,7 @@ def consistency_losses(first: Pair, second: Pair, tags: Tensor) -> Pair:
     """L_ER and L_ECR: both views' maps should agree, and refined maps with the other view's plain.
 
     A view is its maps and refined maps: (B, 1 + C, H, W) scores of the image, and (B, 1 + C, h, w)
-    of its smaller copy.
+    of its smaller copy; `tags` are (B, C). The result is two () losses.
     """
     size = second[0].shape[-2:]
     plain_1, refined_1 = (aligned(normalised(m, tags), size) for m in first)

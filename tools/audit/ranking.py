@@ -53,11 +53,11 @@ class Audit:
 
     @property
     def warnings(self) -> list[str]:
-        """The audit's own and stage 3's, in sentences."""
-        own = [f"{self.warning[:1].upper()}{self.warning[1:]}."] if self.warning else []
+        """The audit's own warnings and stage 3's, as sentences."""
+        doubts = [f"{self.warning[:1].upper()}{self.warning[1:]}."] if self.warning else []
         have = "one photograph has" if self.images == 1 else f"{self.images} photographs have"
         few = f"Only {have} it: too few to trust these figures."
-        return [*([few] if 0 < self.images < FEW else []), *own, *self.cut.warnings]
+        return [*([few] if 0 < self.images < FEW else []), *doubts, *self.cut.warnings]
 
 
 def context_share(audits: list[Audit]) -> float | None:
