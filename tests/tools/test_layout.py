@@ -5,7 +5,7 @@ import re
 import pytest
 from conftest import ROOT, run_python
 
-TOOLS = [p for p in sorted((ROOT / "tools").rglob("*.py")) if "__main__" in p.read_text()]
+TOOLS = [p for p in sorted((ROOT / "tools").rglob("*.py")) if "if __name__ ==" in p.read_text()]
 
 
 @pytest.mark.parametrize("path", TOOLS, ids=lambda p: p.name)
