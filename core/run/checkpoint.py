@@ -102,11 +102,13 @@ def load_foreign(path: Path) -> dict[str, Any]:
         if not path.is_file() or path.suffix == ".safetensors":
             raise
     try:
-        if zipfile.is_zipfile(path):  # TorchScript is code
-            if any(name.endswith("constants.pkl") for name in zipfile.ZipFile(path).namelist()):
-                raise UserError("it is a TorchScript program, not weights")
-        # weights_only refuses the whole file for one foreign object. Here `tensors_only` takes the
-        # place of pickle: it resolves tensors' own classes alone, so no code of the file can run.
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:  # TorchScript is code
+                if any(name.endswith("constants.pkl") for name in archive.namelist()):
+                    raise UserError("it is a TorchScript program, not weights")
+        # Unsafe by its flag alone: weights_only refuses the whole file for one foreign object. Here
+        # `tensors_only` takes the place of pickle. It resolves tensors' own classes alone, so no
+        # code of the file can run.
         return _read(path, weights_only=False, pickle_module=tensors_only)
     except Exception as error:  # noqa: BLE001 (any exception type is possible)
         raise UserError(f"checkpoint {path} cannot be read: {error}") from None

@@ -287,7 +287,7 @@ def test_audit_of_anybodys_labels_needs_photographs_and_label_maps_alone(
 ):
     from tools.audit import audit_labels
 
-    def call(title, *command):
+    def call(*command, quiet):
         done = run_python(*command)
         assert done.returncode == 0, done.stderr
 

@@ -18,7 +18,6 @@ An interrupted call continues. Further options go to all stages, such as --debia
 import csv
 import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +32,7 @@ from core.run.errors import UserError, run_script
 from core.run.files import user_path
 from core.run.threads import in_threads
 from tools.common import ROOT, tool_parser
+from tools.common.jobs import call
 from tools.common.tables import write_table
 from tools.exchange.names import names_of
 
@@ -67,28 +67,27 @@ def main() -> None:
         settings.append(f"--uss.features_dir={options.features.resolve()}")
     settings += further
     if not options.features:
-        call("features", "train_uss.py", *settings)
-    call("debiasing", "make_debiased_labels.py", *settings)
-    call("audit", "tools/audit/audit_bias.py", *settings, f"--output={output}")
-    call("report", "tools/report/make_report.py", *settings)
+        step("features", "train_uss.py", *settings)
+    step("debiasing", "make_debiased_labels.py", *settings)
+    step("audit", "tools/audit/audit_bias.py", *settings, f"--output={output}")
+    step("report", "tools/report/make_report.py", *settings)
     shutil.copyfile(run / "report.html", output / "report.html")
     print(summary(output / "audit.csv"))
     print(f"open {output / 'audit.html'} (docs/audit.md says how to read it) and report.html there")
 
 
-def call(title: str, script: str, *arguments: str) -> None:
-    """Runs one of the repository's scripts; shows its progress, warnings and errors alone.
+def step(title: str, script: str, *arguments: str) -> None:
+    """Runs one of the repository's scripts under a title.
 
     Raises:
         UserError: it failed, and has said why.
     """
     print(f"{title} ...", flush=True)
-    command = [sys.executable, script, *arguments]
-    if subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL).returncode:
-        raise UserError(
-            f"{script} stopped, see above. The same call continues from there; after a change of "
-            "labels or photographs, choose another --output"
-        )
+    try:
+        call(script, *arguments, quiet=True)
+    except UserError as error:
+        change = "after a change of labels or photographs, choose another --output"
+        raise UserError(f"{error}; {change}") from None
 
 
 def write_tags(

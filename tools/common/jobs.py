@@ -134,14 +134,16 @@ def _tail(log: Path) -> str:
     return "\n".join(f"  {line}" for line in lines[-6:])
 
 
-def call(script: str, *arguments: Any) -> None:
-    """Runs one of the repository's scripts, with its output on the screen.
+def call(script: str, *arguments: Any, quiet: bool = False) -> None:
+    """Runs one of the repository's scripts, with its output on the screen; if `quiet`, only its
+    progress, warnings and errors.
 
     Raises:
         UserError: it failed, and has said why.
     """
     sys.stdout.flush()
-    if subprocess.run([sys.executable, script, *map(str, arguments)], cwd=ROOT).returncode:
+    command = [sys.executable, script, *map(str, arguments)]
+    if subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL if quiet else None).returncode:
         raise UserError(f"{script} stopped, see above; the same command continues from there")
 
 
