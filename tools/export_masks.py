@@ -8,7 +8,8 @@ Formats:
     coco          COCO's instances, a polygon for each connected region
     coco-rle      COCO's instances, run lengths for each class
     yolo          YOLO's segmentation text
-    labelme       a JSON file for each photograph
+    labelme       a JSON file for each photograph, polygons
+    labelme-mask  the same, a mask for each class
     cvat          CVAT for images 1.1, masks
     label-studio  tasks with polygons as predictions
     png           class numbers without ignored pixels, and a table of colours

@@ -1,5 +1,7 @@
 """Masks in the formats of other programs, read back as those programs would."""
 
+import base64
+import io
 import json
 from xml.etree import ElementTree
 
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import run_inside, sample
+from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
@@ -117,6 +120,17 @@ def read_labelme(folder, name, size) -> dict[str, np.ndarray]:
     return joined(((s["label"], s["points"]) for s in content["shapes"]), size)
 
 
+def read_labelme_mask(folder, name, size) -> dict[str, np.ndarray]:
+    masks = {}
+    for shape in json.loads((folder / f"{name}.json").read_text())["shapes"]:
+        assert shape["shape_type"] == "mask"
+        (left, top), (right, bottom) = shape["points"]
+        masks[shape["label"]] = np.zeros(size, bool)
+        inside = np.array(Image.open(io.BytesIO(base64.b64decode(shape["mask"]))))
+        masks[shape["label"]][top : bottom + 1, left : right + 1] = inside
+    return masks
+
+
 def read_label_studio(folder, name, size) -> dict[str, np.ndarray]:
     interface = ElementTree.parse(folder / "labels.xml")
     assert [e.get("value") for e in interface.iter("Label")] == NAMES
@@ -153,6 +167,7 @@ READERS = {
     "coco-rle": read_coco,
     "yolo": read_yolo,
     "labelme": read_labelme,
+    "labelme-mask": read_labelme_mask,
     "cvat": read_cvat,
     "label-studio": read_label_studio,
     "png": read_png,
@@ -196,6 +211,19 @@ def test_masks_of_photographs_come_back(to, tmp_path):
                 assert (mask & truth).sum() / (mask | truth).sum() >= 0.999
     finally:
         NAMES[:] = kept
+
+
+def test_label_studio_gets_names_as_addresses(labels):
+    """In an address, a plus sign is a space, and what follows a number sign is lost."""
+    for folder, suffix in (("labels", "png"), ("photographs", "jpg")):
+        (labels.parent / f"{folder}/two.{suffix}").rename(
+            labels.parent / f"{folder}/a b+c#2.{suffix}"
+        )
+    done, folder = exported(labels, "label-studio")
+    assert done.returncode == 0, done.stderr
+    addresses = [t["data"]["image"] for t in json.loads((folder / "tasks.json").read_text())]
+    assert "/data/local-files/?d=a%20b%2Bc%232.jpg" in addresses
+    assert "/data/local-files/?d=album/one.jpg" in addresses
 
 
 def test_bad_calls_are_refused_by_name(labels, tmp_path):

@@ -15,6 +15,7 @@ from core.data.labels import palette, read_label, write_label
 from core.run.errors import UserError
 from tools.exchange.arrays import class_maps, read_saved
 from tools.exchange.names import match, read_names
+from tools.exchange.sources import photograph_of
 from tools.import_features import as_grid
 
 NAMES = ("boat", "bird", "car")
@@ -189,6 +190,9 @@ def test_colours_of_a_table(photographs, tmp_path):
     cv2.imwrite(str(tmp_path / "masks/two.png"), picture)
     done, _ = imported(tmp_path / "masks", photographs, *by_names(), "--colours", str(table))
     assert done.returncode == 1 and "colour (200, 200, 200), which" in done.stderr
+    table.write_text("background:::\ncar:::\nboat:::\n")  # Datumaro's, for VOC's own colours
+    done, _ = imported(tmp_path / "masks", photographs, *by_names(), "--colours", str(table))
+    assert done.returncode == 1 and "leave out --colours" in done.stderr
 
 
 def coco(form: str) -> dict:
@@ -239,6 +243,24 @@ def test_names_with_folders_are_those_of_the_photographs(photographs, tmp_path):
     done, output = imported(path, photographs, *by_names())
     assert done.returncode == 0, done.stderr
     assert np.array_equal(read_label(output / "photos/one.png"), truth())
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("one.jpg", "one"),
+        ("photos/one.jpg", "one"),
+        ("album/my boat+1.jpg", "album/my boat+1"),
+        ("/data/local-files/?d=album/my%20boat%2B1.jpg", "album/my boat+1"),
+        ("/data/local-files/?d=photos%2Fone.jpg", "one"),
+        ("images/0a1b2c3d-one.jpg", "one"),
+        ("0a1b2c3d-two.jpg", "0a1b2c3d-two"),  # the photograph's own name
+        ("photos/three.jpg", "three"),  # no photograph of this name; said later
+    ],
+)
+def test_names_of_annotation_tools_are_understood(name, expected):
+    photographs = {"one", "album/my boat+1", "0a1b2c3d-two"}
+    assert photograph_of(name, photographs) == expected
 
 
 class Hostile:

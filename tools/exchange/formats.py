@@ -1,10 +1,13 @@
 """Label maps in the formats of other programs, one class for each; written image by image."""
 
+import base64
+import io
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
+from urllib.parse import quote
 from xml.sax.saxutils import escape, quoteattr
 
 import numpy as np
@@ -138,23 +141,42 @@ class Labelme(Format):
 
     def add(self, image_id: str, photograph: Path, label: np.ndarray) -> None:
         shapes = [
-            {
-                "label": self.classes[k - 1],
-                "points": [[float(x), float(y)] for x, y in polygon],
-                "group_id": None,
-                "shape_type": "polygon",
-                "flags": {},
-            }
-            for k, polygon in self.outlines(label)
+            {"label": self.classes[k - 1], "group_id": None, "flags": {}, **shape}
+            for k, shape in self._shapes(label)
         ]
         content = {"version": "5.0.0", "flags": {}, "shapes": shapes, "imageData": None}
         content["imagePath"] = photograph.name
         content |= {"imageHeight": label.shape[0], "imageWidth": label.shape[1]}
         write_json(self.folder / f"{image_id}.json", content, indent=None)
 
+    def _shapes(self, label: np.ndarray) -> Iterator[tuple[int, dict]]:
+        for k, polygon in self.outlines(label):
+            yield k, {"shape_type": "polygon", "points": [[float(v) for v in p] for p in polygon]}
+
     def finish(self) -> str:
         write_text(self.folder / "labels.txt", "\n".join([*self.classes, ""]))
         return "labelme: put the files next to the photographs; open with --labels labels.txt"
+
+
+class LabelmeMask(Labelme):
+    """labelme's masks (5.2 and later): a PNG of its box for each class of an image."""
+
+    polygons = False
+
+    def _shapes(self, label: np.ndarray) -> Iterator[tuple[int, dict]]:
+        for k, mask in self.masks(label):
+            left, top, right, bottom = box_of(mask)
+            png = io.BytesIO()
+            Image.fromarray(mask[top : bottom + 1, left : right + 1]).save(png, "PNG")
+            encoded = base64.b64encode(png.getvalue()).decode()
+            yield (
+                k,
+                {
+                    "shape_type": "mask",
+                    "points": [[left, top], [right, bottom]],
+                    "mask": encoded,
+                },
+            )
 
 
 class Cvat(Format):
@@ -170,8 +192,7 @@ class Cvat(Format):
         height, width = label.shape
         lines = []
         for k, mask in self.masks(label):
-            y, x = mask.nonzero()
-            top, left, bottom, right = (int(v) for v in (y.min(), x.min(), y.max(), x.max()))
+            left, top, right, bottom = box_of(mask)
             runs = ", ".join(map(str, run_lengths(mask[top : bottom + 1, left : right + 1])))
             lines.append(
                 f'    <mask label={quoteattr(self.classes[k - 1])} source="file" occluded="0" '
@@ -235,7 +256,7 @@ class LabelStudio(Format):
                     },
                 }
             )
-        url = f"/data/local-files/?d={image_id}{photograph.suffix}"
+        url = f"/data/local-files/?d={quote(image_id + photograph.suffix)}"
         self.tasks.append({"data": {"image": url}, "predictions": [{"result": results}]})
 
     def finish(self) -> str:
@@ -278,10 +299,17 @@ FORMATS: dict[str, Callable[..., Format]] = {
     "coco-rle": CocoRle,
     "yolo": Yolo,
     "labelme": Labelme,
+    "labelme-mask": LabelmeMask,
     "cvat": Cvat,
     "label-studio": LabelStudio,
     "png": Png,
 }
+
+
+def box_of(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of a mask that is not empty; the last two belong to it."""
+    y, x = mask.nonzero()
+    return int(x.min()), int(y.min()), int(x.max()), int(y.max())
 
 
 def run_lengths(mask: np.ndarray) -> list[int]:

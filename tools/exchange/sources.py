@@ -1,8 +1,10 @@
 """Pseudo labels of other programs, in any of the forms that they are written in."""
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 
@@ -89,8 +91,7 @@ def open_source(
 
 
 def from_coco(path: Path, photographs: Sequence[str]) -> Source:
-    """COCO's instance file: polygons and both forms of run lengths; smaller areas on top. A name is
-    that of a photograph with its folders or, as annotation tools write them, without."""
+    """COCO's instance file: polygons and both forms of run lengths; smaller areas on top."""
     content = read_instances(path)
     names = [c["name"] for c in content["categories"]]
     if not names:
@@ -98,9 +99,8 @@ def from_coco(path: Path, photographs: Sequence[str]) -> Source:
     known, names_of = set(photographs), {}
     for image in content["images"]:
         name = str(image["file_name"]).replace("\\", "/")
+        names_of[image["id"]] = photograph_of(name, known)
         image["file_name"] = name.rpartition("/")[2]
-        whole = image_id(name)
-        names_of[image["id"]] = whole if whole in known else image_id(image["file_name"])
     images, annotations, _ = group(content, path.name)
     by_id = {names_of[image["id"]]: image for image in images}
     if len(by_id) != len(images):
@@ -111,6 +111,19 @@ def from_coco(path: Path, photographs: Sequence[str]) -> Source:
         return draw_mask(entry["height"], entry["width"], annotations[entry["id"]], "smaller")
 
     return Source("COCO's instances", names, [*by_id], label)
+
+
+def photograph_of(name: str, photographs: Collection[str]) -> str:
+    """Id of the photograph that a file name of COCO's stands for.
+
+    Annotation tools write names with folders or without. Label Studio writes local files as
+    `/data/local-files/?d=album/one.jpg`, and uploaded ones with eight hexadecimal digits and a
+    hyphen before the name. A name that fits no photograph is returned without folders.
+    """
+    path = unquote(name.rpartition("?d=")[2]) if "?d=" in name else name
+    plain = path.rpartition("/")[2]
+    guesses = (path, plain, re.sub("^[0-9a-f]{8}-", "", plain))
+    return next((g for g in map(image_id, guesses) if g in photographs), image_id(plain))
 
 
 def from_arrays(files: Files, names: Sequence[str], decision: Decision) -> Source:
@@ -220,6 +233,11 @@ def from_colours(folder: Path, table: Path) -> Source:
         name, _, rest = line.strip().partition(":")
         if not name or line.startswith("#"):
             continue
+        if not rest.split(":")[0]:
+            raise UserError(
+                f"{table} gives {name} no colour; if the masks have VOC's colours, or class numbers, "
+                "leave out --colours and name the classes in their order with --classes"
+            )
         values = rest.split(":")[0].split(",")
         if len(values) != 3 or not all(v.strip().isdigit() and int(v) < 256 for v in values):
             raise UserError(f"{table}: {line!r} is not `name:red,green,blue`")
