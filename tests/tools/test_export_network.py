@@ -5,6 +5,7 @@ import io
 import json
 import os
 import zipfile
+from functools import partial
 
 import cv2
 import numpy as np
@@ -93,6 +94,23 @@ def test_convolutions_that_keep_sizes_are_the_same(length, kernel, stride, dilat
     module = vision.timm.layers.Conv2dSame(2, 2, kernel, stride=stride, dilation=dilation)
     images = torch.rand(1, 2, length, 14)
     assert torch.equal(networks._padded_convolution(module, images), module(images))
+
+
+def test_sizes_in_an_archive_do_not_nest():
+    """Sizes written with remainders grow from layer to layer and take minutes to read."""
+    layers = [vision.timm.layers.Conv2dSame(3, 3, 3, stride=2) for _ in range(4)]
+    stem = torch.nn.Sequential(*layers)
+    expected = [stem(torch.ones(1, 3, h, w)) for h, w in ((64, 64), (61, 75), (47, 90))]
+    for module in layers:
+        module.forward = partial(networks._padded_convolution, module)
+    auto = torch.export.Dim.AUTO
+    example = torch.rand(networks.EXAMPLE)
+    program = torch.export.export(stem, (example,), dynamic_shapes=({0: auto, 2: auto, 3: auto},))
+    values = [node.meta.get("val") for node in program.graph.nodes]
+    sizes = [str(side) for v in values if isinstance(v, torch.Tensor) for side in v.shape]
+    assert max(map(len, sizes)) < 50
+    for (h, w), value in zip(((64, 64), (61, 75), (47, 90)), expected, strict=True):
+        assert torch.equal(program.module()(torch.ones(1, 3, h, w)), value)
 
 
 def test_wrong_files_are_refused_by_name(tmp_path):

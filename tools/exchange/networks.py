@@ -46,16 +46,23 @@ class Deployed(nn.Module):
 
 
 def _padded_convolution(module: nn.Conv2d, images: Tensor) -> Tensor:
-    """timm's Conv2dSame; its own rounds up by floats, which an archive cannot record."""
-    padding: list = []
+    """timm's Conv2dSame; its own rounds up by floats, which an archive cannot record.
+
+    The padding at the end is written as what is missing from the padded length, which is a multiple
+    of the stride and a constant. Written with remainders instead, sizes would nest from layer to
+    layer, and an archive of them takes over a minute to read.
+    """
+    padding: list[int] = []
     geometry = (images.shape[-2:], module.kernel_size, module.stride, module.dilation)
     for length, kernel, stride, dilation in zip(*geometry, strict=True):
-        extent = (kernel - 1) * dilation + 1
-        if extent < stride:
-            raise UserError(f"a kernel of {extent} cells with stride {stride} cannot be exported")
-        rest = (length - 1) % stride if stride > 1 else 0  # of the last, incomplete step
-        needed = extent - 1 - rest
-        padding = [needed // 2, needed - needed // 2, *padding]
+        extra = (kernel - 1) * dilation
+        if extra + 1 < stride:
+            raise UserError(
+                f"a kernel of {extra + 1} cells with stride {stride} cannot be exported"
+            )
+        padded = (length - 1) // stride * stride + extra + 1
+        before = (extra - (length - 1) % stride) // 2 if stride > 1 else extra // 2
+        padding = [before, padded - length - before, *padding]
     images = F.pad(images, padding)
     geometry = (module.stride, 0, module.dilation, module.groups)
     return F.conv2d(images, module.weight, module.bias, *geometry)

@@ -235,8 +235,8 @@ def from_colours(folder: Path, table: Path) -> Source:
             continue
         if not rest.split(":")[0]:
             raise UserError(
-                f"{table} gives {name} no colour; if the masks have VOC's colours, or class numbers, "
-                "leave out --colours and name the classes in their order with --classes"
+                f"{table} gives {name} no colour; if the masks have VOC's colours, or class "
+                "numbers, leave out --colours and name the classes in their order with --classes"
             )
         values = rest.split(":")[0].split(",")
         if len(values) != 3 or not all(v.strip().isdigit() and int(v) < 256 for v in values):
