@@ -42,6 +42,7 @@ from core.run.threads import in_threads, make_missing
 
 # Stage 3 warns if it removes more than the first, or less than the second, of a class's labels.
 NEARLY_ALL, NEARLY_NOTHING = 0.9, 0.01
+UNSUITED = 0.7  # and if the median class's `tag_auc` is below this
 REMEDY = "remove it to have it made again"
 
 
@@ -67,14 +68,15 @@ def main() -> None:
     features = feature_source(config, split, device, autocast(config, device))
     cluster_images(config, run, split, labels, features)
     stage.save()
-    centroids = select_centroids(config, run, split, json.dumps(stage.made_from))
+    centroids, auc = select_centroids(config, run, split, json.dumps(stage.made_from))
     stage.save()
     write_similarities(config, run, split, features, centroids)
     cuts = select_cuts(config, run, split)
     removed = write_debiased_labels(config, run, split, labels, cuts)
-    warnings = warn_of(config, removed, cuts)
-    columns = {name: [None if x != x else x for x in v.tolist()] for name, v in cuts.items()}
-    stage.finish({"removed": removed, "cuts": columns, "warnings": warnings})
+    warnings = warn_of(config, removed, cuts, auc)
+    listed = {k: [None if x != x else x for x in v.tolist()] for k, v in {**cuts, "": auc}.items()}
+    found = {"removed": removed, "tag_auc": listed.pop(""), "cuts": listed, "warnings": warnings}
+    stage.finish(found)
     shares = ", ".join(f"{c} {v:.0%}" for c, v in zip(config.data.classes, removed, strict=True))
     print(
         f"{len(split)} debiased labels in {run.debias / 'labels'}\nremoved as biased: {shares}\n"
@@ -108,8 +110,11 @@ def cluster_images(
     make_missing(paths, work, config.workers, "centroids", features)
 
 
-def select_centroids(config: Config, run: Run, split: Split, made_from: str) -> Tensor:
-    """Eq. 1-3 for every class: (C, D), a zero row for a class without centroids."""
+def select_centroids(
+    config: Config, run: Run, split: Split, made_from: str
+) -> tuple[Tensor, np.ndarray]:
+    """Eq. 1-3 for every class: (C, D), a zero row for a class without centroids; and their (C,)
+    `tag_auc`."""
     path, settings = run.debias / "centroids.npz", config.debias
     if distributed.rank() == 0:
         rows = join_clusters(run, split)
@@ -125,10 +130,13 @@ def select_centroids(config: Config, run: Run, split: Split, made_from: str) -> 
         result = debias.debiased_centroids(vectors, labels, classes, settings.alpha, nearest)
         names = ("centroids", "distance", "selected")
         rows |= {key: value.numpy() for key, value in zip(names, result, strict=True)}
+        images, tags = torch.from_numpy(rows["images"]).long(), torch.from_numpy(split.tags).bool()
+        rows["tag_auc"] = debias.tag_auc(vectors, images, result[0], tags).numpy()
         with atomic_write(path) as tmp, tmp.open("wb") as file:
             np.savez(file, **rows, made_from=np.array(made_from))
     distributed.barrier()
-    return torch.from_numpy(read_arrays(path, ("centroids",), REMEDY)["centroids"])
+    centroids, auc = read_arrays(path, ("centroids", "tag_auc"), REMEDY).values()
+    return torch.from_numpy(centroids), auc
 
 
 def join_clusters(run: Run, split: Split) -> dict[str, np.ndarray]:
@@ -233,8 +241,11 @@ def write_debiased_labels(
     return (marked[1:] / np.maximum(before[1:], 1)).tolist()
 
 
-def warn_of(config: Config, removed: list[float], cuts: dict[str, np.ndarray]) -> list[dict]:
-    """Warns of classes that lost nearly all, or nearly nothing, of their labels.
+def warn_of(
+    config: Config, removed: list[float], cuts: dict[str, np.ndarray], auc: np.ndarray
+) -> list[dict]:
+    """Warns of features that do not suit the images, and of classes that lost nearly all, or nearly
+    nothing, of their labels.
 
     Returns each warning as the manifest keeps it: `problem`, `classes`, each with the figure that
     shows it, and `remedy`.
@@ -252,7 +263,16 @@ def warn_of(config: Config, removed: list[float], cuts: dict[str, np.ndarray]) -
     treated = [(c, share) for c, share in shares if c not in {*left, *absent}]
     intact = {c: f"{share:.1%}" for c, share in treated if share < NEARLY_NOTHING}
     advice = "python tools/audit/inspect_features.py shows the features"
+    unsuited = np.isfinite(auc).any() and np.nanmedian(auc) < UNSUITED
+    vague = {c: f"{v:.2f}" for c, v in zip(names, auc, strict=True) if v < UNSUITED}
     found = [
+        (
+            "the debiased centroids hardly tell the images that show a class from the others (area "
+            f"under the ROC curve, 0.5 by chance, below {UNSUITED})",
+            vague if unsuited else {},
+            "These features do not suit these images, and what stage 3 removes may be the objects. "
+            f"Use other features (uss.backbone), or look at what was removed; {advice}",
+        ),
         (
             "stage 3 removed nearly all labels",
             lost,

@@ -221,6 +221,37 @@ def debiased_centroids(
     return centroids, distance, kept
 
 
+def tag_auc(vectors: Tensor, images: Tensor, centroids: Tensor, tags: Tensor) -> Tensor:
+    """How well each debiased centroid tells the images that show its class from all others.
+
+    The score of an image is the largest similarity of the centroids of its regions, background
+    included. Features that do not suit the images stay close to 0.5, whatever else looks right.
+
+    Args:
+        vectors: (N, D) centroids of all regions of all images; may be a mapped file.
+        images: (N,) int64, the image of each.
+        centroids: (C, D) debiased centroids.
+        tags: (I, C) bool, the classes of each image.
+
+    Returns:
+        (C,) area under the ROC curve: how often an image with the class scores higher than one
+        without; NaN for a class without centroids, or that all images or none of them show.
+    """
+    score, size = torch.full(tags.shape, -1.0), 8192
+    for part, index in zip(vectors.split(size), images.split(size), strict=True):
+        similarity = F.normalize(part, dim=1) @ F.normalize(centroids, dim=1).T
+        score.scatter_reduce_(0, index[:, None].expand_as(similarity), similarity, "amax")
+    result = torch.full((len(centroids),), math.nan)
+    for c, shows in enumerate(tags.T):
+        shown, others = score[shows, c], score[~shows, c].sort().values
+        if len(shown) and len(others) and centroids[c].any():
+            lower = torch.searchsorted(others, shown) + torch.searchsorted(
+                others, shown, right=True
+            )
+            result[c] = lower.float().mean() / (2 * len(others))
+    return result
+
+
 def similarities(feat: Tensor, centroids: Tensor, tags: Tensor) -> Tensor:
     """Similarity to the debiased centroid of each class of the image.
 

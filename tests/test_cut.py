@@ -132,7 +132,8 @@ def test_stage_warns_of_classes_that_lose_all_or_nothing_and_of_those_without_a_
         "expected_iou": np.array([0.6, 0.7, 0.64, 0.9, np.nan, np.nan]),
         "contrast": np.array([0.9, 0.95, 0.61, 0.9, np.nan, 0.45]),  # of the cup: worse than chance
     }
-    found = warn_of(config, [0.97, 0.3, 0.0, 0.001, 0.0, 0.0], cuts)
+    auc = np.array([0.9, 0.8, 0.6, 0.9, np.nan, 0.5])
+    found = warn_of(config, [0.97, 0.3, 0.0, 0.001, 0.0, 0.0], cuts, auc)
     nearly_all, alike, nothing = capsys.readouterr().err.splitlines()
     assert "nearly all labels: boat 97%. " in nearly_all
     assert "by less than 0.1: leather sofa 0.61 to 0.64, cup no gain. " in alike
@@ -140,5 +141,15 @@ def test_stage_warns_of_classes_that_lose_all_or_nothing_and_of_those_without_a_
     alike = {"leather sofa": "0.61 to 0.64", "cup": "no gain"}
     told = [{"boat": "97%"}, alike, {"cat": "0.1%"}]
     assert [w["classes"] for w in found] == told and all(w["remedy"] for w in found)
-    assert warn_of(config, [0.2] * 6, {}) == []
+    assert warn_of(config, [0.2] * 6, {}, np.full(6, np.nan)) == []
     assert not capsys.readouterr().err
+
+
+def test_stage_warns_of_features_that_do_not_suit_the_images(monkeypatch, capsys):
+    """The median decides: animals resemble each other, so single low values are common."""
+    monkeypatch.setattr(log, "printed", {})
+    config = Config(data=DataConfig(classes=("boat", "train", "cat")))
+    (found,) = warn_of(config, [0.3] * 3, {}, np.array([0.66, 0.9, 0.61]))
+    assert found["classes"] == {"boat": "0.66", "cat": "0.61"}
+    assert "boat 0.66, cat 0.61. These features do not suit" in capsys.readouterr().err
+    assert warn_of(config, [0.3] * 3, {}, np.array([0.6, 0.9, np.nan])) == []

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 from torch.nn import functional as F
 
 from core.complement import certainty, complement, weighted_cross_entropy
@@ -16,6 +17,7 @@ from core.debias import (
     kmeans,
     mark_biased,
     select_farthest,
+    tag_auc,
 )
 
 
@@ -44,6 +46,28 @@ def test_distance_equals_the_naive_double_loop():
         assert math.isclose(background_distance(fg, bg, nearest=1)[k], min(terms), abs_tol=1e-6)
         three = sum(sorted(terms)[:3]) / 3
         assert math.isclose(background_distance(fg, bg, nearest=3)[k], three, abs_tol=1e-6)
+
+
+# Check of the features
+
+
+def test_tag_auc_is_the_area_under_the_roc_curve():
+    vectors, centroids = rand(90, 6), rand(3, 6, seed=1)
+    images = torch.arange(90) // 3
+    tags = rand(30, 3, seed=2) > 0
+    score = F.cosine_similarity(vectors[:, None], centroids[None], dim=2).view(30, 3, 3).amax(1)
+    expected = [roc_auc_score(tags[:, c], score[:, c]) for c in range(3)]
+    assert tag_auc(vectors, images, centroids, tags).tolist() == pytest.approx(expected)
+    alike = tag_auc(vectors[:1].expand(90, -1), images, centroids, tags)
+    assert alike.tolist() == [0.5] * 3
+
+
+def test_tag_auc_is_unknown_where_there_is_nothing_to_compare():
+    vectors, images = rand(8, 4), torch.arange(8)
+    tags = torch.zeros(8, 3, dtype=torch.bool)
+    tags[:, 1], tags[:4, 2] = True, True
+    centroids = torch.cat([rand(2, 4), torch.zeros(1, 4)])
+    assert tag_auc(vectors, images, centroids, tags).isnan().all()
 
 
 # Eq. 2 and 3

@@ -137,6 +137,7 @@ def voc_like(root: Path, samples: Path, count: int) -> dict:
         "data": {"root": str(root), "tags": "tags.csv"},
         "wsss": {"labels_dir": str(root / "labels")},
         "uss": {"features_dir": str(root / "features")},
+        "debias": {"cut": "fixed", "scale": "max"},  # auto would leave most of these classes uncut
     }
 
 
