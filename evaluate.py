@@ -19,6 +19,7 @@ from typing import Literal
 from core import pipeline
 from core.config import Config, make_parser, parse
 from core.data.finder import LABELS
+from core.data.labels import BIASED_ON_DISK
 from core.data.lists import Split, ground_truth, list_name, masks_folder, read_split
 from core.metrics import pair_folders, score_files
 from core.pipeline import Run
@@ -26,7 +27,7 @@ from core.run import distributed
 from core.run.errors import UserError, run_script
 from core.run.files import read_json, write_json
 from core.run.inputs import stamp, summary
-from core.run.stage import Stage, check_classes, stale_lines
+from core.run.stage import SIGNATURE, Stage, check_classes, stale_lines
 from core.segmenter import predict
 
 
@@ -50,7 +51,13 @@ def main() -> None:
         "--allow-missing", action="store_true", help="Score the predictions that exist."
     )
     config, options = parse(parser)
+    if options.name and len(Path(options.name).parts) != 1 or options.name == "..":
+        raise UserError(f"--name {options.name} must be the name of one folder, without slashes")
     if options.submission:
+        if options.predictions or options.masks:
+            raise UserError(
+                "--submission packs the network's own predictions; leave out the others"
+            )
         from tools.submit_voc import submit  # which calls predict_list
 
         submit(config, options.submission, options.name, options.split)
@@ -73,14 +80,23 @@ def score_folders(config: Config, options) -> dict:
     """Scores two folders of label maps without a configuration."""
     if not options.predictions or options.num_classes is None:
         raise UserError("--masks goes together with --predictions and --num_classes")
-    pairs = pair_folders(Path(options.predictions), Path(options.masks))
+    if not 0 < options.num_classes < BIASED_ON_DISK:
+        raise UserError(f"--num_classes must be 1 to {BIASED_ON_DISK - 1}: {options.num_classes}")
+    folders = Path(options.predictions), Path(options.masks)
+    refuse_itself(*folders)
+    signed = [f / SIGNATURE for f in folders]
+    if all(path.is_file() for path in signed):
+        check_classes(folders[0], read_json(signed[1])["classes"])
+    pairs = pair_folders(*folders)
     names = [str(c) for c in range(1, options.num_classes + 1)]
     return score_files(*pairs, names, options.allow_missing, config.workers)
 
 
 def score_labels(config: Config, options) -> dict:
     """Scores a folder of label maps against the masks of one list of the data set."""
-    folder = Path(options.predictions)
+    folder, truth = Path(options.predictions), masks_folder(config.data)
+    if truth is not None:
+        refuse_itself(folder, truth)
     check_classes(folder, config.data.classes)
     split = read_split(config.data, options.split, tagged=False)
     predictions = pipeline.paths_of(folder, LABELS, split)
@@ -91,6 +107,12 @@ def score_labels(config: Config, options) -> dict:
         refuse_others_scores(path, result)
     save(path, result)
     return result
+
+
+def refuse_itself(predictions: Path, masks: Path) -> None:
+    """Raises a `UserError` if masks would be compared with themselves, which scores 100 %."""
+    if predictions.resolve() == masks.resolve():
+        raise UserError(f"{predictions} holds the masks; correct --predictions")
 
 
 def score_checkpoint(config: Config, options) -> dict:

@@ -83,6 +83,7 @@ class _Parser(jsonargparse.ArgumentParser):
         text = read_text(user_path(str(path)), "the configuration")
         try:
             root = yaml.compose(text, yaml.SafeLoader)
+            _refuse_repeated(root, str(path))
             _make_names(root, str(path))
             content = yaml.SafeLoader("").construct_document(root) if root else {}
             text = json.dumps(content)
@@ -153,6 +154,16 @@ def _json_names(text: str) -> str:
         if not all(isinstance(name, str) for name in names):
             return text
     return json.dumps([name.strip() for name in names if name.strip()], ensure_ascii=False)
+
+
+def _refuse_repeated(node: yaml.Node | None, path: str, key: str = "") -> None:
+    """YAML takes the last of two equal keys, and settings would silently be lost."""
+    lines: dict[str, int] = {}
+    for name, value in node.value if isinstance(node, yaml.MappingNode) else ():
+        below, line = f"{key}.{name.value}".lstrip("."), name.start_mark.line + 1
+        earlier = lines.setdefault(str(name.value), line)
+        check(earlier == line, f"{path}: {below} is in lines {earlier} and {line}; join them")
+        _refuse_repeated(value, path, below)
 
 
 def _make_names(node: yaml.Node | None, path: str, key: str = "") -> None:

@@ -53,6 +53,21 @@ def test_typo_is_answered_with_the_nearest_key(tmp_path):
         parsed(f"--config={tmp_path / 'x.yaml'}")
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("debias: {alpha: 0.3}\nseed: 1\ndebias: {k_fg: 3}\n", "debias is in lines 1 and 3"),
+        ("data:\n  root: a\n  format: voc\n  root: b\n", "data.root is in lines 2 and 4"),
+    ],
+)
+def test_repeated_key_is_refused_with_its_lines(tmp_path, text, told):
+    """YAML would take the last one."""
+    path = tmp_path / "twice.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=told):
+        parse(make_parser("test", "test"), ["--config", str(path)])
+
+
 def test_value_of_the_wrong_type_is_one_message():
     with pytest.raises(SystemExit, match="debias.alpha"):
         parsed("--debias.alpha=many")

@@ -44,6 +44,23 @@ def test_missing_prediction_is_refused_unless_allowed(folders):
     assert done.returncode == 0 and "(2/3 images)" in done.stdout
 
 
+def test_wrong_calls_are_refused(folders):
+    masks = folders / "masks"
+    for arguments, told in (
+        (("--predictions", masks), "holds the masks; correct --predictions"),
+        (("--num_classes", 254), "--num_classes must be 1 to 253: 254"),
+        (("--num_classes", -1), "--num_classes must be 1 to 253: -1"),
+        (("--name", "../elsewhere"), "must be the name of one folder"),
+        (("--submission", "comp6_test_cls"), "--submission packs the network's own predictions"),
+    ):
+        done = evaluate(folders, *arguments)
+        assert done.returncode == 1 and told in done.stderr, done.stderr
+    for name, classes in (("predictions", ["boat", "train"]), ("masks", ["train", "boat"])):
+        (folders / name / "made_from.json").write_text(json.dumps({"classes": classes}))
+    done = evaluate(folders)
+    assert done.returncode == 1 and "label 1 is 'boat' there, 'train' now" in done.stderr
+
+
 def test_scores_of_vocs_masks_equal_an_independent_computation(voc_masks, tmp_path):
     rng, matrix = np.random.default_rng(0), np.zeros((21, 21), int)
     for path in sorted(voc_masks.glob("*.png")):

@@ -123,6 +123,7 @@ def test_submission_needs_neither_masks_nor_tags(finished, tiny_data, tmp_path):
     assert done.returncode == 1 and "give --data.val_list test" in done.stderr
     done = run_stage("evaluate.py", config, *settings, "--data.val_list=test")
     assert done.returncode == 0, done.stderr
+    assert "VOC's server expects VOC's classes in their order" in done.stderr
     archive = finished / "evaluation/comp6_test_cls/comp6_test_cls.tar.gz"
     done = run_python("tools/submit_voc.py", "--check", archive, "--voc", root)
     assert done.returncode == 0 and "6 predictions, nothing wrong" in done.stdout, done.stderr

@@ -25,9 +25,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from core.config import Config, make_parser, parse
 from core.data.lists import list_name, listed_id, read_list, read_split
+from core.data.settings import VOC_CLASSES
 from core.run import distributed
 from core.run.errors import UserError, raise_all, run_script
 from core.run.files import atomic_write
+from core.run.log import warn
+from core.run.stage import class_differences
 from evaluate import predict_list
 from tools.data.archives import DAMAGED, tar_entries
 
@@ -71,6 +74,8 @@ def submit(config: Config, competition: str, name: str | None = None, split: str
         raise UserError(
             f"{competition} is for the list {wanted}, not {listed}; give --data.val_list {wanted}"
         )
+    for line in class_differences(VOC_CLASSES, config.data.classes):
+        warn(f"VOC's server expects VOC's classes in their order; it would misread others: {line}")
     images = read_split(config.data, split, tagged=False)
     stage, predictions = predict_list(config, images, name or competition)
     archive = stage.folder / f"{competition}.tar.gz"
