@@ -198,6 +198,10 @@ def features_table(configs: Sequence[Config], run_dirs: Sequence[Path]) -> Analy
         found = [label_scores(c, folder(run)) for c, run in zip(configs, run_dirs, strict=True)]
         means = [[s.miou, s.mean(s.fp), s.mean(s.fn)] for s in found]
         cells = [spread(100 * column) for column in np.array(means).T]
+        manifests = [read_json(folder(run).parent / "manifest.json")["results"] for run in run_dirs]
+        values = np.array([m.get("tag_auc", np.nan) for m in manifests], float)  # null becomes nan
+        known = np.isfinite(values).any()
+        cells.append(spread(100 * np.nanmedian(values, -1)) if known else NONE)
         if mars is None:
             return [title, *cells, NONE]
         trained = [evaluation(run / mars, "mars").miou for run in run_dirs]
@@ -210,10 +214,11 @@ def features_table(configs: Sequence[Config], run_dirs: Sequence[Path]) -> Analy
         rows.append(row(title, lambda run, own=own: run / own / "debias/labels", mars))
     caption = (
         "Labels after stage 3, with the same settings for all features, on the training "
-        "photographs on which no setting was chosen; and MARS trained on them, on the validation "
-        "list; per cent."
+        "photographs on which no setting was chosen; tag AUC, the median over the classes of how "
+        "well the debiased centroid tells photographs with the class from others; and MARS trained "
+        "on the labels, on the validation list; per cent."
     )
-    columns = ["features", "mIoU of labels", "FP", "FN", "MARS, mIoU"]
+    columns = ["features", "mIoU of labels", "FP", "FN", "tag AUC", "MARS, mIoU"]
     return Analysis("features", 40, "One setting, many features", caption, columns, rows)
 
 
