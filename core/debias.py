@@ -49,9 +49,10 @@ class DebiasConfig:
 def cell_labels(label: Tensor, size: tuple[int, int]) -> Tensor:
     """Labels of feature cells: (H, W) integers, 0..C or 255 -> (h, w) int64, `size` being (h, w).
 
-    The label of a cell is that of most of the pixels whose centres fall into it. Pixels marked
-    ignore have no vote unless the whole cell is ignored. A class that wins no cell at all takes the
-    cell where it has most pixels, so that a small object keeps a region.
+    The label of a cell is that of most of the pixels whose upper left corners fall into it. Pixels
+    marked ignore have no vote unless the whole cell is ignored. A class that wins no cell at all
+    takes the cell where it has most pixels, but not the last cell of another class, so that small
+    objects keep a region.
     """
     (height, width), (rows, cols) = label.shape, size
     y = torch.arange(height).mul(rows).div(height, rounding_mode="floor")
@@ -64,8 +65,12 @@ def cell_labels(label: Tensor, size: tuple[int, int]) -> Tensor:
     winner = torch.where(spoken.any(1), spoken.argmax(1), votes.argmax(1))
     cells = values[winner]
     for k, value in enumerate(values.tolist()):
-        if value not in (BACKGROUND, IGNORE) and not (cells == value).any():
-            cells[votes[:, k].argmax()] = value
+        if value in (BACKGROUND, IGNORE) or (cells == value).any():
+            continue
+        _, place, counts = cells.unique(return_inverse=True, return_counts=True)
+        last = (counts[place] == 1) & (cells != BACKGROUND) & (cells != IGNORE)
+        if (votes[~last, k] > 0).any():
+            cells[votes[:, k].masked_fill(last, 0).argmax()] = value
     return cells.view(rows, cols)
 
 

@@ -14,6 +14,7 @@ def principal_components(feats: Sequence[Tensor], seed: int = 0) -> list[Tensor]
     """The first three principal components over all of `feats` as red, green and blue.
 
     (D, h, w) features of each image -> (3, h, w) uint8; `seed` is for the approximate solver."""
+    feats = [feat.cpu() for feat in feats]  # whose generator is seeded
     cells = torch.cat([feat.flatten(1).T for feat in feats]).float()
     mean = cells.mean(0)
     with drawn_from(seed):

@@ -70,6 +70,19 @@ def test_tag_auc_is_unknown_where_there_is_nothing_to_compare():
     assert tag_auc(vectors, images, centroids, tags).isnan().all()
 
 
+# Cells
+
+
+def test_small_classes_do_not_take_the_last_cell_of_another():
+    label = torch.zeros(16, 16, dtype=torch.int64)
+    label[:8, :8] = 1
+    label[:3, :3] = 2  # fewer pixels than class 1, whose only cell this is
+    label[8, 8], label[8, 9] = 3, 4  # both in one cell
+    label[3, 12] = 2
+    cells = cell_labels(label, (2, 2))
+    assert cells[0].tolist() == [1, 2] and cells[1, 1] == 3
+
+
 # Eq. 2 and 3
 
 

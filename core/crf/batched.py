@@ -157,7 +157,8 @@ def refine(images: Tensor, probs: Tensor, config, present: Tensor | None = None)
     tensors = (images, probs[rows, order], present[rows, order])
     parts = zip(*(t.split(count) for t in tensors), strict=True)
     refined = torch.zeros_like(probs)
-    refined[rows, order] = torch.cat([_refine(*part, config) for part in parts])
+    with torch.autocast(images.device.type, enabled=False):  # stage 4 refines within a step
+        refined[rows, order] = torch.cat([_refine(*part, config) for part in parts])
     return refined
 
 

@@ -176,6 +176,10 @@ class DenseCRF:
 
 def make_crf(config: CrfConfig, device: Any = "cpu") -> DenseCRF:
     """The CRF of a stage that runs on a device; prints its backend."""
+    if str(device) == "cuda":  # in another thread, that would be the first GPU
+        import torch
+
+        device = torch.device("cuda", torch.cuda.current_device())
     crf = DenseCRF(**dataclasses.asdict(config), device=str(device))
     print(f"dense CRF: {crf.backend}", flush=True)
     return crf

@@ -173,8 +173,8 @@ def batches_by_size(
 
     Blocks of consecutive images are sorted by size. Batches are cut from the whole list, and those
     without any image of `todo` are left out: a run that goes on after a kill computes the same
-    batches, hence the same bytes, as an uninterrupted one. `scale` is the largest factor by which
-    the network's views are enlarged.
+    batches as an uninterrupted one, and on a CPU the same bytes. `scale` is the largest factor by
+    which the network's views are enlarged.
     """
     todo = set(todo)
     for start in range(0, len(split), BLOCK):

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from core.data.labels import IGNORE
 from core.data.settings import AugmentConfig
@@ -65,6 +66,9 @@ class TrainingView:
             if self.config.long_side:
                 factor /= max(image.shape[-2:])
             size = [max(1, round(n * factor)) for n in image.shape[-2:]]
-            pair = (vision.tv_tensors.Image(image), vision.tv_tensors.Mask(label))
-            image, label = self._steps(*vision.v2.Resize(size, antialias=True)(*pair))
+            image = vision.v2.functional.resize(image, size, antialias=True)
+            # torchvision's own resize of masks is up to half a pixel off that of images.
+            label = F.interpolate(label[None, None].float(), size, mode="nearest-exact")[0, 0]
+            pair = (vision.tv_tensors.Image(image), vision.tv_tensors.Mask(label.long()))
+            image, label = self._steps(*pair)
         return image.as_subclass(Tensor), label.as_subclass(Tensor)

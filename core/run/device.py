@@ -1,5 +1,6 @@
 """Where and in which precision networks run."""
 
+import os
 import random
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -34,6 +35,9 @@ def pick_device(runtime: Runtime) -> torch.device:
     check((index or 0) < max(1, count), f"device {name!r}: there are {count} GPUs, counted from 0")
     alone = index is None or distributed.world() == 1
     check(alone, f"several processes cannot share {name}; leave device at auto")
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    enough = kind == "cpu" or local <= count
+    check(enough, f"{local} processes on a machine with {count} GPUs; start at most {count}")
     return device
 
 

@@ -28,9 +28,9 @@ def world() -> int:
 
 def start() -> None:
     """Joins the processes."""
-    backend = "gloo"
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    backend, local = "gloo", int(os.environ.get("LOCAL_RANK", "0"))
+    if local < torch.cuda.device_count():  # else `pick_device` says that a GPU is missing
+        torch.cuda.set_device(local)
         backend = "cpu:gloo,cuda:nccl"  # `device: cpu` is possible on such a machine, too
     # One process may refine labels for hours while the others wait.
     dist.init_process_group(backend, timeout=timedelta(days=7))

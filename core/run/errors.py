@@ -164,6 +164,8 @@ def _advice(error: Exception) -> str | None:
     if says("Too many open files"):
         return "too many open files; raise the limit (`ulimit -n 4096`) or set workers: 0"
     lost = says("DataLoader worker (pid", "shared memory", "shm_open")
+    if isinstance(error, BrokenPipeError):
+        return "the program that reads this output has ended"
     if lost or isinstance(error, ConnectionError):
         return (
             "a process that loads images ended suddenly; memory or shared memory (/dev/shm) may "

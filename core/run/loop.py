@@ -84,7 +84,8 @@ class EMA:
 
 @dataclass
 class Loop:
-    """A training that, resumed after a kill, ends with the weights of an uninterrupted one.
+    """A training that, resumed after a kill, ends with the weights of an uninterrupted one (on a
+    GPU, up to the rounding of operations that are not deterministic there).
 
     Iterating gives (t, batch) from the last checkpoint on, the batch on the parameters' device;
     the body computes a loss and calls `step` once. Batch t and the random state of step t are
@@ -135,7 +136,7 @@ class Loop:
         began, waited = time.monotonic(), 0.0
         torch.backends.cudnn.benchmark = True  # crops are of one size, or of a few
         batches = self.batches(self.start) if self.start < self.iterations else ()
-        loaded = on_device(batches, groups[0]["params"][0].device)
+        loaded = on_device(batches, next(p.device for g in groups for p in g["params"]))
         for t in range(self.start, self.iterations):
             asked = time.monotonic()
             batch = next(loaded)
@@ -240,9 +241,12 @@ class Loop:
             self._refuse(f"loss is not finite at iteration {t + 1}{shown}")
 
     def _refuse(self, what: str) -> NoReturn:
+        saved = self.start > 0 or self.path.is_file()
+        state = f"{self.path} keeps an earlier state" if saved else "nothing was saved yet"
+        resume = "to resume from there" if saved else "to begin again"
         raise UserError(
-            f"{self.name}: the {what}; {self.path} keeps an earlier state. Set precision: fp32 to "
-            "resume from there, or a lower learning rate and a new run_dir"
+            f"{self.name}: the {what}; {state}. Set precision: fp32 {resume}, or a lower learning "
+            "rate and a new run_dir"
         )
 
     def _save(self, t: int) -> None:

@@ -68,7 +68,11 @@ class UssConfig(StegoConfig):
         keys += [] if self.self_supervised.iterations else ["self_supervised"]
         if self.method != "stego":
             keys += [item.name for item in fields(StegoConfig)]
-        return keys + (["backbone.weights"] if self.weights else [])
+        if self.weights:  # STEGO's training and the start of its backbone
+            used = ("code_dim", "weights")
+            keys += [item.name for item in fields(StegoConfig) if item.name not in used]
+            keys.append("backbone.weights")
+        return keys
 
 
 class SemanticFeatures(nn.Module):

@@ -104,7 +104,8 @@ def foreground(attention: Tensor, mass: float) -> Tensor:
     (B, h, w), not negative -> (B, h, w) bool; components of one or two cells (8-connected) are left
     out.
     """
-    blurred = vision.v2.functional.gaussian_blur(attention.float()[:, None], 7, 0.6)
+    with torch.autocast(attention.device.type, enabled=False):
+        blurred = vision.v2.functional.gaussian_blur(attention.float()[:, None], 7, 0.6)
     smooth = blurred[:, 0].flatten(1)
     smooth = smooth / smooth.sum(1, keepdim=True)
     values, order = smooth.sort(1, descending=True)
@@ -153,7 +154,8 @@ class LeopartNetwork(OnBackbone):
         embeddings = self.embeddings(images)
         handle.remove()
         queries, keys, _ = seen[0].float().unflatten(2, (3, self._heads, -1)).unbind(2)
-        logits = torch.einsum("bhd,bnhd->bhn", queries[:, 0], keys) * queries.shape[-1] ** -0.5
+        with torch.autocast(images.device.type, enabled=False):
+            logits = torch.einsum("bhd,bnhd->bhn", queries[:, 0], keys) * queries.shape[-1] ** -0.5
         patches = logits.softmax(2).mean(1)[:, self.backbone.net.num_prefix_tokens :]
         return embeddings, patches.unflatten(1, embeddings.shape[-2:])
 

@@ -7,7 +7,7 @@ from test_dense import NARROW, alike, features_of, scene
 
 from core.crf import batched
 from core.crf.batched import BatchedLattice, grid_filter, refine
-from core.crf.dense import DenseCRF
+from core.crf.dense import CrfConfig, DenseCRF, make_crf
 from core.crf.permutohedral import LatticeFilter
 from core.crf.spatial import GridFilter
 from core.run.errors import UserError
@@ -83,6 +83,20 @@ def test_backend_torch_takes_the_arrays_of_the_others():
     assert ours.dtype == np.float32
     assert alike(ours, DenseCRF("numba", **NARROW)(image, probs)) > 0.999
     assert DenseCRF("auto", "cuda:1").backend == "torch"
+
+
+def test_autocast_around_it_changes_nothing():
+    """Stage 4 refines within a step whose networks run in bf16."""
+    pixels, maps = batch(3)[2:]
+    plain = refine(pixels, maps, DenseCRF("torch", **NARROW))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(refine(pixels, maps, DenseCRF("torch", **NARROW)), plain)
+
+
+def test_threads_use_the_gpu_of_the_process(monkeypatch):
+    """The current GPU belongs to a thread; in a new one, it is the first."""
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    assert make_crf(CrfConfig(), torch.device("cuda")).device == "cuda:3"
 
 
 def test_features_beyond_the_keys_are_one_message():

@@ -8,6 +8,8 @@ from core.config import Config
 from core.data.lists import ground_truth, masks_folder, read_split
 from core.data.settings import DataConfig
 from core.run.errors import UserError
+from core.segmenter import SegmentationConfig
+from core.wsss.settings import WsssConfig
 from tools.common.tables import write_table
 
 
@@ -136,3 +138,14 @@ def test_results_inside_of_the_photographs_are_refused(tmp_path, run_dir):
     with pytest.raises(UserError, match="is inside data.root"):
         Config(run_dir=str(root / run_dir), data=DataConfig(format="folder", root=str(root)))
     Config(run_dir=str(tmp_path / "runs"), data=DataConfig(format="folder", root=str(root)))
+
+
+def test_labels_inside_of_the_photographs_are_refused(tmp_path):
+    """Else the folder would be read as a class of its own."""
+    data, inside = DataConfig(format="folder", root=str(tmp_path)), str(tmp_path / "labels")
+    for labels in (
+        {"wsss": WsssConfig(labels_dir=inside)},
+        {"segmentation": SegmentationConfig(labels_dir=inside)},
+    ):
+        with pytest.raises(UserError, match="is inside data.root"):
+            Config(data=data, **labels)

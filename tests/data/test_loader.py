@@ -205,3 +205,16 @@ def test_balanced_epochs_draw_rare_classes_more_often():
 def test_empty_training_list_is_refused():
     with pytest.raises(UserError, match="empty"):
         StepSampler(0, 1, 1, 0)
+
+
+@pytest.mark.parametrize("scale", [0.45, 0.64, 1.28, 1.5])
+def test_label_maps_stay_aligned_with_resized_images(scale):
+    """Rows numbered by their colour and by their label: half a pixel of difference would show."""
+    rows = torch.arange(200)[:, None].expand(200, 160)
+    view = TrainingView(
+        AugmentConfig(scale=(scale, scale), crop=64, flip=False, jitter=(0, 0, 0, 0))
+    )
+    image, label = view(rows.expand(3, -1, -1).to(torch.uint8), rows.long(), seed=0)
+    shown = denormalise(image)[0].double()
+    seen = label < 200  # not padded
+    assert (shown - label)[seen].mean().abs() < 0.1

@@ -20,6 +20,10 @@ def test_gpu_that_is_not_there_is_refused(monkeypatch):
     assert pick_device(Runtime(device="cuda:1")).index == 1
     with pytest.raises(UserError, match="'cuda:2': there are 2 GPUs"):
         pick_device(Runtime(device="cuda:2"))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    with pytest.raises(UserError, match="3 processes on a machine with 2 GPUs; start at most 2"):
+        pick_device(Runtime())
+    assert pick_device(Runtime(device="cpu")).type == "cpu"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")

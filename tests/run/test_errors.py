@@ -179,6 +179,7 @@ def test_problems_are_counted_and_the_first_are_shown():
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error."), "/dev/shm"),
         (RuntimeError("unable to open shared memory object </torch_1>"), "--shm-size"),
         (ConnectionResetError(104, "Connection reset by peer"), "/dev/shm"),
+        (BrokenPipeError(32, "Broken pipe"), "the program that reads this output has ended"),
         (MemoryError(), "accumulate"),
         (torch.OutOfMemoryError("CUDA out of memory."), "evaluation.window"),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), "accumulate"),

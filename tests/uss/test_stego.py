@@ -137,3 +137,9 @@ def test_partners_are_the_neighbours_in_turn(split):
     for seed in (6, 7):
         assert torch.equal(pairs[3, seed]["image"], squares[3, 0]["image"])
         assert torch.equal(pairs[3, seed]["partner"], squares[4 + seed % 2, 0]["image"])
+
+
+def test_settings_of_a_training_that_does_not_run_are_not_used():
+    unused = UssConfig(method="stego", weights="stego.ckpt").unused()
+    assert {"iterations", "lr", "shift_intra", "backbone.weights"} <= {*unused}
+    assert not {"code_dim", "weights"} & {*unused}
