@@ -17,6 +17,7 @@ Polygons follow the edges of pixels and enclose exactly the same pixels; --toler
 corners. Pixels without a class (254, 255) are in no mask.
 """
 
+import math
 import sys
 from pathlib import Path
 
@@ -32,7 +33,7 @@ from core.run.files import user_path
 from core.run.log import note
 from tools.common import tool_parser
 from tools.exchange.formats import FORMATS
-from tools.exchange.names import names_of
+from tools.exchange.names import check_outside, names_of
 
 
 def main() -> None:
@@ -46,10 +47,11 @@ def main() -> None:
         "--tolerance", type=float, default=0.0, help="pixels that polygons may be off; default 0"
     )
     options = parser.parse_args()
-    if options.tolerance < 0:
-        raise UserError(f"--tolerance must be at least 0, got {options.tolerance}")
+    if not 0 <= options.tolerance < math.inf:  # not NaN either
+        raise UserError(f"--tolerance must be a number of at least 0, got {options.tolerance}")
     if options.tolerance and not FORMATS[options.to].polygons:
         raise UserError(f"--tolerance is for polygons, and {options.to} has none")
+    check_outside(options.output, options.labels, options.images)
     names = names_of(options.labels, options.classes)
     labels, photographs = Files(options.labels, LABELS), Files(options.images, PHOTOGRAPHS)
     if not labels.ids:

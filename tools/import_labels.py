@@ -11,15 +11,18 @@ Reads, and finds out by itself which of these it is:
     one PNG a class  <class>/<id>.png, <id>/<class>.png or <id>_<class>.png
     a .json file     COCO's instances: polygons and run lengths
 Pickled arrays are read without running anything in them. Writes <id>.png for every photograph that
-has a label, and made_from.json with the class names. A second call continues.
+has a label, made_from.json with the class names and a digest of the source, and inputs.json with
+one of each file. A second call continues, unless files have changed since.
 
 Names: --classes are the classes wanted, in order, --source-classes those of the source, if they
 are others; both are a file with a name a line, or a list. Classes are matched by their names; one
 that is left out (--map) becomes background.
 """
 
+import json
 import shlex
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,15 +34,28 @@ from core.crf.dense import CrfConfig, make_crf
 from core.data.finder import PHOTOGRAPHS, Files
 from core.data.images import read_image
 from core.data.labels import BIASED_ON_DISK, read_label, write_label
+from core.run import inputs
 from core.run.errors import UserError, refuse, run_script
-from core.run.files import read_json, user_path, write_json
-from core.run.log import note
+from core.run.files import user_path, write_json
+from core.run.log import note, warn
 from core.run.stage import SIGNATURE, setting_differences
 from core.run.threads import in_threads
 from core.wsss.settings import WsssConfig
 from tools.common import tool_parser
-from tools.exchange.names import UNFINISHED, match, read_names, table
-from tools.exchange.sources import ARRAYS, Decision, Source, open_source
+from tools.exchange.names import (
+    UNFINISHED,
+    check_outside,
+    match,
+    read_names,
+    read_signature,
+    table,
+)
+from tools.exchange.sources import ARRAYS, CLASS_MASKS, Decision, Source, open_source
+
+SHARED = ("SOURCE", "--colours")
+"""Names of the files that all labels are read from."""
+MUCH = 0.9
+"""A larger share of labelled pixels is rather a fault than an object."""
 
 
 def main() -> None:
@@ -65,6 +81,7 @@ def main() -> None:
     options = parser.parse_args()
     if not 0 < options.threshold < 1:
         raise UserError(f"--threshold must be between 0 and 1, got {options.threshold}")
+    check_outside(options.output, options.source, options.images)
     crf = make_crf(CrfConfig()) if options.crf else None
     decision = Decision(options.threshold, defaults.sharpness, crf)
     classes = read_names(options.classes) if options.classes else ()
@@ -80,34 +97,57 @@ def main() -> None:
     made_from = {"classes": list(classes), "source": str(options.source.resolve())}
     made_from |= {"numbers": numbers, "crf": options.crf, "threshold": options.threshold}
     ids = common_images(source, photographs, options.source)
-    sign(options.output, made_from)
+    sign(options.output, made_from, source, ids, options.workers)
     write_labels(source, photographs, ids, numbers, options.output, options.workers)
     write_json(options.output / SIGNATURE, made_from)
-    shares = class_shares(options.output, ids, len(classes), options.workers)
-    print(f"{len(ids)} label maps in {options.output}, {shares.sum():.0%} of their pixels labelled")
+    counts = label_counts(options.output, ids, len(classes), options.workers)
+    report(source, ids, classes, counts, options.output)
     if source.kind == ARRAYS.name:
         print(f"threshold of activation maps: {options.threshold}")
-    absent = [name for name, share in zip(classes, shares, strict=True) if not share]
-    if absent:
-        note(f"no label map contains {', '.join(absent)}; are --classes right?")
     images = shlex.join(["--images", str(options.images)])
     labels = shlex.quote(str(options.output))
+    names = shlex.quote(json.dumps(classes, ensure_ascii=False))
     print(
         f"next: python tools/audit/audit_labels.py {images} --labels {labels} --output AUDIT\n"
         f"      python tools/export_masks.py {labels} {images} --to FORMAT --output RESULT\n"
-        f"      or any stage with --wsss.labels_dir {labels} --data.classes "
-        + shlex.quote(f"[{', '.join(classes)}]")
+        f"      or any stage with --wsss.labels_dir {labels} --data.classes {names}"
     )
 
 
-def class_shares(folder: Path, ids: Sequence[str], count: int, workers: int) -> np.ndarray:
-    """(C,) share of each class in the pixels of all label maps."""
+def report(
+    source: Source, ids: Sequence[str], classes: Sequence[str], counts: np.ndarray, folder: Path
+) -> None:
+    """Prints how much is labelled, and warns of what looks like a fault.
+
+    `counts`: (N, 256) pixels of each value in the label maps of `ids`.
+    """
+    sums, labelled = counts.sum(0), counts[:, 1 : 1 + len(classes)].sum(1) / counts.sum(1)
+    share = sums[1 : 1 + len(classes)].sum() / sums.sum()
+    print(f"{len(ids)} label maps in {folder}, {share:.0%} of their pixels labelled")
+    why = "is --threshold right, or are masks inverted or numbers shifted?"
+    full = [name for name, part in zip(ids, labelled, strict=True) if part > MUCH]
+    absent = [name for name, count in zip(classes, sums[1:], strict=False) if not count]
+    if share > MUCH:
+        warn(f"{share:.0%} of the pixels in {folder} are labelled; {why}")
+    elif full and source.kind == CLASS_MASKS:
+        warn(
+            f"over {MUCH:.0%} of the pixels are labelled in {len(full)} of {len(ids)} label maps, "
+            f"such as {full[0]}; are these masks inverted?"
+        )
+    if round(share, 2) == 0:
+        amount = "nothing is" if len(absent) == len(classes) else "hardly any pixels are"
+        warn(f"{amount} labelled in {folder}; {why}")
+    if absent and len(absent) < len(classes):
+        note(f"no label map contains {', '.join(absent)}; are --classes right?")
+
+
+def label_counts(folder: Path, ids: Sequence[str], count: int, workers: int) -> np.ndarray:
+    """(N, 256) pixels of each value in each label map."""
 
     def pixels(name: str) -> np.ndarray:
         return np.bincount(read_label(folder / f"{name}.png", count).ravel(), minlength=256)
 
-    total = sum(in_threads(pixels, ids, workers, "counting", len(ids)))
-    return total[1 : 1 + count] / total.sum()
+    return np.stack([*in_threads(pixels, ids, workers, "counting", len(ids))])
 
 
 def given_pairs(pairs: Sequence[str]) -> dict[str, str]:
@@ -115,22 +155,53 @@ def given_pairs(pairs: Sequence[str]) -> dict[str, str]:
     wrong = [pair for pair in pairs if "=" not in pair]
     if wrong:
         raise UserError(f"--map {wrong[0]}: expected THEIRS=OURS")
-    return dict(pair.split("=", 1) for pair in pairs)
+    split = [pair.split("=", 1) for pair in pairs]
+    theirs = [name for name, _ in split]
+    twice = next((name for name in theirs if theirs.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"--map: {twice!r} is given twice; give each of their classes once")
+    return dict(split)
 
 
-def sign(folder: Path, made_from: dict) -> None:
-    """Notes what the label maps are made from; refuses a folder made from something else."""
-    path = folder / SIGNATURE
-    earlier = read_json(path) if path.is_file() else made_from
-    there = {key: value for key, value in earlier.items() if key != UNFINISHED}
-    refuse(
-        f"{folder} contains labels made from something else",
-        setting_differences(there, made_from, {}),
-        "choose another --output, or remove the folder",
-    )
+def sign(folder: Path, made_from: dict, source: Source, ids: Sequence[str], workers: int) -> None:
+    """Notes what the label maps are made from, and adds its digest to `made_from`.
+
+    Files of images without a label map yet may differ from those of an earlier call.
+
+    Raises:
+        UserError: the folder was made from something else, or from files that have changed.
+    """
+    path, began = folder / SIGNATURE, time.time_ns()
+    earlier = read_signature(folder) or made_from
+    there = {key: value for key, value in earlier.items() if key not in (UNFINISHED, "inputs")}
+    remedy = "choose another --output, or remove the folder"
+    title = f"{folder} contains labels made from something else"
+    refuse(title, setting_differences(there, made_from, {}), remedy)
     if not path.is_file() and any(folder.glob("**/*.png")):
         raise UserError(f"{folder} already contains PNG files; choose another --output")
+    items = {name: files_of(source, name) for name in ids}
+    items |= {name: {file.name: file} for name, file in source.shared.items()}
+    stamps = inputs.stamp(items, (folder,), workers)
+    flat = {f"{name}\t{file}": value for name, row in stamps.items() for file, value in row.items()}
+    made_from["inputs"] = inputs.summary({"source": flat})
+    old = inputs.read_stamps(folder)[1]
+    written = {name for name in {*old, *ids} if (folder / f"{name}.png").exists()}
+    if written and path.is_file():
+        # Without the list of files, their digest alone decides.
+        known = bool(old) or earlier.get("inputs") == made_from["inputs"]
+        lines = [] if known else ["the files of the source are not known, or differ"]
+        # Photographs that were removed since say nothing about the source.
+        compared = written.difference({*source.ids} - {*ids}).union(SHARED)
+        sides = [{k: v for k, v in side.items() if k in compared} for side in (old, stamps)]
+        lines += inputs.input_differences(*sides, frozenset(), False) if old else []
+        refuse(f"the source of the labels in {folder} has changed", lines, remedy)
+    inputs.save_stamps(folder, stamps, began)
     write_json(path, {**made_from, UNFINISHED: True})
+
+
+def files_of(source: Source, name: str) -> dict[str, Path]:
+    """The files that an image's label is read from, by folder and name."""
+    return {"/".join(file.parts[-2:]): file for file in source.files(name)}
 
 
 def common_images(source: Source, photographs: Files, path: Path) -> list[str]:

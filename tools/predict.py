@@ -40,6 +40,7 @@ from core.run.errors import UserError, run_script
 from core.run.files import atomic_write
 from core.run.stage import Stage
 from core.segmenter import predict
+from tools.exchange.names import check_outside
 from tools.exchange.networks import FromFile, read_network
 
 
@@ -51,8 +52,7 @@ def main() -> None:
     parser.add_argument("--network", type=str | None, help="A .onnx or .pt2 file instead.")
     config, options = parse(parser, named=False)
     images, output = Path(options.images), Path(options.output)
-    if images.resolve() in (output.resolve(), *output.resolve().parents):
-        raise UserError("--output is inside --images; results would be read as photographs")
+    check_outside(output, images)
     if options.weights and options.network:
         raise UserError("give either --weights or --network")
     if options.network:

@@ -9,13 +9,16 @@ import pytest
 import torch
 from conftest import CLASSES, ROOT, run_inside, run_python
 from invented_run import perfect_features
+from PIL import Image
 from torch.nn import functional as F
 
-from core.config import Config
+from core.config import Config, make_parser, parse
 from core.cut import BINS, find_cuts
 from core.data.labels import read_label, write_label
 from core.data.lists import Split
 from core.data.settings import DataConfig
+from core.data.tags import read_table
+from core.run.errors import UserError
 from core.run.files import read_json, write_json
 from tools.audit.audit_bias import area_under_curve
 from tools.audit.clusters import Clusters
@@ -314,5 +317,54 @@ def test_audit_of_anybodys_labels_needs_photographs_and_label_maps_alone(
     assert "nothing is scored" in report and all(name in report for name in CLASSES)
     tags = (tmp_path / "audit/run/tags.csv").read_text().splitlines()
     assert tags[0] == "image,tags" and len(tags) == 17
-    done = run_inside(script, *arguments[:2], "--labels", tmp_path, *arguments[4:], classes)
+    other = tmp_path / "other"
+    for path in labels.iterdir():
+        write_label(other / path.name, np.full_like(read_label(path), 1))
+    changed = (*arguments[:2], "--labels", other, *arguments[4:], classes, *small)
+    done = run_inside(script, *changed)
+    assert done.returncode == 1 and "not those of the earlier call" in done.stderr
+    assert (tmp_path / "audit/run/tags.csv").read_text().splitlines() == tags
+    done = run_inside(script, *arguments[:-1], other / "audit", "--labels", other, classes)
+    assert done.returncode == 1 and "is inside" in done.stderr
+    (other / "train_00000.png").rename(other / "lost.png")
+    done = run_inside(script, *changed)
     assert done.returncode == 1 and "its photograph" in done.stderr
+    assert (tmp_path / "audit/run/tags.csv").read_text().splitlines() == tags
+
+
+@pytest.fixture
+def pair(tmp_path) -> tuple:
+    """Options of an audit of one photograph whose label map has the labels 1 and 2."""
+    (tmp_path / "photographs").mkdir()
+    photograph = np.zeros((8, 8, 3), np.uint8)
+    Image.fromarray(photograph).save(tmp_path / "photographs/one.jpg")
+    write_label(tmp_path / "labels/one.png", np.tile(np.uint8([0, 1, 2, 2]), (8, 2)))
+    places = {"images": "photographs", "labels": "labels", "output": "audit"}
+    return tuple(f"--{key}={tmp_path / place}" for key, place in places.items())
+
+
+@pytest.mark.parametrize("name", ["salt; pepper", "salt|pepper", "[salt]"])
+def test_names_that_tables_of_tags_would_split_are_refused(pair, tmp_path, name):
+    done = run_inside("tools/audit/audit_labels.py", *pair, f"--classes=boat,{name}")
+    assert done.returncode == 1 and f"the class {name!r} cannot be in a table" in done.stderr
+    write_json(tmp_path / "labels/made_from.json", {"classes": ["boat", "salt, pepper"]})
+    done = run_inside("tools/audit/audit_labels.py", *pair)
+    assert done.returncode == 1 and "the class 'salt, pepper' cannot be" in done.stderr
+    assert not (tmp_path / "audit").exists()
+
+
+def test_names_reach_the_stages_as_they_are(pair, tmp_path, monkeypatch):
+    from tools.audit import audit_labels
+
+    names, commands = ["!boat", "no: entry"], []
+
+    def call(*command, quiet):
+        commands.append(command)
+        raise UserError("enough")
+
+    monkeypatch.setattr(audit_labels, "call", call)
+    run_inside("tools/audit/audit_labels.py", *pair, f"--classes={','.join(names)}")
+    parser = make_parser("train_uss.py", "")
+    config, _ = parse(parser, [*commands[0][1:]], named=False)
+    assert [*config.data.classes] == names
+    assert read_table(tmp_path / "audit/run/tags.csv", names) == {"one.jpg": names}

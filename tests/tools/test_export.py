@@ -229,7 +229,10 @@ def test_label_studio_gets_names_as_addresses(labels):
 def test_bad_calls_are_refused_by_name(labels, tmp_path):
     for options, said in (
         (("--tolerance", "-1"), "at least 0"),
-        (("--classes", "boat"), "holds label 2"),
+        (("--tolerance", "nan"), "at least 0"),
+        (("--tolerance", "inf"), "at least 0"),
+        (("--classes", "boat"), "2 there, 1 now"),
+        (("--classes", "r&d <car>,boat"), "label 1 is 'boat' there, 'r&d <car>' now"),
         (("--classes", "boat,boat"), "twice"),
     ):
         done, _ = exported(labels, "coco", *options)
@@ -241,5 +244,26 @@ def test_bad_calls_are_refused_by_name(labels, tmp_path):
     (labels / "made_from.json").unlink()
     done, _ = exported(labels, "coco")
     assert done.returncode == 1 and "give the class names with --classes" in done.stderr
+    done, _ = exported(labels, "coco", "--classes", "boat")
+    assert done.returncode == 1 and "holds label 2" in done.stderr
     done, _ = exported(tmp_path / "photographs", "coco", "--classes", "boat")
     assert done.returncode == 1 and "contains no label maps" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "content",
+    [{"classes": None}, {"stage": "x"}, [1], {"classes": "boat"}, {"classes": ["boat", "boat"]}]
+    + [{"classes": [1, 2]}, {"classes": []}],
+)
+def test_damaged_names_of_a_folder_are_refused(labels, content):
+    (labels / "made_from.json").write_text(json.dumps(content))
+    for options in ((), ("--classes", ",".join(NAMES))):
+        done, _ = exported(labels, "coco", *options)
+        assert done.returncode == 1 and "made_from.json is damaged" in done.stderr
+
+
+def test_results_inside_what_is_read_are_refused(labels):
+    for output in (labels / "out", labels, labels.parent / "photographs/out"):
+        arguments = ("--images", labels.parent / "photographs", "--to", "png", "--output", output)
+        done = run_inside("tools/export_masks.py", labels, *arguments)
+        assert done.returncode == 1 and f"--output {output} is inside" in done.stderr

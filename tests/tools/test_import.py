@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, run_inside
+from PIL import Image
 from pycocotools import mask as coco_mask
 
 from core.data.labels import palette, read_label, write_label
 from core.run.errors import UserError
 from tools.exchange.arrays import class_maps, read_saved
 from tools.exchange.names import match, read_names
-from tools.exchange.sources import photograph_of
+from tools.exchange.sources import photograph_of, read_mask
 from tools.import_features import as_grid
 
 NAMES = ("boat", "bird", "car")
@@ -151,15 +152,37 @@ def test_names_that_fit_several_or_none_are_refused():
 
 
 def test_names_come_from_a_list_or_a_file(tmp_path):
-    (tmp_path / "names.txt").write_text("boat\n\nbird\n")
+    (tmp_path / "names.txt").write_text("boat\nbird\n\n \n")
     assert read_names(str(tmp_path / "names.txt")) == ("boat", "bird") == read_names("boat, bird")
     for text, said in (
         ("boat,boat", "twice"),
         (str(tmp_path / "no.txt"), "missing"),
         (",", "none"),
+        ("boat,,bird", "name 2 is empty"),
+        (",".join(f"c{k}" for k in range(254)), "can hold 253"),
     ):
         with pytest.raises(UserError, match=said):
             read_names(text)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("boat\n\nbird\n", "name 2 is empty"),
+        ("0 background\n1 boat\n2 bird\n", "without numbers"),
+        ("1: boat\n3: bird\n", "without numbers"),
+    ],
+)
+def test_names_whose_numbers_would_shift_are_refused(tmp_path, content, said):
+    (tmp_path / "names.txt").write_text(content)
+    with pytest.raises(UserError, match=said) as error:
+        read_names(str(tmp_path / "names.txt"))
+    assert "names.txt" in str(error.value)
+
+
+def test_names_may_contain_numbers():
+    assert read_names("7 up,3 series") == ("7 up", "3 series")
+    assert read_names("0,1,2") == ("0", "1", "2")
 
 
 @pytest.mark.parametrize("layout", ["{c}/{i}", "{i}/{c}", "{i}_{c}"])
@@ -230,8 +253,18 @@ def test_classes_of_coco_are_taken_if_none_are_given(photographs, tmp_path):
     path = tmp_path / "instances.json"
     path.write_text(json.dumps(coco("polygon")))
     done, output = imported(path, photographs)
-    assert done.returncode == 0 and "'[car, boat]'" in done.stdout, done.stderr
+    assert done.returncode == 0 and '\'["car", "boat"]\'' in done.stdout, done.stderr
     assert (read_label(output / "one.png")[truth() == 3] == 1).all()
+
+
+def test_unused_category_of_the_same_name_is_left_out(photographs, tmp_path):
+    content = coco("polygon")
+    content["categories"].insert(0, {"id": 0, "name": "boat"})  # Roboflow's project
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps(content))
+    done, output = imported(path, photographs, *by_names())
+    assert done.returncode == 0, done.stderr
+    assert np.array_equal(read_label(output / "one.png"), truth())
 
 
 def test_names_with_folders_are_those_of_the_photographs(photographs, tmp_path):
@@ -461,3 +494,192 @@ def test_unfinished_import_is_not_used(photographs, tmp_path):
     (output / "two.png").unlink()
     done = run_inside(*export, tmp_path / "yolo")
     assert done.returncode == 0 and "without a label map, left out: 1, such as two" in done.stderr
+
+
+@pytest.mark.parametrize("change", ["overwritten", "removed"])
+def test_labels_are_not_kept_after_their_source_has_changed(photographs, tmp_path, change):
+    folder = tmp_path / "maps"
+    for name in ("one", "two"):
+        write_label(folder / f"{name}.png", truth())
+    done, output = imported(folder, photographs, *by_names())
+    assert done.returncode == 0, done.stderr
+    done, _ = imported(folder, photographs, *by_names())
+    assert done.returncode == 0, done.stderr
+    if change == "overwritten":
+        write_label(folder / "two.png", truth()[:, ::-1].copy())
+    else:
+        (folder / "two.png").unlink()
+    for _ in range(2):
+        done, _ = imported(folder, photographs, *by_names())
+        assert done.returncode == 1 and "has changed" in done.stderr and "two.png" in done.stderr
+        assert "choose another --output" in done.stderr
+    (output / "inputs.json").unlink()
+    done, _ = imported(folder, photographs, *by_names())
+    assert done.returncode == 1 and "not known, or differ" in done.stderr
+
+
+def test_added_mask_of_a_class_is_a_change(photographs, tmp_path):
+    folder = tmp_path / "masks/boat"
+    folder.mkdir(parents=True)
+    cv2.imwrite(str(folder / "one.png"), (truth() == 1) * np.uint8(255))
+    done, _ = imported(folder.parent, photographs, *by_names())
+    assert done.returncode == 0, done.stderr
+    (folder.parent / "car").mkdir()
+    cv2.imwrite(str(folder.parent / "car/one.png"), (truth() == 3) * np.uint8(255))
+    done, _ = imported(folder.parent, photographs, *by_names())
+    assert done.returncode == 1 and "car/one.png" in done.stderr
+
+
+def test_photographs_of_an_import_may_come_and_go(photographs, tmp_path):
+    write_label(tmp_path / "maps/one.png", truth())
+    done, _ = imported(tmp_path / "maps", photographs, *by_names())
+    assert done.returncode == 0, done.stderr
+    write_label(tmp_path / "maps/two.png", truth())
+    done, output = imported(tmp_path / "maps", photographs, *by_names())
+    assert done.returncode == 0 and (output / "two.png").exists(), done.stderr
+    (photographs / "one.jpg").unlink()
+    done, _ = imported(tmp_path / "maps", photographs, *by_names())
+    assert done.returncode == 0, done.stderr
+
+
+def test_changed_table_or_instances_are_refused(photographs, tmp_path):
+    (tmp_path / "masks").mkdir()
+    cvat(tmp_path / "masks/one.npy")
+    table = tmp_path / "labelmap.txt"
+    colours = ("--colours", str(table))
+    done, output = imported(tmp_path / "masks", photographs, *by_names(), *colours)
+    assert done.returncode == 0, done.stderr
+    assert "sha256" in json.loads((output / "made_from.json").read_text())["inputs"]["source"]
+    table.write_text("background:0,0,0::\nboat:128,128,0::\nbird:0,128,0::\ncar:128,0,0::")
+    done, _ = imported(tmp_path / "masks", photographs, *by_names(), *colours)
+    assert done.returncode == 1 and "labelmap.txt" in done.stderr
+
+
+def test_unfinished_import_of_unchanged_instances_continues(photographs, tmp_path):
+    content, path = coco("polygon"), tmp_path / "coco.JSON"
+    path.write_text(json.dumps(content))
+    done, output = imported(path, photographs)
+    assert done.returncode == 0, done.stderr
+    (output / "one.png").unlink()
+    done, _ = imported(path, photographs)
+    assert done.returncode == 0 and (output / "one.png").exists(), done.stderr
+    content["annotations"].pop()
+    path.write_text(json.dumps(content))
+    done, _ = imported(path, photographs)
+    assert done.returncode == 1 and "coco.JSON" in done.stderr
+
+
+def picture_of(values) -> Image.Image:
+    """A mask of the boat with these values outside and inside."""
+    return Image.fromarray(np.where((truth() == 1)[..., None], *values[::-1]).squeeze())
+
+
+def alpha(path):
+    picture_of((np.uint8([0, 0, 0, 0]), np.uint8([0, 0, 0, 255]))).save(path)
+
+
+def deep(path):
+    picture_of((np.uint16([0]), np.uint16([1]))).save(path)
+
+
+def jpeg(path):
+    picture_of((np.uint8([0]), np.uint8([255]))).save(path, "JPEG")
+
+
+def smooth(path):
+    mask = cv2.GaussianBlur((truth() == 1) * np.uint8(255), (5, 5), 0)
+    cv2.imwrite(str(path), mask)
+
+
+def without_black(path):
+    picture_of((np.uint8([50]), np.uint8([200]))).save(path)
+
+
+@pytest.mark.parametrize(
+    ("save", "said"),
+    [
+        (alpha, "has transparent pixels"),
+        (deep, "has 16 bits"),
+        (jpeg, "is a JPEG picture"),
+        (smooth, "values"),
+        (without_black, "neither of them black"),
+    ],
+)
+def test_masks_of_unclear_values_are_refused(tmp_path, save, said):
+    save(tmp_path / "one_boat.png")
+    with pytest.raises(UserError, match=said) as error:
+        read_mask(tmp_path / "one_boat.png")
+    assert "one_boat.png" in str(error.value) and "black outside" in str(error.value)
+
+
+@pytest.mark.parametrize("inside", [[1], [255], [9, 8, 7], [255, 255, 255, 255]])
+def test_masks_of_two_values_are_read(tmp_path, inside):
+    outside = [0, 0, 0, 255][: len(inside)]
+    picture_of((np.uint8(outside), np.uint8(inside))).save(tmp_path / "one.png")
+    assert np.array_equal(read_mask(tmp_path / "one.png"), truth() == 1)
+
+
+def test_masks_that_seem_inverted_are_warned_of(photographs, tmp_path):
+    (tmp_path / "masks").mkdir()
+    for name, inside in (("one", truth() == 1), ("two", np.ones(SIZE))):
+        cv2.imwrite(str(tmp_path / f"masks/{name}_boat.png"), inside * np.uint8(255))
+    done, _ = imported(tmp_path / "masks", photographs, *by_names())
+    assert done.returncode == 0 and "warning: over 90%" in done.stderr and "two" in done.stderr
+
+
+@pytest.mark.parametrize(("value", "said"), [(0, "nothing is labelled"), (1, "100% of the pixels")])
+def test_labels_of_nothing_or_nearly_everything_are_warned_of(photographs, tmp_path, value, said):
+    write_label(tmp_path / "maps/one.png", np.full(SIZE, value, np.uint8))
+    done, _ = imported(tmp_path / "maps", photographs, *by_names())
+    assert done.returncode == 0 and "warning: " + said in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("background:0,0,0::\nboat:1,2,3::\nboat:4,5,6::\n", "the name 'boat' twice"),
+        ("background:0,0,0::\nboat:1,2,3::\ncar:1,2,3::\n", "the colour (1, 2, 3) twice"),
+        ("background:0,0,0::\n", "there is none"),
+        ("\n", "there is none"),
+    ],
+)
+def test_unclear_tables_of_colours_are_refused(photographs, tmp_path, content, said):
+    (tmp_path / "masks").mkdir()
+    voc_colours(tmp_path / "masks/one.npy")
+    (tmp_path / "labelmap.txt").write_text(content)
+    table = ("--colours", str(tmp_path / "labelmap.txt"))
+    done, _ = imported(tmp_path / "masks", photographs, *table)
+    assert done.returncode == 1 and said in done.stderr and "labelmap.txt" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("categories", "said"),
+    [
+        ([(4, "boat"), (9, "boat")], "'boat' is there twice"),
+        ([(4, "boat"), (9, "car"), (9, "bird")], "two categories with the id 9"),
+        ([(4, "boat"), (9, 7)], "7 is no class name"),
+        ([(k, f"c{k}") for k in range(254)], "254 classes, and label maps can hold 253"),
+    ],
+)
+def test_unclear_categories_are_refused(photographs, tmp_path, categories, said):
+    content = coco("polygon")
+    content["categories"] = [{"id": k, "name": name} for k, name in categories]
+    (tmp_path / "coco.json").write_text(json.dumps(content))
+    done, output = imported(tmp_path / "coco.json", photographs)
+    assert done.returncode == 1 and said in done.stderr and "coco.json" in done.stderr
+    assert not output.exists()
+
+
+def test_class_given_twice_is_refused(photographs, tmp_path):
+    write_label(tmp_path / "maps/one.png", truth())
+    maps = ("--map", "boat=car", "--map", "boat=bird")
+    done, _ = imported(tmp_path / "maps", photographs, *by_names(), *maps)
+    assert done.returncode == 1 and "--map: 'boat' is given twice" in done.stderr
+
+
+def test_results_inside_what_is_read_are_refused(photographs, tmp_path):
+    write_label(tmp_path / "maps/one.png", truth())
+    for output in (tmp_path / "maps/out", photographs / "labels", photographs):
+        arguments = ("--images", photographs, "--output", output, *by_names())
+        done = run_inside("tools/import_labels.py", tmp_path / "maps", *arguments)
+        assert done.returncode == 1 and f"--output {output} is inside" in done.stderr

@@ -28,13 +28,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from core.data.finder import LABELS, PHOTOGRAPHS, Files
 from core.data.labels import BIASED_ON_DISK, read_label
+from core.data.tags import SEPARATORS
 from core.run.errors import UserError, run_script
 from core.run.files import user_path
+from core.run.stage import SIGNATURE
 from core.run.threads import in_threads
 from tools.common import ROOT, tool_parser
 from tools.common.jobs import call
 from tools.common.tables import write_table
-from tools.exchange.names import names_of
+from tools.exchange.names import check_outside, names_of
 
 
 def main() -> None:
@@ -47,6 +49,7 @@ def main() -> None:
     parser.add_argument("--backbone", help="network of timm for the features, by its name")
     parser.add_argument("--features", type=user_path, help="folder of (D, h, w) feature files")
     options, further = parser.parse_known_args()
+    check_outside(options.output, options.labels, options.images)
     names = names_of(options.labels, options.classes)
     output, run = options.output.resolve(), options.output.resolve() / "run"
     tags = write_tags(options.images, options.labels, names, run / "tags.csv")
@@ -56,7 +59,7 @@ def main() -> None:
         "--data.format=folder",
         f"--data.root={options.images.resolve()}",
         f"--data.tags={run / 'tags.csv'}",
-        f"--data.classes=[{', '.join(names)}]",
+        f"--data.classes={json.dumps(names, ensure_ascii=False)}",
         f"--wsss.labels_dir={options.labels.resolve()}",
         f"--run_dir={run}",
     ]
@@ -96,8 +99,15 @@ def write_tags(
     """Writes the classes in each label map as a table of tags.
 
     Raises:
-        UserError: there are no label maps, one has no photograph, or all are empty.
+        UserError: there are no label maps, one has no photograph, or all are empty; a name cannot
+            be in a table; or the table of an earlier call, on which stages have worked, differs.
     """
+    odd = next((name for name in names if SEPARATORS.search(name) or name[0] in "[{"), None)
+    if odd is not None:
+        raise UserError(
+            f"the class {odd!r} cannot be in a table of tags, where , ; and | separate classes and "
+            f"brackets make lists; rename it in {labels / SIGNATURE}, or else in --classes"
+        )
     maps = Files(labels, LABELS)
     if not maps.ids:
         raise UserError(f"{labels} contains no label maps")
@@ -116,8 +126,23 @@ def write_tags(
     }
     if not any(table.values()):
         raise UserError(f"no label map of {labels} contains a class")
+    written = {name: ";".join(row) for name, row in table.items()}
+    if path.is_file() and read_rows(path) == written:
+        return table
+    if path.is_file() and any(other != path for other in path.parent.iterdir()):
+        # The audit that is there keeps the tags that it was made from.
+        raise UserError(
+            f"the labels are not those of the earlier call, whose classes are in {path}; after a "
+            "change of labels or photographs, choose another --output"
+        )
     write_table(path, table)
     return table
+
+
+def read_rows(path: Path) -> dict[str, str]:
+    """The cells of a table of tags as they were written, by image."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return {row.get("image", ""): row.get("tags", "") for row in csv.DictReader(file)}
 
 
 def summary(path: Path) -> str:

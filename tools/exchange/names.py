@@ -1,13 +1,18 @@
-"""Class names of one source in terms of another's."""
+"""Class names of one source in terms of another's, and the folders that carry them."""
 
+import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+from core.data.labels import BIASED_ON_DISK
 from core.data.names import class_name, look_alikes
-from core.run.errors import UserError
+from core.run.errors import UserError, refuse
 from core.run.files import read_json, read_text, user_path
 from core.run.log import note
-from core.run.stage import SIGNATURE
+from core.run.stage import SIGNATURE, class_differences
 
 SYNONYMS = (  # PASCAL VOC, COCO and what people write
     {"aeroplane", "airplane"},
@@ -19,6 +24,30 @@ UNFINISHED = "unfinished"
 """In made_from.json while tools/import_labels.py writes label maps."""
 EMPTY = {"background", "_background_", "__background__", "bg", "void", "unlabeled"}
 """Names of label 0, in lower case."""
+MOST = BIASED_ON_DISK - 1
+"""Classes that a label map can hold; 254 and 255 mean no class."""
+NUMBERED = re.compile(r"(\d+)[\s:;,.)=-]+\S")
+
+
+def check_names(names: Sequence[Any], place: str) -> None:
+    """Refuses what cannot name the labels 1, 2, ... `place` says where the names are from.
+
+    Raises:
+        UserError: a name is not text, is empty or is there twice, or there are none or too many.
+    """
+    odd = [name for name in names if not isinstance(name, str) or not name.strip()]
+    if odd:
+        raise UserError(f"{place}: {odd[0]!r} is no class name; correct it")
+    if not names:
+        raise UserError(f"{place}: there is none; name at least one class besides the background")
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"{place}: {twice!r} is there twice; rename one, or remove one")
+    if len(names) > MOST:
+        raise UserError(
+            f"{place}: there are {len(names)} classes, and label maps can hold {MOST}; leave some "
+            "out of the source, or join some there"
+        )
 
 
 def read_names(text: str) -> tuple[str, ...]:
@@ -27,39 +56,95 @@ def read_names(text: str) -> tuple[str, ...]:
     A first name that means the background is left out, with a note: it is label 0 everywhere.
 
     Raises:
-        UserError: there is none, or one twice.
+        UserError: there is none, or one twice; there are too many; numbers are written before them;
+            or one is empty, other than at the end.
     """
-    path = user_path(text)
-    if path.is_file():
+    path, is_file = user_path(text), False
+    with suppress(OSError):  # a list may be longer than any name of a file
+        is_file = path.is_file()
+    if is_file:
         lines = read_text(path, "the class names").splitlines()
     elif "," in text or not path.suffix:
         lines = text.split(",")
     else:
         raise UserError(f"the file of class names {path} is missing")
-    names = tuple(name for name in (class_name(line, text) for line in lines) if name)
+    place, names = f"class names {text}", [class_name(line, text) for line in lines]
+    while names and not names[-1]:
+        names.pop()
+    if "" in names:
+        # Left out, it would give every later name the number before its own.
+        raise UserError(
+            f"{place}: name {names.index('') + 1} is empty; remove the empty line, or write the "
+            "class that belongs there"
+        )
+    numbers = [int(found[1]) for found in map(NUMBERED.match, names) if found]
+    rising = all(low < high for low, high in pairwise(numbers))
+    if numbers and len(numbers) == len(names) and numbers[0] in (0, 1) and rising:
+        raise UserError(
+            f"{place}: {names[0]!r} begins with a number; write one name a line, in the order of "
+            "the labels 1, 2, ..., without numbers"
+        )
     if names and names[0].casefold() in EMPTY:
         note(f"{names[0]!r}, the first class name of {text}, is label 0; label 1 is the second")
         names = names[1:]
-    twice = [name for name in names if names.count(name) > 1]
-    if not names or twice:
-        problem = f"{twice[0]!r} is there twice" if twice else "there is none"
-        raise UserError(f"class names {text}: {problem}")
-    return names
+    check_names(names, place)
+    return tuple(names)
+
+
+def read_signature(folder: Path) -> dict[str, Any]:
+    """The made_from.json of a folder of label maps; empty if there is none.
+
+    Raises:
+        UserError: it is damaged: there is no list of class names in it.
+    """
+    path = folder / SIGNATURE
+    if not path.is_file():
+        return {}
+    content = read_json(path)
+    if not isinstance(content, dict) or not isinstance(content.get("classes"), list):
+        raise UserError(
+            f"{path} is damaged: it has no list of classes; make the label maps again, or remove "
+            "the file and give --classes"
+        )
+    check_names(content["classes"], f"{path} is damaged: its classes")
+    return content
 
 
 def names_of(folder: Path, given: str | None) -> tuple[str, ...]:
     """The class names of a folder of label maps: those given, or what its made_from.json says.
 
     Raises:
-        UserError: neither says them, or `tools/import_labels.py` has not finished the folder.
+        UserError: neither says them, they contradict each other, made_from.json is damaged, or
+            `tools/import_labels.py` has not finished the folder.
     """
-    path = folder / SIGNATURE
-    made_from = read_json(path) if path.is_file() else {}
+    path, made_from = folder / SIGNATURE, read_signature(folder)
     if made_from.get(UNFINISHED):
         raise UserError(f"{folder} is not finished: run the same tools/import_labels.py again")
     if not given and not made_from:
         raise UserError(f"{path} is missing; give the class names with --classes")
-    return read_names(given) if given else tuple(made_from["classes"])
+    if not given:
+        return tuple(made_from["classes"])
+    names = read_names(given)
+    refuse(
+        f"--classes contradict {path}",
+        class_differences(made_from.get("classes"), names),
+        "leave out --classes; or remove that file, if it is not of these label maps",
+    )
+    return names
+
+
+def check_outside(output: Path, *folders: Path) -> None:
+    """Refuses results inside a folder that is read: the next call would read them, too.
+
+    Raises:
+        UserError: `output` is one of the folders, or below one.
+    """
+    for folder in folders:
+        if folder.is_dir() and folder.resolve() in (output.resolve(), *output.resolve().parents):
+            raise UserError(
+                f"--output {output} is inside {folder}; its files would be read as input. Choose "
+                "another --output"
+            )
 
 
 def match(

@@ -2,11 +2,12 @@
 
 import re
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote
 
 import numpy as np
+from PIL import Image
 
 from core.crf.dense import DenseCRF
 from core.data.finder import LABELS, Files, Kind, image_id
@@ -18,10 +19,11 @@ from core.segmenter import most_likely
 from core.wsss.cam import cam_label, upsampled
 from tools.data.coco_annotations import draw_mask, group, read_instances
 from tools.exchange.arrays import channels_first, class_maps, probabilities, read_saved, unit
-from tools.exchange.names import EMPTY
+from tools.exchange.names import EMPTY, check_names
 
 ARRAYS = Kind("arrays", (".npy", ".npz"), (".pkl", ".mat", ".h5"))
 
+CLASS_MASKS = "one mask per class"
 LOGITS = ("msc_segs", "segs")  # WeCLIP's, ToCo's and AFA's, over all scales first
 
 Label = Callable[[str, np.ndarray], np.ndarray]
@@ -37,12 +39,16 @@ class Source:
         names: its class names, of labels 1, 2, ...
         ids: images with a label.
         label: label of one image.
+        files: the files that the label of one image is read from.
+        shared: files that all labels are read from, by what they are.
     """
 
     kind: str
     names: Sequence[str]
     ids: list[str]
     label: Label
+    files: Callable[[str], Sequence[Path]] = lambda name: ()
+    shared: dict[str, Path] = field(default_factory=dict)
 
 
 @dataclass
@@ -73,7 +79,7 @@ def open_source(
     Raises:
         UserError: it is missing, nothing known, or its classes are not known.
     """
-    if path.is_file() and path.suffix == ".json":
+    if path.is_file() and path.suffix.lower() == ".json":
         return from_coco(path, photographs)
     if not path.is_dir():
         raise UserError(f"{path} is missing, or neither a folder of labels nor COCO's .json file")
@@ -91,11 +97,24 @@ def open_source(
 
 
 def from_coco(path: Path, photographs: Sequence[str]) -> Source:
-    """COCO's instance file: polygons and both forms of run lengths; smaller areas on top."""
+    """COCO's instance file: polygons and both forms of run lengths; smaller areas on top.
+
+    Raises:
+        UserError: it is damaged, or categories share a name or are too many for a label map.
+    """
     content = read_instances(path)
-    names = [c["name"] for c in content["categories"]]
-    if not names:
-        raise UserError(f"{path} has no categories")
+    names, used = [c["name"] for c in content["categories"]], set()
+    for annotation in content["annotations"]:
+        used.add(str(annotation.get("category_id")))
+    # Roboflow lists the project as a category of its own, which may have the name of a class.
+    content["categories"] = [
+        c for c in content["categories"] if names.count(c["name"]) == 1 or str(c["id"]) in used
+    ]
+    numbers, names = ([c[key] for c in content["categories"]] for key in ("id", "name"))
+    check_names(names, f"{path}: categories")
+    twice = next((number for number in numbers if numbers.count(number) > 1), None)
+    if twice is not None:
+        raise UserError(f"{path} has two categories with the id {twice}; export it again")
     known, names_of = set(photographs), {}
     for image in content["images"]:
         name = str(image["file_name"]).replace("\\", "/")
@@ -110,7 +129,7 @@ def from_coco(path: Path, photographs: Sequence[str]) -> Source:
         entry = by_id[name]
         return draw_mask(entry["height"], entry["width"], annotations[entry["id"]], "smaller")
 
-    return Source("COCO's instances", names, [*by_id], label)
+    return Source("COCO's instances", names, [*by_id], label, shared={"SOURCE": path})
 
 
 def photograph_of(name: str, photographs: Collection[str]) -> str:
@@ -132,7 +151,7 @@ def from_arrays(files: Files, names: Sequence[str], decision: Decision) -> Sourc
     def label(name: str, image: np.ndarray) -> np.ndarray:
         path, count, size = files.of_id(name), len(names), image.shape[:2]
         content = read_saved(path)
-        if isinstance(content, dict) and len(content) == 1 and path.suffix == ".npz":
+        if isinstance(content, dict) and len(content) == 1 and path.suffix.lower() == ".npz":
             content = next(iter(content.values()))
         logits = [content[key] for key in LOGITS if isinstance(content, dict) and key in content]
         if logits:
@@ -157,7 +176,7 @@ def from_arrays(files: Files, names: Sequence[str], decision: Decision) -> Sourc
         settings = (decision.threshold, decision.crf, decision.sharpness)
         return cam_label(image, keys + 1, maps, *settings)
 
-    return Source("arrays", names, [*files.ids], label)
+    return Source("arrays", names, [*files.ids], label, lambda name: [files.of_id(name)])
 
 
 def check_shape(shape: tuple[int, ...], size: tuple[int, int], path: Path) -> None:
@@ -185,7 +204,7 @@ def from_label_maps(files: Files, names: Sequence[str]) -> Source:
     def label(name: str, image: np.ndarray) -> np.ndarray:
         return read_label(files.of_id(name), len(names))
 
-    return Source("label maps", names, [*files.ids], label)
+    return Source("label maps", names, [*files.ids], label, lambda name: [files.of_id(name)])
 
 
 def from_class_masks(
@@ -217,18 +236,55 @@ def from_class_masks(
             result[mask] = number
         return result
 
-    return Source("one mask per class", names, [*masks], label)
+    def read(name: str) -> list[Path]:
+        return [files.of_id(file) for file in masks[name].values()]
+
+    return Source(CLASS_MASKS, names, [*masks], label, read)
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """(H, W) bool of a PNG of any kind: where it is not black."""
-    return read_image(path).any(2)
+    """(H, W) bool of a PNG with black and at most one other colour or number: where not black.
+
+    Raises:
+        UserError: it is missing, broken, no PNG, has 16 bits or transparent pixels, has more than
+            two values, or has two and neither is black.
+    """
+    picture, odd = read_image(path), ""
+    with path.open("rb") as content:
+        bits = content.read(25)[24:]  # of a PNG, per channel; Pillow does not tell
+    with Image.open(path) as file:
+        if file.format != "PNG":
+            odd = f"is a {file.format} picture, whatever its name says"
+        elif bits == b"\x10":
+            odd = "has 16 bits per channel"
+        elif file.has_transparency_data and file.convert("RGBA").getextrema()[3] != (255, 255):
+            odd = "has transparent pixels"
+    values = np.unique(packed(picture))
+    if not odd and len(values) > 2:
+        odd = f"has {len(values)} values"
+    elif not odd and len(values) == 2 and values[0]:
+        odd = "has two values, neither of them black"
+    if odd:
+        raise UserError(
+            f"{path} {odd}. A mask of a class is a PNG with 8 bits and two values, black outside "
+            "and white inside; save it like this, without smoothing"
+        )
+    return picture.any(2)
+
+
+def packed(picture: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 -> (H, W) int64, a number for each colour; black is 0."""
+    return picture.astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])
 
 
 def from_colours(folder: Path, table: Path) -> Source:
     """Colour masks with a table as CVAT writes it (labelmap.txt): a line `name:red,green,blue:...`
-    for each class; a name such as background stands for 0."""
-    names, colours = [], {}
+    for each class; a name such as background stands for 0.
+
+    Raises:
+        UserError: the table is damaged, names no class, or has a name or a colour twice.
+    """
+    names, colours, owners = [], {}, {}
     for line in read_text(table, "the table of colours").splitlines():
         name, _, rest = line.strip().partition(":")
         if not name or line.startswith("#"):
@@ -243,20 +299,28 @@ def from_colours(folder: Path, table: Path) -> Source:
             raise UserError(f"{table}: {line!r} is not `name:red,green,blue`")
         empty = name.casefold() in EMPTY
         names += [] if empty else [name]
-        colours[tuple(map(int, values))] = 0 if empty else len(names)
+        colour = tuple(map(int, values))
+        if colour in owners or name in owners.values():
+            what = f"the colour {colour}" if colour in owners else f"the name {name!r}"
+            raise UserError(f"{table} has {what} twice; each class has a name and a colour")
+        colours[colour], owners[colour] = 0 if empty else len(names), name
+    check_names(names, f"the table of colours {table}")
     files = Files(folder, LABELS)
-    keys = np.array([r << 16 | g << 8 | b for r, g, b in colours])
+    keys = packed(np.array([*colours]))
     order = np.argsort(keys)
     values = np.array([*colours.values()], np.uint8)[order]
 
     def label(name: str, image: np.ndarray) -> np.ndarray:
-        picture = read_image(files.of_id(name)).astype(np.int64)
-        packed = picture[..., 0] << 16 | picture[..., 1] << 8 | picture[..., 2]
-        place = np.searchsorted(keys[order], packed).clip(max=len(keys) - 1)
-        unknown = keys[order][place] != packed
+        picture = read_image(files.of_id(name))
+        found = packed(picture)
+        place = np.searchsorted(keys[order], found).clip(max=len(keys) - 1)
+        unknown = keys[order][place] != found
         if unknown.any():
             colour = tuple(picture[unknown][0].tolist())
             raise UserError(f"{files.of_id(name)} has the colour {colour}, which {table} lacks")
         return values[place]
 
-    return Source("colour masks", names, [*files.ids], label)
+    def read(name: str) -> list[Path]:
+        return [files.of_id(name)]
+
+    return Source("colour masks", names, [*files.ids], label, read, {"--colours": table})
