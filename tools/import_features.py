@@ -4,12 +4,13 @@
 
 Reads <id>.npy, <id>.npz (one array) or <id>.pt (one tensor): (D, h, w), (h, w, D), or the tokens
 (n, D) of a transformer, with or without class token and registers; each also with a batch of 1.
-Which of them follows from the shape and the photograph; where two fit, nothing is guessed. Writes
-<id>.npy, float16. A second call continues.
+Which of them follows from the shapes of all files and photographs; where two fit, nothing is
+guessed. Writes <id>.npy, float16, and imported.json, which names the source. A second call goes on.
 """
 
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,17 +19,23 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from core.data.finder import PHOTOGRAPHS, Files, Kind
-from core.data.images import read_header
+from core.data.images import TURNED, read_header
 from core.run.errors import UserError, run_script
-from core.run.files import atomic_write, user_path
+from core.run.files import atomic_write, read_json, user_path, write_json
 from core.run.threads import in_threads
 from tools.common import tool_parser
 from tools.exchange.arrays import read_saved
+from tools.exchange.names import check_outside
 
 SAVED = Kind("features", (".npy", ".npz", ".pt", ".pth"), (".pkl", ".h5", ".mat"))
-SPECIAL = ((0, True), (1, True), (0, False), (1, False), (5, True), (5, False))
-"""Tokens before the grid: none, a class token, or that and four registers; and whether the grid has
-the photograph's shape or is a square. The first that fits is taken."""
+SPECIAL = (0, 1, 5)
+"""Tokens before the grid: none, a class token, or that and four registers."""
+
+WIDTHS = (192, 384, 512, 768, 1024, 1280, 1536, 2048)
+"""Widths of networks, which are channels rather than tokens."""
+
+Reading = tuple[int, bool]
+"""Tokens before the grid; whether the grid is a square, else it has the photograph's shape."""
 
 SMALLEST = 4  # cells of a grid's side
 
@@ -47,15 +54,39 @@ def main() -> None:
             f"no photograph in {options.images} has the name of a file in {options.source}; both "
             "are compared without suffixes"
         )
-    todo = [name for name in ids if not (options.output / f"{name}.npy").exists()]
+    check_outside(options.output, options.source, options.images)
+    paths = {name: options.output / f"{name}.npy" for name in ids}
+    sign(options.output, options.source, [(files.of_id(i), path) for i, path in paths.items()])
+    todo = [name for name in ids if not paths[name].exists()]
 
-    def work(name: str) -> str:
+    def look(name: str) -> tuple[tuple[int, ...], tuple[int, int], bool]:
+        """Shape of the features, (H, W) of the photograph, and whether EXIF turns that."""
         size, orientation = read_header(photographs.of_id(name))
         if size is None:
             raise UserError(f"the size of {photographs.of_id(name)} cannot be read")
-        features, form = as_grid(read_array(files.of_id(name)), size, files.of_id(name))
-        with atomic_write(options.output / f"{name}.npy") as tmp, tmp.open("wb") as file:
-            np.save(file, features.astype(np.float16))
+        return read_array(files.of_id(name)).shape, size, orientation in TURNED
+
+    seen = dict(zip(ids, in_threads(look, ids, options.workers, "shapes", len(ids)), strict=True))
+    flat = {name: (shape[0], size) for name, (shape, size, _) in seen.items() if len(shape) == 2}
+    reading = common_reading([*flat.values()], options.source) if flat else None
+
+    def work(name: str) -> str:
+        path, (_, size, turned) = files.of_id(name), seen[name]
+        features, form = as_grid(read_array(path), size, path, reading)
+        if turned and name in flat and reading and not reading[1]:
+            raise UserError(
+                f"{path}: its photograph is turned by EXIF, and tokens do not tell whether the "
+                "network saw it turned; save (D, h, w), or turn the photograph itself"
+            )
+        with np.errstate(over="ignore"):
+            half = features.astype(np.float16)
+        if not (np.isfinite(half).all() and half.any()):
+            raise UserError(
+                f"{path}: its values, up to {np.abs(features).max():.1e}, do not fit into float16; "
+                "multiply the features of all images by one number, which changes no similarity"
+            )
+        with atomic_write(paths[name]) as tmp, tmp.open("wb") as file:
+            np.save(file, half)
         return form
 
     done = len(ids) - len(todo)
@@ -67,28 +98,95 @@ def main() -> None:
     )
 
 
+def sign(folder: Path, source: Path, pairs: Sequence[tuple[Path, Path]]) -> None:
+    """Notes where the features are from.
+
+    Args:
+        folder: folder of the result.
+        source: folder of the other network's features.
+        pairs: files of the source, and what they become.
+
+    Raises:
+        UserError: the folder has features from elsewhere, or of files that have changed since.
+    """
+    path, remedy = folder / "imported.json", "choose another --output, or remove the folder"
+    here = {"source": str(source.resolve())}
+    there = read_json(path) if path.is_file() else here
+    if there != here:
+        raise UserError(f"{folder} contains features of {there.get('source')}; {remedy}")
+    written = [(theirs, ours) for theirs, ours in pairs if ours.exists()]
+    if written and not path.is_file():
+        raise UserError(f"{folder} already contains features; {remedy}")
+    for theirs, ours in written:
+        if theirs.stat().st_mtime_ns > ours.stat().st_mtime_ns:
+            raise UserError(f"{theirs} has changed since {ours} was made from it; {remedy}")
+    write_json(path, here)
+
+
 def read_array(path: Path) -> np.ndarray:
-    """The one array or tensor in a file, as finite float32."""
+    """The one array or tensor in a file, without batches of 1, as finite float32."""
     content = read_saved(path)
     if isinstance(content, dict) and len(content) == 1:
         content = next(iter(content.values()))
     if isinstance(content, torch.Tensor):
-        content = content.float().numpy()
+        if content.layout != torch.strided:
+            raise UserError(f"{path} contains a sparse tensor; save tensor.to_dense()")
+        content = content.detach().float().numpy()
     if not isinstance(content, np.ndarray) or content.dtype.kind != "f":
         what = f"the entries {', '.join(content)}" if isinstance(content, dict) else "no floats"
         raise UserError(f"{path} contains {what}; expected one array of features")
     if not np.isfinite(content).all():
         raise UserError(f"{path} contains numbers that are not finite")
+    if not content.size:
+        raise UserError(f"{path} is empty: its shape is {content.shape}")
+    while content.ndim > 2 and len(content) == 1:
+        content = content[0]
     return content.astype(np.float32)
 
 
-def as_grid(array: np.ndarray, size: tuple[int, int], path: Path) -> tuple[np.ndarray, str]:
+def readings_of(count: int, size: tuple[int, int]) -> set[Reading]:
+    """The ways in which so many tokens make a grid of a photograph of (H, W) pixels."""
+    ways = [(special, square) for special in SPECIAL for square in (True, False)]
+    return {w for w in ways if grid_of(count - w[0], (1, 1) if w[1] else size)}
+
+
+def common_reading(found: Sequence[tuple[int, tuple[int, int]]], source: Path) -> Reading:
+    """How one network's tokens are to be read: the way that fits every photograph.
+
+    Args:
+        found: for each file, its number of tokens and (H, W) of its photograph.
+        source: folder of the files, for messages.
+
+    Raises:
+        UserError: there is no such way, or there are several.
+    """
+    common = set.intersection(*(readings_of(*pair) for pair in found))
+    shapes = [max(size) / min(size) for _, size in found]
+    if len({count for count, _ in found}) == 1 and max(shapes) > 1.1 * min(shapes):
+        common = {way for way in common if way[1]} or common  # photographs were made square
+    # A square without registers is far more common than a grid that happens to fit as well.
+    plain = {way for way in common if way[1] and way[0] < 5}
+    common = plain if len(plain) == 1 else common
+    if len(common) != 1:
+        count, size = found[0]
+        fits = "several ways" if common else "no way"
+        raise UserError(
+            f"{source}: there are {fits} to read its tokens, such as {count} for a photograph of "
+            f"{size[1]}x{size[0]} pixels, as a grid; save (D, h, w)"
+        )
+    return next(iter(common))
+
+
+def as_grid(
+    array: np.ndarray, size: tuple[int, int], path: Path, reading: Reading | None = None
+) -> tuple[np.ndarray, str]:
     """Features as a grid.
 
     Args:
-        array: what was saved.
+        array: what was saved, see `read_array`.
         size: (H, W) of the photograph.
         path: path of the file, for messages.
+        reading: of tokens, see `common_reading`.
 
     Returns:
         (D, h, w); and what the array was, for people.
@@ -96,8 +194,6 @@ def as_grid(array: np.ndarray, size: tuple[int, int], path: Path) -> tuple[np.nd
     Raises:
         UserError: the shape fits no form, or several.
     """
-    while array.ndim > 2 and len(array) == 1:
-        array = array[0]
     readings: dict[str, np.ndarray] = {}
     if array.ndim == 3:
         first, last = array, array.transpose(2, 0, 1)
@@ -107,11 +203,15 @@ def as_grid(array: np.ndarray, size: tuple[int, int], path: Path) -> tuple[np.nd
         if len(readings) == 2:  # features are wider than grids are
             readings = {k: v for k, v in readings.items() if len(v) > max(v.shape[1:])}
     elif array.ndim == 2:
-        for special, shaped in SPECIAL:
-            grid = grid_of(len(array) - special, size if shaped else (1, 1))
-            if grid and not readings:
-                tokens = array[special:].reshape(*grid, -1).transpose(2, 0, 1)
-                readings[f"tokens, {special} before the grid"] = tokens
+        if array.shape[0] in WIDTHS and array.shape[1] not in WIDTHS:
+            raise UserError(
+                f"{path} seems to be (D, tokens), {array.shape}; save array.T, or (D, h, w)"
+            )
+        special, square = reading or common_reading([(len(array), size)], path)
+        grid = grid_of(len(array) - special, (1, 1) if square else size)
+        if grid:
+            tokens = array[special:].reshape(*grid, -1).transpose(2, 0, 1)
+            readings[f"tokens, {special} before the grid"] = tokens
     if len(readings) != 1:
         raise UserError(
             f"{path} has the shape {array.shape}, in which no grid, or more than one, fits a "

@@ -17,7 +17,7 @@ from core.run.errors import UserError
 from tools.exchange.arrays import class_maps, read_saved
 from tools.exchange.names import match, read_names
 from tools.exchange.sources import photograph_of, read_mask
-from tools.import_features import as_grid
+from tools.import_features import as_grid, common_reading, read_array
 
 NAMES = ("boat", "bird", "car")
 SIZE = (40, 60)
@@ -381,13 +381,86 @@ def tokens(grid: np.ndarray, special: int) -> np.ndarray:
 @pytest.mark.parametrize("grid", [GRID, SQUARE])
 @pytest.mark.parametrize("special", [0, 1, 5])
 def test_features_are_told_by_their_shape(tmp_path, grid, special):
+    path = tmp_path / "a.npy"
     for array in (grid, grid[None], grid.transpose(1, 2, 0), tokens(grid, special)[None]):
-        assert np.array_equal(as_grid(array, SIZE, tmp_path)[0], grid)
+        np.save(path, array)
+        assert np.array_equal(as_grid(read_array(path), SIZE, path)[0], grid)
+
+
+def test_tokens_are_read_alike_in_all_files(tmp_path):
+    """261 are a class token and 13 x 20, or that, four registers and a square of 16."""
+    wide, high, other = (333, 500), (500, 333), (375, 500)
+    with pytest.raises(UserError, match="several ways to read its tokens, such as 261"):
+        common_reading([(261, wide), (261, high)], tmp_path)
+    assert common_reading([(261, wide), (261, other)], tmp_path) == (5, True)
+    assert common_reading([(261, wide), (1 + 15 * 20, other)], tmp_path) == (1, False)
+    assert common_reading([(197, other)], tmp_path) == (1, True)  # nor 5 and 12 x 16
+    with pytest.raises(UserError, match="no way to read"):
+        common_reading([(262, wide), (261, wide)], tmp_path)
+
+
+@pytest.mark.parametrize("shape", [(384, 196), (768, 1200)])
+def test_channels_are_not_taken_for_tokens(tmp_path, shape):
+    with pytest.raises(UserError, match=r"seems to be \(D, tokens\)"):
+        as_grid(np.zeros(shape, np.float32), (375, 500), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("array", "told"),
+    [
+        (1e6 * GRID, "do not fit into float16"),
+        (1e-9 * GRID, "do not fit into float16"),
+        (GRID[:0], "is empty"),
+    ],
+)
+def test_features_that_would_be_lost_are_refused(photographs, tmp_path, array, told):
+    (tmp_path / "features").mkdir()
+    np.save(tmp_path / "features/one.npy", array)
+    arguments = ("--images", photographs, "--output", tmp_path / "ours")
+    done = run_inside("tools/import_features.py", tmp_path / "features", *arguments)
+    assert done.returncode == 1 and told in done.stderr
+    assert not [*tmp_path.glob("ours/*.npy")]
+
+
+def test_features_of_another_source_are_refused(photographs, tmp_path):
+    arguments = ("--images", photographs, "--output", tmp_path / "ours")
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / "one.npy", GRID)
+    assert not run_inside("tools/import_features.py", tmp_path / "first", *arguments).returncode
+    done = run_inside("tools/import_features.py", tmp_path / "second", *arguments)
+    assert done.returncode == 1 and "contains features of" in done.stderr
+    np.save(tmp_path / "first/one.npy", 2 * GRID)
+    done = run_inside("tools/import_features.py", tmp_path / "first", *arguments)
+    assert done.returncode == 1 and "has changed since" in done.stderr
+    arguments = ("--images", photographs, "--output", tmp_path / "first")
+    done = run_inside("tools/import_features.py", tmp_path / "first", *arguments)
+    assert done.returncode == 1 and "would be read as input" in done.stderr
+
+
+def test_tokens_of_turned_photographs_are_refused(photographs, tmp_path):
+    picture, exif = Image.new("RGB", SIZE), Image.Exif()
+    exif[0x0112] = 6
+    picture.save(photographs / "one.jpg", exif=exif)
+    (tmp_path / "features").mkdir()
+    np.save(tmp_path / "features/one.npy", tokens(GRID, 1))
+    arguments = ("--images", photographs, "--output", tmp_path / "ours")
+    done = run_inside("tools/import_features.py", tmp_path / "features", *arguments)
+    assert done.returncode == 1 and "is turned by EXIF" in done.stderr
+
+
+def test_tensors_with_gradients_are_read_and_sparse_ones_refused(tmp_path):
+    path = tmp_path / "a.PT"
+    torch.save(torch.from_numpy(GRID).requires_grad_(), path)
+    assert np.array_equal(read_array(path), GRID)
+    torch.save(torch.from_numpy(GRID).to_sparse(), path)
+    with pytest.raises(UserError, match="sparse|cannot be read"):
+        read_array(path)
 
 
 @pytest.mark.parametrize("shape", [(14, 14, 14), (4, 6, 4, 6), (7,), (11, 24)])
 def test_features_of_an_unclear_shape_are_refused(tmp_path, shape):
-    with pytest.raises(UserError, match="no grid, or more than one, fits"):
+    with pytest.raises(UserError, match="no grid, or more than one, fits|no way to read"):
         as_grid(np.zeros(shape, np.float32), SIZE, tmp_path)
 
 

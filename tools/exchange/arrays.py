@@ -53,13 +53,13 @@ def read_saved(path: Path) -> Any:
         UserError: the file is missing or broken, or contains anything but arrays.
     """
     try:
-        if path.suffix in (".pt", ".pth"):
+        if path.suffix.lower() in (".pt", ".pth"):
             return torch.load(path, map_location="cpu", weights_only=True)
         with path.open("rb") as file:
-            if path.suffix == ".npy" and file.read(6) == b"\x93NUMPY":
+            if path.suffix.lower() == ".npy" and file.read(6) == b"\x93NUMPY":
                 file.seek(0)
                 return _read_npy(file)
-        if path.suffix == ".npy":
+        if path.suffix.lower() == ".npy":
             raise ValueError("it was not saved by numpy.save")
         with np.load(path, allow_pickle=False) as archive:
             return dict(archive)

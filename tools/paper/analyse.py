@@ -44,7 +44,7 @@ def main() -> None:
         default=(),
         metavar="SETTING",
         help="figure10: train a segmenter for each value of these settings (K_bg, alpha, distance, "
-        "threshold, gamma, scale), as the paper does, for figure10_segmenters",
+        "cut, threshold), as the paper does, for figure10_segmenters",
     )
     parser.add_argument("--jobs", type=int, default=1, help="figure10, table6: jobs at a time")
     options, arguments = parser.parse_known_args()

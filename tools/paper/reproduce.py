@@ -261,7 +261,7 @@ def check_data(data: str, runs: Sequence[Experiment]) -> None:
             lists = [("train", {"masks": MASKS}), ("train", {"train_list": OFFICIAL}), ("val", {})]
         for which, changes in lists:
             problems += missing(dataclasses.replace(config.data, **changes), which)
-    remedy = f"{PREPARE[data]} (README, Data); data elsewhere: --data.root FOLDER"
+    remedy = f"{PREPARE[data]} (see README); data elsewhere: --data.root FOLDER"
     raise_all([*dict.fromkeys(problems)], remedy)
 
 
