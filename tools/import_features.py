@@ -4,8 +4,8 @@
 
 Reads <id>.npy, <id>.npz (one array) or <id>.pt (one tensor): (D, h, w), (h, w, D), or the tokens
 (n, D) of a transformer, with or without class token and registers; each also with a batch of 1.
-Which of them follows from the shapes of all files and photographs; where two fit, nothing is
-guessed. Writes <id>.npy, float16, and imported.json, which names the source. A second call goes on.
+Which of them follows from the shapes of all files and photographs; where several fit, they are
+refused. Writes <id>.npy, float16, and imported.json, which names the source. A second call goes on.
 """
 
 import math
@@ -38,6 +38,7 @@ Reading = tuple[int, bool]
 """Tokens before the grid; whether the grid is a square, else it has the photograph's shape."""
 
 SMALLEST = 4  # cells of a grid's side
+PEAKS = (1e-2, 6e4)  # of a file's largest value; outside, float16 loses digits or overflows
 
 
 def main() -> None:
@@ -67,7 +68,11 @@ def main() -> None:
         return read_array(files.of_id(name)).shape, size, orientation in TURNED
 
     seen = dict(zip(ids, in_threads(look, ids, options.workers, "shapes", len(ids)), strict=True))
-    flat = {name: (shape[0], size) for name, (shape, size, _) in seen.items() if len(shape) == 2}
+    flat = {}
+    for name, (shape, size, _) in seen.items():
+        if len(shape) == 2:
+            check_axes(shape, size, files.of_id(name))
+            flat[name] = shape[0], size
     reading = common_reading([*flat.values()], options.source) if flat else None
 
     def work(name: str) -> str:
@@ -78,15 +83,16 @@ def main() -> None:
                 f"{path}: its photograph is turned by EXIF, and tokens do not tell whether the "
                 "network saw it turned; save (D, h, w), or turn the photograph itself"
             )
-        with np.errstate(over="ignore"):
-            half = features.astype(np.float16)
-        if not (np.isfinite(half).all() and half.any()):
+        peak = np.abs(features).max()
+        if not peak:
+            raise UserError(f"{path} contains nothing but zeros")
+        if not PEAKS[0] <= peak <= PEAKS[1]:
             raise UserError(
-                f"{path}: its values, up to {np.abs(features).max():.1e}, do not fit into float16; "
-                "multiply the features of all images by one number, which changes no similarity"
+                f"{path}: its values, up to {peak:.1e}, do not fit into float16; multiply the "
+                "features of all images by one number, which changes no similarity"
             )
         with atomic_write(paths[name]) as tmp, tmp.open("wb") as file:
-            np.save(file, half)
+            np.save(file, features.astype(np.float16))
         return form
 
     done = len(ids) - len(todo)
@@ -133,7 +139,11 @@ def read_array(path: Path) -> np.ndarray:
             raise UserError(f"{path} contains a sparse tensor; save tensor.to_dense()")
         content = content.detach().float().numpy()
     if not isinstance(content, np.ndarray) or content.dtype.kind != "f":
-        what = f"the entries {', '.join(content)}" if isinstance(content, dict) else "no floats"
+        what = (
+            f"the entries {', '.join(map(str, content))}"
+            if isinstance(content, dict)
+            else "no floats"
+        )
         raise UserError(f"{path} contains {what}; expected one array of features")
     if not np.isfinite(content).all():
         raise UserError(f"{path} contains numbers that are not finite")
@@ -150,6 +160,19 @@ def readings_of(count: int, size: tuple[int, int]) -> set[Reading]:
     return {w for w in ways if grid_of(count - w[0], (1, 1) if w[1] else size)}
 
 
+def check_axes(shape: tuple[int, int], size: tuple[int, int], path: Path) -> None:
+    """Refuses a (tokens, D) array of a photograph of (H, W) pixels that may be (D, tokens).
+
+    Raises:
+        UserError: the second axis could be the tokens, and has no width of a known network.
+    """
+    if shape[1] not in WIDTHS and readings_of(shape[1], size):
+        sure = shape[0] in WIDTHS and not readings_of(shape[0], size)
+        what = "seems to be (D, tokens)" if sure else "may be (tokens, D) or (D, tokens)"
+        remedy = "array.T, or (D, h, w)" if sure else "(D, h, w)"
+        raise UserError(f"{path} {what}, its shape is {shape}; save {remedy}")
+
+
 def common_reading(found: Sequence[tuple[int, tuple[int, int]]], source: Path) -> Reading:
     """How one network's tokens are to be read: the way that fits every photograph.
 
@@ -164,6 +187,10 @@ def common_reading(found: Sequence[tuple[int, tuple[int, int]]], source: Path) -
     shapes = [max(size) / min(size) for _, size in found]
     if len({count for count, _ in found}) == 1 and max(shapes) > 1.1 * min(shapes):
         common = {way for way in common if way[1]} or common  # photographs were made square
+    for special in SPECIAL:
+        grids = [(grid_of(n - special, (1, 1)), grid_of(n - special, size)) for n, size in found]
+        if all(square == shaped for square, shaped in grids):
+            common.discard((special, False))  # the same thing
     # A square without registers is far more common than a grid that happens to fit as well.
     plain = {way for way in common if way[1] and way[0] < 5}
     common = plain if len(plain) == 1 else common
@@ -203,10 +230,6 @@ def as_grid(
         if len(readings) == 2:  # features are wider than grids are
             readings = {k: v for k, v in readings.items() if len(v) > max(v.shape[1:])}
     elif array.ndim == 2:
-        if array.shape[0] in WIDTHS and array.shape[1] not in WIDTHS:
-            raise UserError(
-                f"{path} seems to be (D, tokens), {array.shape}; save array.T, or (D, h, w)"
-            )
         special, square = reading or common_reading([(len(array), size)], path)
         grid = grid_of(len(array) - special, (1, 1) if square else size)
         if grid:

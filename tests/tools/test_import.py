@@ -17,7 +17,7 @@ from core.run.errors import UserError
 from tools.exchange.arrays import class_maps, read_saved
 from tools.exchange.names import match, read_names
 from tools.exchange.sources import photograph_of, read_mask
-from tools.import_features import as_grid, common_reading, read_array
+from tools.import_features import as_grid, check_axes, common_reading, read_array
 
 NAMES = ("boat", "bird", "car")
 SIZE = (40, 60)
@@ -395,21 +395,25 @@ def test_tokens_are_read_alike_in_all_files(tmp_path):
     assert common_reading([(261, wide), (261, other)], tmp_path) == (5, True)
     assert common_reading([(261, wide), (1 + 15 * 20, other)], tmp_path) == (1, False)
     assert common_reading([(197, other)], tmp_path) == (1, True)  # nor 5 and 12 x 16
+    assert common_reading([(201, (224, 224))], tmp_path) == (5, True)
     with pytest.raises(UserError, match="no way to read"):
         common_reading([(262, wide), (261, wide)], tmp_path)
 
 
-@pytest.mark.parametrize("shape", [(384, 196), (768, 1200)])
+@pytest.mark.parametrize("shape", [(384, 196), (768, 1200), (256, 196), (400, 196)])
 def test_channels_are_not_taken_for_tokens(tmp_path, shape):
-    with pytest.raises(UserError, match=r"seems to be \(D, tokens\)"):
-        as_grid(np.zeros(shape, np.float32), (375, 500), tmp_path)
+    told = "seems to be (D, tokens)" if shape[0] == 384 else "may be (tokens, D) or"
+    with pytest.raises(UserError, match=re.escape(told)):
+        check_axes(shape, (375, 500), tmp_path)
+    check_axes((197, 768), (375, 500), tmp_path)
 
 
 @pytest.mark.parametrize(
     ("array", "told"),
     [
         (1e6 * GRID, "do not fit into float16"),
-        (1e-9 * GRID, "do not fit into float16"),
+        (1e-7 * GRID, "do not fit into float16"),
+        (0 * GRID, "nothing but zeros"),
         (GRID[:0], "is empty"),
     ],
 )
@@ -443,7 +447,7 @@ def test_tokens_of_turned_photographs_are_refused(photographs, tmp_path):
     exif[0x0112] = 6
     picture.save(photographs / "one.jpg", exif=exif)
     (tmp_path / "features").mkdir()
-    np.save(tmp_path / "features/one.npy", tokens(GRID, 1))
+    np.save(tmp_path / "features/one.npy", tokens(GRID[:22], 1))
     arguments = ("--images", photographs, "--output", tmp_path / "ours")
     done = run_inside("tools/import_features.py", tmp_path / "features", *arguments)
     assert done.returncode == 1 and "is turned by EXIF" in done.stderr
