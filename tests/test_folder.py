@@ -65,7 +65,7 @@ def test_folder_of_photographs_runs_through_all_stages(photographs, tmp_path):
     row = next(row for row in rows if row["image"] == "album one/picture 1")
     assert float(row["disc"]) == round((label == 1).mean(), 4)
     done = run_python("tools/predict.py", *command[:5], photographs / "disc" / "out")
-    assert done.returncode == 1 and "is inside --images" in done.stderr
+    assert done.returncode == 1 and "would be read as input" in done.stderr
     wrong = ("--images", photographs / "disc", "--output", tmp_path / "never")
     done = run_python("tools/predict.py", "--config", path, *wrong, "--segmentation.aspp_dim", 9)
     assert done.returncode == 1 and "give the --config and options of the run" in done.stderr
