@@ -74,9 +74,9 @@ def main() -> None:
     cuts = select_cuts(config, run, split)
     removed = write_debiased_labels(config, run, split, labels, cuts)
     warnings = warn_of(config, removed, cuts, auc)
-    listed = {k: [None if x != x else x for x in v.tolist()] for k, v in {**cuts, "": auc}.items()}
-    found = {"removed": removed, "tag_auc": listed.pop(""), "cuts": listed, "warnings": warnings}
-    stage.finish(found)
+    columns = {name: without_nan(values) for name, values in cuts.items()}
+    found = {"removed": removed, "tag_auc": without_nan(auc), "cuts": columns}
+    stage.finish({**found, "warnings": warnings})
     shares = ", ".join(f"{c} {v:.0%}" for c, v in zip(config.data.classes, removed, strict=True))
     print(
         f"{len(split)} debiased labels in {run.debias / 'labels'}\nremoved as biased: {shares}\n"
@@ -239,6 +239,11 @@ def write_debiased_labels(
     counts = in_threads(count, range(len(split)), config.workers, "counting", len(split))
     before, marked = sum(counts)
     return (marked[1:] / np.maximum(before[1:], 1)).tolist()
+
+
+def without_nan(values: np.ndarray) -> list[float | None]:
+    """(C,) numbers as JSON has them."""
+    return [None if np.isnan(x) else x for x in values.tolist()]
 
 
 def warn_of(

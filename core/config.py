@@ -44,8 +44,8 @@ class Config(Runtime):
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)  # Stage 5.
 
     def __post_init__(self):
-        folders = [self.run_dir, self.wsss.labels_dir, self.debias.output_dir]
-        folders.append(self.segmentation.labels_dir)
+        folders = (self.run_dir, self.wsss.labels_dir, self.debias.output_dir)
+        folders += (self.segmentation.labels_dir,)
         root = Path(self.data.root).resolve()
         why = "is inside data.root; its pictures would be read as images. Choose another folder"
         for folder in [Path(f).resolve() for f in folders if f]:

@@ -31,9 +31,9 @@ from core.data.labels import read_label
 from core.run.errors import UserError, run_script
 from core.run.files import user_path
 from core.run.log import note
-from tools.common import tool_parser
+from tools.common import check_outside, tool_parser
 from tools.exchange.formats import FORMATS
-from tools.exchange.names import check_outside, names_of
+from tools.exchange.names import names_of
 
 
 def main() -> None:

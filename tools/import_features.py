@@ -5,12 +5,14 @@
 Reads <id>.npy, <id>.npz (one array) or <id>.pt (one tensor): (D, h, w), (h, w, D), or the tokens
 (n, D) of a transformer, with or without class token and registers; each also with a batch of 1.
 Which of them follows from the shapes of all files and photographs; where several fit, they are
-refused. Writes <id>.npy, float16, and imported.json, which names the source. A second call goes on.
+refused. Writes <id>.npy, float16, and inputs.json, with a digest of each file of the source. A
+second call continues, unless files have changed since.
 """
 
 import math
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +22,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from core.data.finder import PHOTOGRAPHS, Files, Kind
 from core.data.images import TURNED, read_header
-from core.run.errors import UserError, run_script
-from core.run.files import atomic_write, read_json, user_path, write_json
+from core.run import inputs
+from core.run.errors import UserError, refuse, run_script
+from core.run.files import atomic_write, user_path
 from core.run.threads import in_threads
-from tools.common import tool_parser
+from tools.common import check_outside, tool_parser
 from tools.exchange.arrays import read_saved
-from tools.exchange.names import check_outside
 
 SAVED = Kind("features", (".npy", ".npz", ".pt", ".pth"), (".pkl", ".h5", ".mat"))
 SPECIAL = (0, 1, 5)
@@ -57,7 +59,8 @@ def main() -> None:
         )
     check_outside(options.output, options.source, options.images)
     paths = {name: options.output / f"{name}.npy" for name in ids}
-    sign(options.output, options.source, [(files.of_id(i), path) for i, path in paths.items()])
+    sources = {name: files.of_id(name) for name in ids}
+    sign(options.output, options.source, sources, options.workers)
     todo = [name for name in ids if not paths[name].exists()]
 
     def look(name: str) -> tuple[tuple[int, ...], tuple[int, int], bool]:
@@ -104,29 +107,30 @@ def main() -> None:
     )
 
 
-def sign(folder: Path, source: Path, pairs: Sequence[tuple[Path, Path]]) -> None:
-    """Notes where the features are from.
+def sign(folder: Path, source: Path, files: Mapping[str, Path], workers: int) -> None:
+    """Notes in inputs.json what the features are made from.
+
+    Files of images without features yet may differ from those of an earlier call.
 
     Args:
         folder: folder of the result.
         source: folder of the other network's features.
-        pairs: files of the source, and what they become.
+        files: the file there of each image.
+        workers: threads.
 
     Raises:
         UserError: the folder has features from elsewhere, or of files that have changed since.
     """
-    path, remedy = folder / "imported.json", "choose another --output, or remove the folder"
-    here = {"source": str(source.resolve())}
-    there = read_json(path) if path.is_file() else here
-    if there != here:
-        raise UserError(f"{folder} contains features of {there.get('source')}; {remedy}")
-    written = [(theirs, ours) for theirs, ours in pairs if ours.exists()]
-    if written and not path.is_file():
-        raise UserError(f"{folder} already contains features; {remedy}")
-    for theirs, ours in written:
-        if theirs.stat().st_mtime_ns > ours.stat().st_mtime_ns:
-            raise UserError(f"{theirs} has changed since {ours} was made from it; {remedy}")
-    write_json(path, here)
+    began, old = time.time_ns(), inputs.read_stamps(folder)[1]
+    items = {"source": {"folder": str(source.resolve())}, "files": dict(files)}
+    stamps = inputs.stamp(items, (folder,), workers)
+    written = [name for name in files if (folder / f"{name}.npy").exists()]
+    compared = {**stamps, "files": {name: stamps["files"][name] for name in written}}
+    lines = [*inputs.input_differences(old, compared, frozenset({"files"}), False)]
+    lines = lines if old else ["it is not known what they were made from"]
+    remedy = "choose another --output, or remove the folder"
+    refuse(f"{folder} contains features made from something else", lines if written else (), remedy)
+    inputs.save_stamps(folder, stamps, began)
 
 
 def read_array(path: Path) -> np.ndarray:

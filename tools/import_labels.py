@@ -41,10 +41,9 @@ from core.run.log import note, warn
 from core.run.stage import SIGNATURE, setting_differences
 from core.run.threads import in_threads
 from core.wsss.settings import WsssConfig
-from tools.common import tool_parser
+from tools.common import check_outside, tool_parser
 from tools.exchange.names import (
     UNFINISHED,
-    check_outside,
     match,
     read_names,
     read_signature,

@@ -40,7 +40,7 @@ from core.run.errors import UserError, run_script
 from core.run.files import atomic_write
 from core.run.stage import Stage
 from core.segmenter import predict
-from tools.exchange.names import check_outside
+from tools.common import check_outside
 from tools.exchange.networks import FromFile, read_network
 
 

@@ -33,10 +33,10 @@ from core.run.errors import UserError, run_script
 from core.run.files import user_path
 from core.run.stage import SIGNATURE
 from core.run.threads import in_threads
-from tools.common import ROOT, tool_parser
+from tools.common import ROOT, check_outside, tool_parser
 from tools.common.jobs import call
 from tools.common.tables import write_table
-from tools.exchange.names import check_outside, names_of
+from tools.exchange.names import names_of
 
 
 def main() -> None:

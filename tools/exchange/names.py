@@ -1,4 +1,4 @@
-"""Class names of one source in terms of another's, and the folders that carry them."""
+"""Class names of one source in terms of another's, and of folders of label maps."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -131,20 +131,6 @@ def names_of(folder: Path, given: str | None) -> tuple[str, ...]:
         "leave out --classes; or remove that file, if it is not of these label maps",
     )
     return names
-
-
-def check_outside(output: Path, *folders: Path) -> None:
-    """Refuses results inside a folder that is read: the next call would read them, too.
-
-    Raises:
-        UserError: `output` is one of the folders, or below one.
-    """
-    for folder in folders:
-        if folder.is_dir() and folder.resolve() in (output.resolve(), *output.resolve().parents):
-            raise UserError(
-                f"--output {output} is inside {folder}; its files would be read as input. Choose "
-                "another --output"
-            )
 
 
 def match(
