@@ -82,6 +82,8 @@ def score_folders(config: Config, options) -> dict:
         raise UserError("--masks goes together with --predictions and --num_classes")
     if not 0 < options.num_classes < BIASED_ON_DISK:
         raise UserError(f"--num_classes must be 1 to {BIASED_ON_DISK - 1}: {options.num_classes}")
+    if options.name:
+        raise UserError("--name is a folder below run_dir; with --masks, give --output scores.json")
     folders = Path(options.predictions), Path(options.masks)
     refuse_itself(*folders)
     signed = [f / SIGNATURE for f in folders]

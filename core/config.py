@@ -44,6 +44,8 @@ class Config(Runtime):
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)  # Stage 5.
 
     def __post_init__(self):
+        for key, folder in (("run_dir", self.run_dir), ("data.root", self.data.root)):
+            check(folder.strip() != "", f"{key} is empty; name a folder")
         folders = (self.run_dir, self.wsss.labels_dir, self.debias.output_dir)
         folders += (self.segmentation.labels_dir,)
         root = Path(self.data.root).resolve()

@@ -192,8 +192,7 @@ def check_made_from(
     made = content.get("made_from")
     if made is None:
         return
-    there = {k: v for k, v in made["settings"].items() if k.startswith(f"{section}.")}
-    check(any(there), f"{path} is the checkpoint of {made['stage']}; here {section} is needed")
+    there = _settings_there(path, made, section)
     lines = setting_differences(there, settings_of(config, section), _defaults())
     if named and config.data.classes:
         lines = class_differences(made["classes"], config.data.classes) + lines
@@ -202,6 +201,13 @@ def check_made_from(
         lines,
         "give the --config and options of the run that made it, or train again in another run_dir",
     )
+
+
+def _settings_there(path: Path, made_from: Mapping[str, Any], section: str) -> dict[str, Any]:
+    there = {k: v for k, v in made_from["settings"].items() if k.startswith(f"{section}.")}
+    stage = made_from["stage"]
+    check(any(there), f"{path} is the checkpoint of {stage}; here one of {section} is needed")
+    return there
 
 
 def load_semantic_features(config: Config) -> SemanticFeatures:
@@ -257,7 +263,8 @@ def load_segmenter(
     settings, classes = config.segmentation, config.data.classes
     made_from = content.get("made_from")
     if made_from is not None:
-        settings = overlaid(SegmentationConfig(), made_from["settings"], "segmentation.")
+        settings = _settings_there(weights, made_from, "segmentation")
+        settings = overlaid(SegmentationConfig(), settings, "segmentation.")
         classes = tuple(made_from["classes"])
     blank = dataclasses.replace(settings, backbone=settings.backbone.without_weights())
     return checkpoint.restore(build_deeplab(blank, len(classes)), content, "ema", weights), classes

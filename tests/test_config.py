@@ -162,5 +162,8 @@ def test_empty_value_is_refused(tmp_path, key):
     (tmp_path / "a.yaml").write_text(f"{section}:\n  {name}:\n")
     with pytest.raises(UserError, match=f"{key} is empty"):
         parsed(f"--config={tmp_path / 'a.yaml'}")
+    if key == "data.root":
+        with pytest.raises(UserError, match=f"{key} is empty"):
+            parsed(f"--{key}= ")
     (tmp_path / "a.yaml").write_text("wsss:\n  weights:\n")  # may be null
     assert parsed(f"--config={tmp_path / 'a.yaml'}").wsss.weights is None

@@ -52,6 +52,7 @@ def test_wrong_calls_are_refused(folders):
         (("--num_classes", -1), "--num_classes must be 1 to 253: -1"),
         (("--name", "../elsewhere"), "must be the name of one folder"),
         (("--submission", "comp6_test_cls"), "--submission packs the network's own predictions"),
+        (("--name", "mine"), "give --output scores.json"),
     ):
         done = evaluate(folders, *arguments)
         assert done.returncode == 1 and told in done.stderr, done.stderr

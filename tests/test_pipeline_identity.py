@@ -281,6 +281,9 @@ def test_photographs_to_predict_may_be_added_but_not_changed(finished, tmp_path,
     assert manifest["finished"] and manifest["results"] == {"images": 3}
     shutil.copy(world.photos / "p04.png", world.folder / "others/p00.png")
     assert "images: 1 of 3 have another content, first p00" in outcome(world.predict, capsys)
+    (world.folder / "results/labels/p00.png").unlink()  # of one that is broken, there is none yet
+    world.predict()
+    assert (world.folder / "results/labels/p00.png").exists()
 
 
 def test_checkpoint_of_another_stage_is_named(finished, tmp_path, capsys):
@@ -288,7 +291,9 @@ def test_checkpoint_of_another_stage_is_named(finished, tmp_path, capsys):
     path = world.run / "segmentation/mars/checkpoint.pth"
     shutil.copy(world.run / "uss/checkpoint.pth", path)
     said = outcome(lambda: world.call("evaluate"), capsys)
-    assert "is the checkpoint of stage 1, USS; here segmentation is needed" in said
+    assert "is the checkpoint of stage 1, USS; here one of segmentation is needed" in said
+    said = outcome(lambda: world.predict("--weights", str(path)), capsys)
+    assert "is the checkpoint of stage 1, USS; here one of segmentation is needed" in said
 
 
 def test_network_is_what_its_checkpoint_says_whatever_is_configured(finished, tmp_path):

@@ -124,9 +124,8 @@ def sign(folder: Path, source: Path, files: Mapping[str, Path], workers: int) ->
     began, old = time.time_ns(), inputs.read_stamps(folder)[1]
     items = {"source": {"folder": str(source.resolve())}, "files": dict(files)}
     stamps = inputs.stamp(items, (folder,), workers)
-    written = [name for name in files if (folder / f"{name}.npy").exists()]
-    compared = {**stamps, "files": {name: stamps["files"][name] for name in written}}
-    lines = [*inputs.input_differences(old, compared, frozenset({"files"}), False)]
+    written = {name for name in files if (folder / f"{name}.npy").exists()}
+    lines = [*inputs.input_differences(old, stamps, {"files": written}, False)]
     lines = lines if old else ["it is not known what they were made from"]
     remedy = "choose another --output, or remove the folder"
     refuse(f"{folder} contains features made from something else", lines if written else (), remedy)

@@ -123,15 +123,15 @@ def report(
     sums, labelled = counts.sum(0), counts[:, 1 : 1 + len(classes)].sum(1) / counts.sum(1)
     share = sums[1 : 1 + len(classes)].sum() / sums.sum()
     print(f"{len(ids)} label maps in {folder}, {share:.0%} of their pixels labelled")
-    why = "is --threshold right, or are masks inverted or numbers shifted?"
+    why = "is --threshold right, or are masks inverted, numbers shifted, or is background last?"
     full = [name for name, part in zip(ids, labelled, strict=True) if part > MUCH]
     absent = [name for name, count in zip(classes, sums[1:], strict=False) if not count]
     if share > MUCH:
         warn(f"{share:.0%} of the pixels in {folder} are labelled; {why}")
-    elif full and source.kind == CLASS_MASKS:
+    elif full and (source.kind == CLASS_MASKS or len(full) > len(ids) / 2):
         warn(
             f"over {MUCH:.0%} of the pixels are labelled in {len(full)} of {len(ids)} label maps, "
-            f"such as {full[0]}; are these masks inverted?"
+            f"such as {full[0]}; {why}"
         )
     if round(share, 2) == 0:
         amount = "nothing is" if len(absent) == len(classes) else "hardly any pixels are"
@@ -192,7 +192,7 @@ def sign(folder: Path, made_from: dict, source: Source, ids: Sequence[str], work
         # Photographs that were removed since say nothing about the source.
         compared = written.difference({*source.ids} - {*ids}).union(SHARED)
         sides = [{k: v for k, v in side.items() if k in compared} for side in (old, stamps)]
-        lines += inputs.input_differences(*sides, frozenset(), False) if old else []
+        lines += inputs.input_differences(*sides, {}, False) if old else []
         refuse(f"the source of the labels in {folder} has changed", lines, remedy)
     inputs.save_stamps(folder, stamps, began)
     write_json(path, {**made_from, UNFINISHED: True})

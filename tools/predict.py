@@ -67,10 +67,16 @@ def main() -> None:
         split = without_bad_images(split)
     # Refuses a folder with results of another network or other settings.
     identity = prediction_identity(config, split, weights, classes)
-    identity = replace(identity, open_inputs=frozenset(["images"]))  # which may come and go
+    done = {i for i in split.ids if (output / "labels" / f"{i}.png").exists()}
+    identity = replace(identity, open_inputs={"images": done})
     other = "choose another --output"
     stage = Stage(output, "predictions", config, identity, options.images, split.skipped, other)
     stage.sign(output / "labels")
+    views = config.evaluation
+    print(
+        f"scales {', '.join(map(str, views.scales))}{', mirrored' if views.flip else ''}"
+        f"{f', windows of {views.window} pixels' if views.window else ''} (--evaluation.*)"
+    )
     predict(network, split, output / "labels", config.evaluation, config)
     overlays = [output / "overlays" / f"{i}.jpg" for i in split.ids]
     for k in tqdm(distributed.my_share(overlays), "overlays", unit="image"):

@@ -26,6 +26,7 @@ FORM = "expected finite floats (D, h, w), one array of numpy.save"
 LAST = "they seem to be (h, w, D): save array.transpose(2, 0, 1)"
 TOKENS = "they seem to be a list of tokens: drop the class token, and reshape to (D, h, w)"
 SWAPPED = "they seem to be (D, w, h): save array.transpose(0, 2, 1)"
+POOLED = "they are one vector for a whole photograph: save the network's map before it is pooled"
 NOT_UPRIGHT = (
     "they were made from photographs that were not turned upright by their EXIF orientation; make "
     "them again from upright ones"
@@ -100,6 +101,8 @@ def misread(shape: tuple[int, ...], size: Size, orientation: int) -> str | None:
     """Why a shape (a, b, c) cannot be the (D, h, w) of its photograph; None if it can. `size` is
     (H, W) of the upright photograph in pixels, `orientation` its EXIF orientation."""
     a, b, c = shape
+    if b == c == 1 and min(size) >= 64:
+        return POOLED
     if b == c or alike((b, c), size):  # many networks resize every photograph to a square
         return None
     if 1 in shape:

@@ -39,7 +39,10 @@ def read_image(path: Path) -> np.ndarray:
     if image is None and path.suffix.lower() in PHOTOGRAPHS.mistaken:
         raise UserError(f"image {path} has an unsupported format; save it as JPEG or PNG")
     if image is None:
-        raise UserError(f"image {path} cannot be decoded; it may be truncated; {remedy}")
+        raise UserError(
+            f"image {path} cannot be decoded; it may be truncated, or of a kind such as 32 bits "
+            f"per channel, which is not supported; {remedy}"
+        )
     return image
 
 

@@ -17,6 +17,7 @@ from core.run.files import atomic_write
 from core.run.settings import check
 
 PREFIXES = ("module.", "teacher.", "backbone.", "model.", "encoder.")
+NO_CHECKPOINT = "it is not a checkpoint, or older than torch 1.6; save its state dict again"
 NESTS = ("teacher", "student", "state_dict", "model", "network")
 LEOPART = "model.prototypes.weight"  # its file: `model.` is the student, which its authors evaluate
 
@@ -78,6 +79,8 @@ def load(path: Path) -> dict[str, Any]:
                 "it could run code; save its state dict instead"
             ) from None
         reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if isinstance(error, pickle.UnpicklingError):  # torch's advice would be to unpickle it
+            reason = NO_CHECKPOINT
         raise UserError(f"checkpoint {path} cannot be read: {reason}") from None
 
 
@@ -141,7 +144,7 @@ class _TensorsOnly(pickle.Unpickler):
 
 
 def _refused(*args: Any, **kwargs: Any) -> None:
-    raise UserError("it is not a checkpoint, or older than torch 1.6; save its state dict again")
+    raise UserError(NO_CHECKPOINT)
 
 
 # The `pickle_module` of torch.load.
@@ -245,9 +248,10 @@ def restore(network: nn.Module, content: Mapping[str, Any], key: str, path: Path
     Raises:
         UserError: the checkpoint, at `path`, holds a network of another configuration.
     """
+    check(key in content, f"{path} is not a checkpoint of this kind: it has no {key!r}")
     try:
         network.load_state_dict(content[key])
-    except (KeyError, RuntimeError) as error:
+    except RuntimeError as error:
         raise UserError(
             f"{path} does not fit this configuration ({str(error).splitlines()[0].rstrip(':')}); "
             "give the --config and options of the run that made it"

@@ -4,7 +4,7 @@ Only the content of an input counts, not where it is or how its path is spelt.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -112,15 +112,16 @@ def _content(stamp: Stamp | None) -> str | None:
 
 
 def input_differences(
-    old: Stamps, new: Stamps, open_lists: frozenset[str], common: bool
+    old: Stamps, new: Stamps, open_lists: Mapping[str, Container[str]], common: bool
 ) -> Iterator[str]:
     """One line for each input that differs from the old one, naming the first item.
 
-    Items of the inputs in `open_lists` may come and go; with `common`, those of every input may.
+    Items of the inputs in `open_lists` may come and go, and only those listed there are compared;
+    with `common`, items of every input may come and go.
     """
     for name in dict.fromkeys((*old, *new)):
         there, here = old.get(name, {}), new.get(name, {})
-        only_common = common or name in open_lists
+        only_common, compared = common or name in open_lists, open_lists.get(name, there)
         gone = [k for k in there if k not in here]
         come = [k for k in here if k not in there]
         if (gone or come) and not only_common:
@@ -129,7 +130,7 @@ def input_differences(
                 f"gone, first {(gone or come)[0]}"
             )
             continue
-        both = [k for k in there if k in here and here[k] is not None]
+        both = [k for k in there if k in compared and here.get(k) is not None]
         differ = [k for k in both if _content(there[k]) != _content(here[k])]
         if differ:
             a, b = there[differ[0]], here[differ[0]]

@@ -14,7 +14,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -39,7 +39,8 @@ class Identity:
     settings: Mapping[str, Any]  # flat settings in use
     inputs: Mapping[str, inputs.Items]  # lists of what is read, by name; their order counts
     named: bool = True  # whether the results depend on the names and order of the classes
-    open_inputs: frozenset[str] = frozenset()  # inputs whose items may come and go
+    # Inputs whose items may come and go, and those items that there are results of already.
+    open_inputs: Mapping[str, Container[str]] = field(default_factory=dict)
     known_in: tuple[Path, ...] = ()  # folders of stages that may have noted the same files
     defaults: Mapping[str, Any] = field(default_factory=dict)  # of settings that results may lack
 

@@ -190,6 +190,7 @@ def test_maps_of_photographs_that_exif_turns(tmp_path, orientation, size, shape,
         ([(480, 640), (640, 480)], [(768, 30, 40)] * 2, None),  # to one size
         ([(3, 300)], [(16, 1, 19)], None),
         ([(2, 200)], [(16, 1, 1)], None),
+        ([(64, 80)], [(384, 1, 1)], "before it is pooled"),
         ([(64, 80)], [(8, 10, 24)], r"\(h, w, D\): save array.transpose\(2, 0, 1\)"),
         ([(375, 500), (500, 375)], [(28, 28, 384)] * 2, r"\(h, w, D\)"),
         ([(64, 64)], [(8, 8, 24)], r"\(h, w, D\)"),

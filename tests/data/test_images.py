@@ -119,6 +119,12 @@ def test_truncated_photograph_is_refused(tmp_path, kind, share):
         read_image(path)
 
 
+def test_photograph_of_32_bits_is_not_called_truncated_alone(tmp_path):
+    Image.fromarray(np.full((40, 60), 0.5, np.float32)).save(tmp_path / "a.tif")
+    with pytest.raises(UserError, match="a.tif cannot be decoded; .* 32 bits per channel"):
+        read_image(tmp_path / "a.tif")
+
+
 def test_film_behind_a_photograph_is_no_part_of_it(tmp_path):
     (tmp_path / "a.jpg").write_bytes(encoded("JPEG") + b"\xff\xda\x00\x08 a film")
     assert read_image(tmp_path / "a.jpg").shape == (40, 60, 3)

@@ -104,6 +104,13 @@ def test_truncated_checkpoint_is_one_message(tmp_path):
         checkpoint.load(tmp_path / "x.pth")
 
 
+def test_file_of_another_kind_is_named_without_torchs_advice(tmp_path):
+    (tmp_path / "tags.csv").write_text("image,tags\na,boat\n")
+    for load in (checkpoint.load, checkpoint.load_foreign):
+        with pytest.raises(UserError, match="tags.csv cannot be read: it is not a checkpoint"):
+            load(tmp_path / "tags.csv")
+
+
 def test_pickled_objects_are_not_loaded(tmp_path):
     torch.save({"network": nn.Linear(1, 1)}, tmp_path / "x.pth")
     with pytest.raises(UserError, match="more than tensors"):

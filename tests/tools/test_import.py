@@ -13,12 +13,14 @@ from conftest import ROOT, run_inside
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from core.data.finder import LABELS, Files
 from core.data.labels import palette, read_label, write_label
 from core.run.errors import UserError
 from tools.exchange.arrays import class_maps, read_saved
 from tools.exchange.names import match, read_names
-from tools.exchange.sources import photograph_of, read_mask
+from tools.exchange.sources import from_colours, from_label_maps, photograph_of, read_mask
 from tools.import_features import as_grid, check_axes, common_reading, read_array
+from tools.import_labels import report
 
 NAMES = ("boat", "bird", "car")
 SIZE = (40, 60)
@@ -158,6 +160,7 @@ def test_names_come_from_a_list_or_a_file(tmp_path):
     for text, said in (
         ("boat,boat", "twice"),
         (str(tmp_path / "no.txt"), "missing"),
+        (str(tmp_path / "names"), "missing"),
         (",", "none"),
         ("boat,,bird", "name 2 is empty"),
         (",".join(f"c{k}" for k in range(254)), "can hold 253"),
@@ -707,6 +710,25 @@ def test_masks_that_seem_inverted_are_warned_of(photographs, tmp_path):
     assert done.returncode == 0 and "warning: over 90%" in done.stderr and "two" in done.stderr
 
 
+def test_maps_with_background_last_are_warned_of(photographs, tmp_path, capsys):
+    for name in ("one", "two"):  # 0 is bird, which is nowhere, and 3 is background
+        write_label(tmp_path / f"maps/{name}.png", np.array([3, 1, 0, 2], np.uint8)[truth()])
+    done, _ = imported(tmp_path / "maps", photographs, *by_names())
+    assert done.returncode == 0 and "100% of the pixels in" in done.stderr
+    assert "is background last?" in done.stderr
+    counts = np.zeros((3, 256), int)
+    counts[:2, 3], counts[2, 0] = 9, 9
+    source = from_label_maps(Files(tmp_path / "maps", LABELS), NAMES)
+    report(source, ["a", "b", "c"], NAMES, counts, tmp_path)
+    assert "labelled in 2 of 3 label maps, such as a; " in capsys.readouterr().err
+
+
+def test_name_of_a_colour_may_contain_colons(tmp_path):
+    (tmp_path / "labelmap.txt").write_text("sky:0,0,0\nroad: wet:1, 2, 3::\na::4,5,6:b,c,d:\n")
+    names = from_colours(tmp_path, tmp_path / "labelmap.txt").names
+    assert names == ["sky", "road: wet", "a:"]
+
+
 @pytest.mark.parametrize(("value", "said"), [(0, "nothing is labelled"), (1, "100% of the pixels")])
 def test_labels_of_nothing_or_nearly_everything_are_warned_of(photographs, tmp_path, value, said):
     write_label(tmp_path / "maps/one.png", np.full(SIZE, value, np.uint8))
@@ -721,6 +743,8 @@ def test_labels_of_nothing_or_nearly_everything_are_warned_of(photographs, tmp_p
         ("background:0,0,0::\nboat:1,2,3::\ncar:1,2,3::\n", "the colour (1, 2, 3) twice"),
         ("background:0,0,0::\n", "there is none"),
         ("\n", "there is none"),
+        ("boat:1,2,300::\n", "each 0 to 255"),
+        ("boat:blue\n", "is not `name:red,green,blue`"),
     ],
 )
 def test_unclear_tables_of_colours_are_refused(photographs, tmp_path, content, said):

@@ -13,6 +13,7 @@ documentation, below its line "<!-- measured -->".
 
 import functools
 import resource
+import shlex
 import statistics
 import subprocess
 import sys
@@ -74,7 +75,7 @@ def main() -> None:
         return
     lines = [
         f"{torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU'}, torch "
-        f"{torch.__version__}\n",
+        f"{torch.__version__} (`{shlex.join(['python', *sys.argv])}`)\n",
         "| case | crop | batch | s/step | images/s | photograph, s | peak, GB |",
         "|---|---|---|---|---|---|---|",
     ]

@@ -64,7 +64,7 @@ def read_names(text: str) -> tuple[str, ...]:
         is_file = path.is_file()
     if is_file:
         lines = read_text(path, "the class names").splitlines()
-    elif "," in text or not path.suffix:
+    elif "," in text or not (path.suffix or "/" in text):
         lines = text.split(",")
     else:
         raise UserError(f"the file of class names {path} is missing")

@@ -286,20 +286,21 @@ def from_colours(folder: Path, table: Path) -> Source:
     """
     names, colours, owners = [], {}, {}
     for line in read_text(table, "the table of colours").splitlines():
-        name, _, rest = line.strip().partition(":")
-        if not name or line.startswith("#"):
+        if not line.strip() or line.startswith("#"):
             continue
-        if not rest.split(":")[0]:
+        # A name may contain colons, so the colour is what looks like one.
+        found = re.fullmatch(r"(.+?):\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*(:.*)?", line.strip())
+        first, _, rest = line.strip().partition(":")
+        if not found and not rest.split(":")[0]:
             raise UserError(
-                f"{table} gives {name} no colour; if the masks have VOC's colours, or class "
+                f"{table} gives {first} no colour; if the masks have VOC's colours, or class "
                 "numbers, leave out --colours and name the classes in their order with --classes"
             )
-        values = rest.split(":")[0].split(",")
-        if len(values) != 3 or not all(v.strip().isdigit() and int(v) < 256 for v in values):
-            raise UserError(f"{table}: {line!r} is not `name:red,green,blue`")
+        if not found or max(map(int, found.groups()[1:4])) > 255:
+            raise UserError(f"{table}: {line!r} is not `name:red,green,blue`, each 0 to 255")
+        name, colour = found[1], tuple(map(int, found.groups()[1:4]))
         empty = name.casefold() in EMPTY
         names += [] if empty else [name]
-        colour = tuple(map(int, values))
         if colour in owners or name in owners.values():
             what = f"the colour {colour}" if colour in owners else f"the name {name!r}"
             raise UserError(f"{table} has {what} twice; each class has a name and a colour")
