@@ -32,8 +32,9 @@ def class_name(text: str, place: str = "the class names") -> str:
 
 
 def warn_of_names(names: Iterable[str], counts: Mapping[str, int] | None = None) -> None:
-    """Warns of classes that are probably one class, and of one that is the background; `counts` are
-    the numbers of images of each class, if known."""
+    """Warns of classes that are probably one class or several, and of one that is the background;
+    `counts` are the numbers of images of each class, if known."""
+    names = [*names]
     for group in look_alikes(names):
         shown = [repr(n) if n.isascii() else f"{n!r} = {ascii(n)}" for n in group]
         if counts:
@@ -41,6 +42,12 @@ def warn_of_names(names: Iterable[str], counts: Mapping[str, int] | None = None)
         warn(
             f"the classes {', '.join(shown[:-1])} and {shown[-1]} look alike and are counted as "
             f"{len(group)} classes; if they are one, spell it the same way everywhere in the tags"
+        )
+    joined = [name for name in names if " " in name and {*name.split()} <= {*names}]
+    if joined:
+        warn(
+            f"the words of {', '.join(map(repr, joined[:3]))} are themselves classes; if they are "
+            "several tags, separate them by semicolons, or name the classes in data.classes"
         )
     for name in names:
         if _likeness(name).strip("_") in BACKGROUND_NAMES:

@@ -56,6 +56,12 @@ def test_warning_names_the_classes_and_counts(capsys):
     assert "'background' is a class" in said and said.count("warning: ") == 2
 
 
+def test_classes_that_are_several_tags_are_warned_of(capsys):
+    warn_of_names(["dog", "face", "face dog", "hot dog"])
+    said = capsys.readouterr().err
+    assert "the words of 'face dog' are themselves classes" in said and said.count("warning: ") == 1
+
+
 def test_classes_from_tags_are_warned_of_once(tmp_path, capsys):
     for name in ("Square/a.jpg", "square/b.jpg", "square\u200b/c.jpg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
