@@ -76,7 +76,13 @@ def _encoding(content: bytes) -> str:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yields a temporary path next to `path`, and renames it to `path` if the block succeeds."""
+    """Yields a temporary path next to `path`, and renames it to `path` if the block succeeds.
+
+    Raises:
+        UserError: `path` is a folder.
+    """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; give the name of a file")
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f".{path.name}.part")  # torch.save writes this name into its file
     try:

@@ -19,3 +19,10 @@ def test_broken_and_missing_json_are_told(tmp_path):
         read_json(tmp_path / "x.json")
     with pytest.raises(UserError, match="is missing"):
         read_json(tmp_path / "y.json")
+
+
+def test_a_folder_where_a_file_is_written_is_told_and_kept(tmp_path):
+    (tmp_path / "scores.json").mkdir()
+    with pytest.raises(UserError, match=r"scores\.json is a folder"):
+        write_json(tmp_path / "scores.json", {})
+    assert [p.name for p in tmp_path.iterdir()] == ["scores.json"]
