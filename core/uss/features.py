@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from core.data.features import FeatureSource
 from core.data.lists import Split
@@ -158,7 +159,7 @@ def statistics(
         UserError: the features have fewer than W channels.
     """
     total, products = 0, 0
-    for _, feat in source(range(count)):
+    for _, feat in tqdm(source(range(count)), "feature statistics", count, unit="image"):
         points = feat.double().flatten(1)
         total = total + points.mean(1)
         if whiten:
