@@ -272,8 +272,8 @@ def warn_of(
     vague = {c: f"{v:.2f}" for c, v in zip(names, auc, strict=True) if v < UNSUITED}
     found = [
         (
-            "the debiased centroids hardly tell the images that show a class from the others (area "
-            f"under the ROC curve, 0.5 by chance, below {UNSUITED})",
+            "the debiased centroids barely separate the images that show a class from the others "
+            f"(area under the ROC curve, 0.5 by chance, below {UNSUITED})",
             vague if unsuited else {},
             "These features do not suit these images, and what stage 3 removes may be the objects. "
             f"Use other features (uss.backbone), or look at what was removed; {advice}",

@@ -2,12 +2,12 @@
 
     python train_wsss.py --config configs/demo.yaml
 
-Reads the images and tags of the training list, no mask. Writes below <run_dir>/wsss/:
+Reads the images and tags of the training list, never masks. Writes below <run_dir>/wsss/:
     checkpoint.pth    the classifier
     cams/<id>.npz     activation maps of the tagged classes: keys (K,), cam (K, h, w) at a quarter
                       of the image's size (rsepm: at its size)
     seeds/<id>.png    all methods but cam: confident labels, 255 where uncertain
-    pairs/            all methods but cam: the network of pairs along which the maps are spread
+    pairs/            all methods but cam: the affinity network that propagates the maps
     labels/<id>.png   pseudo labels, 0..C
 """
 
@@ -146,8 +146,8 @@ def train_classifier(config: Config, run: Run, split: Split, made_from: dict) ->
 
 
 def pair_network(config: Config, run: Run, split: Split) -> nn.Module:
-    """The network of pairs along which maps are spread: fitted to pairs of confident pixels of the
-    seeds (or read, if that was done before), or released."""
+    """The affinity network that propagates maps: fitted to pairs of confident pixels of the seeds
+    (or read, if that was done before), or released."""
     settings, backbone, device = config.wsss.pairs, config.wsss.backbone, pick_device(config)
     kind = PAIR_NETWORKS[METHODS[config.wsss.method].walk]
     if settings.weights:

@@ -1,4 +1,4 @@
-"""Features, labels and activation maps as colours, for people."""
+"""Features, labels and activation maps in colours."""
 
 from collections.abc import Sequence
 

@@ -2,7 +2,7 @@
 
 <run_dir>/uss/checkpoint.pth                      the features' network
 <run_dir>/wsss/checkpoint.pth, cams/, labels/     classifier, activation maps, pseudo labels
-<run_dir>/wsss/seeds/, pairs/                     what spreads the maps (all methods but cam)
+<run_dir>/wsss/seeds/, pairs/                     what propagates the maps (not cam)
 <run_dir>/debias/centroids.npz, labels/           debiased centroids and labels
 <run_dir>/segmentation/<name>/checkpoint.pth      student and EMA teacher
 <run_dir>/evaluation/<name>/scores.json, predictions/

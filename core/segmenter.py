@@ -34,7 +34,7 @@ class SegmentationConfig(ComplementConfig, DeepLabConfig):
     """Stage 4, a DeepLab with an EMA teacher (Eq. 6-7)."""
 
     # wsss: plain pseudo labels; ignore: biased pixels left out; complement: filled by the teacher;
-    # mars: the same under the certainty-weighted loss; supervised: ground truth, the upper bound.
+    # mars: the same with the certainty-weighted loss; supervised: ground truth, the upper bound.
     mode: Literal["wsss", "ignore", "complement", "mars", "supervised"] = "mars"
     name: str | None = location()  # Folder name below <run_dir>/segmentation; None: the mode.
     # Use <id>.png labels from this folder instead of stage 2's or 3's.
@@ -42,8 +42,8 @@ class SegmentationConfig(ComplementConfig, DeepLabConfig):
     # Average the loss over background and foreground pixels separately, and add the two (AdvCAM).
     balanced: bool = False
     epochs: PositiveInt = 100  # Passes over the training images (the author's later code).
-    # Draw images of rare classes more often. 0: every image once an epoch; 0.5: a class of n images
-    # in proportion to sqrt(n); 1: all classes about equally often. For skewed collections.
+    # Draw images of rare classes more often. 0: every image once per epoch; 0.5: a class of n
+    # images in proportion to sqrt(n); 1: all classes about equally often. For skewed collections.
     class_balance: ClosedUnitInterval = 0
     batch_size: PositiveInt = 16  # Images per step.
     # sgd has momentum 0.9 and a polynomial schedule; adamw a one-cycle one.
@@ -71,7 +71,7 @@ class EvaluationConfig:
 
     scales: tuple[PositiveFloat, ...] = (0.5, 1.0, 1.5, 2.0)  # Test-time scales (the author's).
     flip: bool = True  # Average with the mirrored image.
-    # Side of the overlapping windows through which larger images are seen, pixels; 0: whole images.
+    # Side of the overlapping windows in which larger images are predicted, pixels; 0: whole images.
     window: NonNegativeInt = 0
     refine: Literal["crf", "none"] = "crf"  # Post-processing of the averaged probabilities.
     crf: CrfConfig = field(default_factory=CrfConfig)  # Settings of that refinement.

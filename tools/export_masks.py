@@ -3,7 +3,7 @@
     python tools/export_masks.py LABELS --images PHOTOGRAPHS --to coco --output RESULT
 
 LABELS are <id>.png, such as the `labels` that tools/predict.py and every stage write; class names
-come from the made_from.json there, or from --classes (a list, or a file with a name a line).
+come from the made_from.json there, or from --classes (a list, or a file with one name per line).
 Formats:
     coco          COCO's instances, a polygon for each connected region
     coco-rle      COCO's instances, run lengths for each class

@@ -15,8 +15,8 @@ has a label, made_from.json with the class names and a digest of the source, and
 one of each file. A second call continues, unless files have changed since.
 
 Names: --classes are the classes wanted, in order, --source-classes those of the source, if they
-are others; both are a file with a name a line, or a list. Classes are matched by their names; one
-that is left out (--map) becomes background.
+are others; each is a file with one name per line, or a list. Classes are matched by their names; a
+class mapped to nothing (--map THEIRS=) becomes background.
 """
 
 import json

@@ -172,7 +172,7 @@ class Backbone(nn.Module):
                 if all(self._covers(blank, size, strides) for size in sizes):
                     return multiple
         raise UserError(
-            f"backbone {self.config.name!r} takes images of one size alone, or its maps do not "
+            f"backbone {self.config.name!r} takes only images of one size, or its maps do not "
             f"cover the image; {KNOWN_TO_WORK}"
         )
 
@@ -244,7 +244,7 @@ def _wide_resnet(
         missing = "wide_resnet38 has no map of stride 2, which is needed here"
         raise UserError(f"{missing}; {KNOWN_TO_WORK}")
     if output_stride != 8:
-        raise UserError(f"wide_resnet38 has output stride 8 alone, not {output_stride}")
+        raise UserError(f"wide_resnet38 has output stride 8 only, not {output_stride}")
     try:
         net = WideResNet38(**config.arguments)
     except TypeError as error:

@@ -108,7 +108,7 @@ class ConvBlock(nn.Sequential):
 
 
 class Head(nn.Module):
-    """Maps (low, deep) features to logits, and says what is particular in its training."""
+    """Maps (low, deep) features to logits, and declares what is special in its training."""
 
     at_cells = False  # the loss takes the label at the centres of the logits' cells
     averages_logits = False  # a prediction from several views is the softmax of their mean logits
@@ -119,7 +119,7 @@ class Head(nn.Module):
 
 
 class DeepLabV1Head(Head):
-    """DeepLab v1's head: one 3x3 convolution of wide view (its dilation is the first rate)."""
+    """DeepLab v1's head: one 3x3 convolution with a large field of view, by its dilation."""
 
     averages_logits = True
 
@@ -191,7 +191,7 @@ class Decoder(nn.Module):
         low_dim, low_width: channels of the low-level features, before and after their projection.
         width: channels of the deep features and of the two 3x3 convolutions.
         outputs: channels of the logits.
-        dropouts: behind each of these convolutions.
+        dropouts: after each of these convolutions.
         last: the classifying convolution's kernel; only a 1x1 one has a bias.
     """
 

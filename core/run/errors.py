@@ -157,9 +157,9 @@ def _advice(error: Exception) -> str | None:
     full = says("out of memory", "DefaultCPUAllocator", "_ALLOC_FAILED")
     if full or isinstance(error, MemoryError):
         return (
-            "out of memory. Lower the batch size of this stage, cut its batches (accumulate), "
-            "lower the crop or the scales, see images through windows (evaluation.window), or make "
-            "smaller copies"
+            "out of memory. Lower the batch size of this stage, split its batches (accumulate), "
+            "lower the crop or the scales, predict in windows (evaluation.window), or shrink the "
+            "images"
         )
     if says("Too many open files"):
         return "too many open files; raise the limit (`ulimit -n 4096`) or set workers: 0"

@@ -54,7 +54,7 @@ class Runtime:
     # Processes that load images, and threads of per-image work; 0: the main process alone.
     workers: NonNegativeInt = 4
     checkpoint_every: PositiveInt = 200  # Iterations between checkpoints of a training.
-    # jsonl: standard output is one JSON object per line; text for people goes to standard error.
+    # jsonl: standard output is one JSON object per line; other text goes to standard error.
     log: Literal["text", "jsonl"] = "text"
     # Write scalars and pictures for TensorBoard, to `tensorboard/` in the folder of each training.
     tensorboard: bool = False
@@ -64,7 +64,7 @@ class Runtime:
     accumulate: PositiveInt = 1
     # Synchronise batch normalisation over the processes that share a batch; slower.
     sync_norm: bool = False
-    # torch.compile for stage 4's network; needs a C++ compiler and minutes at the start.
+    # torch.compile for stage 4's network; needs a C++ compiler and takes minutes to start.
     compile: bool = False
 
 

@@ -52,7 +52,7 @@ class UssConfig(StegoConfig):
     # to unit variance. Recommended for CNNs, whose features share a few dominant directions.
     whiten: PositiveInt | None = None
     # Keep the training images' features on disk (float16) instead of computing them twice in stage
-    # 3. VOC with DINO ViT-B/8 and STEGO: 0.4 MB an image, 4 GB.
+    # 3. VOC with DINO ViT-B/8 and STEGO: 0.4 MB per image, 4 GB.
     cache: bool = location(False)
 
     def __post_init__(self):

@@ -1,4 +1,4 @@
-"""Affinities of pairs of pixels, and the random walk that spreads activation maps along them.
+"""Affinities of pairs of pixels, and the random walk that propagates activation maps along them.
 
 From IRNet (Ahn, Cho and Kwak, CVPR 2019), where two pixels belong together unless a boundary is
 between them, and PSA (Ahn and Kwak, CVPR 2018), where they do if their features are alike. All

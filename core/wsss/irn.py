@@ -1,4 +1,4 @@
-"""IRNet's spreading (Ahn, Cho and Kwak, CVPR 2019): boundaries that no walk crosses."""
+"""IRNet's propagation (Ahn, Cho and Kwak, CVPR 2019): boundaries that no walk crosses."""
 
 from dataclasses import dataclass, field
 from functools import partial
@@ -118,7 +118,7 @@ class BoundaryNetwork(nn.Module):
 
 def walk(boundary: Tensor, cam: Tensor, config: IrnConfig) -> Tensor:
     """Averages (K, H', W') maps over the cells of an (h, w) boundary in [0, 1], weakens them on the
-    boundary and spreads them -> (K, h, w)."""
+    boundary and propagates them -> (K, h, w)."""
     # Beyond the image everything is boundary: pairs that leave it have no affinity.
     margin = config.walk_radius - 1
     padded = F.pad(boundary, (margin, margin, 0, margin), value=1)

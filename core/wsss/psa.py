@@ -37,7 +37,7 @@ class PsaConfig(PairConfig):
     doublings: NonNegativeInt = 6  # log2 of the walk's number of steps.
     low_exponent: float = 4  # A class is confident where it beats background (1 - best)^low.
     high_exponent: float = 24  # Background is confident where (1 - best)^high still wins.
-    walk_exponent: float = 6  # Background (1 - best)^walk is spread along with the classes.
+    walk_exponent: float = 6  # Background (1 - best)^walk is propagated, too.
     # Refinement of both decisions.
     crf: CrfConfig = field(default_factory=lambda: CrfConfig("auto", 10, 3, 3, 80, 13, 10))
 

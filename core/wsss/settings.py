@@ -74,14 +74,14 @@ METHODS = {
 class WsssConfig:
     """Stage 2, a WSSS method on image-level tags."""
 
-    # cam: activation maps, refined by `refine`; irn: spread by IRNet's random walk instead; advcam:
-    # AdvCAM's maps, spread in the same way; seam: SEAM's maps, spread by PSA's walk; rsepm: a
-    # decoder's maps by our reconstruction of RS+EPM, spread by IRNet's walk.
+    # cam: activation maps, refined by `refine`; irn: propagated by IRNet's random walk instead;
+    # advcam: AdvCAM's maps, propagated in the same way; seam: SEAM's maps, propagated by PSA's
+    # walk; rsepm: a decoder's maps by our reconstruction of RS+EPM, propagated by IRNet's walk.
     method: Literal[tuple(METHODS)] = "cam"
     # A network with maps at strides 4 to 32 (irn, advcam and rsepm also need stride 2).
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
-    irn: IrnConfig = field(default_factory=IrnConfig)  # IRNet's second half.
-    psa: PsaConfig = field(default_factory=PsaConfig)  # The spreading that SEAM uses.
+    irn: IrnConfig = field(default_factory=IrnConfig)  # IRNet's boundary network and walk.
+    psa: PsaConfig = field(default_factory=PsaConfig)  # PSA's affinity network and walk (SEAM).
     advcam: AdvCamConfig = field(default_factory=AdvCamConfig)  # AdvCAM's maps.
     seam: SeamConfig = field(default_factory=SeamConfig)  # SEAM's training.
     rsepm: RsEpmConfig = field(default_factory=RsEpmConfig)  # RS+EPM's training.
@@ -101,8 +101,8 @@ class WsssConfig:
     # small objects faster.
     pooling: Literal["mean", "logmeanexp"] = "mean"
     epochs: PositiveInt = 5  # Passes over the training images.
-    # Draw images of rare classes more often. 0: every image once an epoch; 0.5: a class of n images
-    # in proportion to sqrt(n); 1: all classes about equally often. For skewed collections.
+    # Draw images of rare classes more often. 0: every image once per epoch; 0.5: a class of n
+    # images in proportion to sqrt(n); 1: all classes about equally often. For skewed collections.
     class_balance: ClosedUnitInterval = 0
     batch_size: PositiveInt = 16  # Images per step.
     # adamw has a one-cycle schedule; sgd a polynomial one without momentum, which is what the
@@ -117,7 +117,7 @@ class WsssConfig:
     flip: bool = True  # Add the mirrored image at each scale.
     threshold: OpenUnitInterval = 0.30  # Background score against the class maps in [0, 1].
     # Instead of `threshold`, choose the score that this share of all pixels exceeds: an assumption
-    # about the images, made without masks. Maps of two trainings differ in scale; objects do not.
+    # about the images, made without masks. The scale of maps varies between trainings.
     object_share: OpenUnitInterval | None = None
     sharpness: float = 6.0  # The CRF's unary is the softmax of this factor times the scores.
     refine: Literal["crf", "none"] = "crf"  # Refinement of the maps before the argmax.

@@ -182,7 +182,7 @@ def test_fixed_stages_are_those_that_their_map_depends_on(name):
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("test_coatnet", "one size alone"),
+        ("test_coatnet", "only images of one size"),
         ("inception_v3", "do not cover the image"),
         ("vit_tiny_patch16_224", "maps of stride 16"),
         ("mixer_s16_224", "maps of stride 16"),

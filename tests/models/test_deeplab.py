@@ -226,5 +226,5 @@ def test_weights_of_wide_resnet_load_completely_or_not_at_all(tmp_path):
 def test_wide_resnet_is_not_fetched_and_has_one_stride():
     with pytest.raises(UserError, match="local file"):
         build_deeplab(settings("deeplabv1", BackboneConfig("wide_resnet38")), 3)
-    with pytest.raises(UserError, match="output stride 8 alone"):
+    with pytest.raises(UserError, match="output stride 8 only"):
         build_deeplab(settings("deeplabv1", WIDE, output_stride=16), 3)

@@ -514,7 +514,7 @@ SOURCES = {  # heading of the page: what its code writes
     "SEAM, PSA, MCTformer": psa,
     "CLIP-ES": clip_es,
     "WeCLIP, ToCo, AFA": weclip,
-    "DHR, and whoever publishes label maps": label_maps,
+    "DHR, and any other published label maps": label_maps,
     "CVAT": cvat,
     "Label Studio": instances,
     "Roboflow": instances,
@@ -761,7 +761,7 @@ def test_unclear_tables_of_colours_are_refused(photographs, tmp_path, content, s
     [
         ([(4, "boat"), (9, "boat")], "'boat' is there twice"),
         ([(4, "boat"), (9, "car"), (9, "bird")], "two categories with the id 9"),
-        ([(4, "boat"), (9, 7)], "7 is no class name"),
+        ([(4, "boat"), (9, 7)], "7 is not a class name"),
         ([(k, f"c{k}") for k in range(254)], "254 classes, and label maps can hold 253"),
     ],
 )

@@ -1,4 +1,4 @@
-"""From photographs and anybody's label maps to the audit and the report, in one command.
+"""The audit and the report of label maps from any source, in one command.
 
     python tools/audit/audit_labels.py --images PHOTOGRAPHS --labels LABELS --output AUDIT
 
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--output", type=user_path, required=True, help="folder of the result")
     parser.add_argument("--classes", help="names of labels 1, 2, ...; default: made_from.json's")
     parser.add_argument("--config", type=user_path, default=ROOT / "configs/laptop.yaml")
-    parser.add_argument("--backbone", help="network of timm for the features, by its name")
+    parser.add_argument("--backbone", help="name of a timm network that gives the features")
     parser.add_argument("--features", type=user_path, help="folder of (D, h, w) feature files")
     options, further = parser.parse_known_args()
     check_outside(options.output, options.labels, options.images)

@@ -37,7 +37,7 @@ def check_names(names: Sequence[Any], place: str) -> None:
     """
     odd = [name for name in names if not isinstance(name, str) or not name.strip()]
     if odd:
-        raise UserError(f"{place}: {odd[0]!r} is no class name; correct it")
+        raise UserError(f"{place}: {odd[0]!r} is not a class name; correct it")
     if not names:
         raise UserError(f"{place}: there is none; name at least one class besides the background")
     twice = next((name for name in names if names.count(name) > 1), None)
@@ -81,8 +81,8 @@ def read_names(text: str) -> tuple[str, ...]:
     rising = all(low < high for low, high in pairwise(numbers))
     if numbers and len(numbers) == len(names) and numbers[0] in (0, 1) and rising:
         raise UserError(
-            f"{place}: {names[0]!r} begins with a number; write one name a line, in the order of "
-            "the labels 1, 2, ..., without numbers"
+            f"{place}: {names[0]!r} begins with a number; write one name per line, in the order "
+            "of the labels 1, 2, ..., without numbers"
         )
     if names and names[0].casefold() in EMPTY:
         note(f"{names[0]!r}, the first class name of {text}, is label 0; label 1 is the second")
