@@ -130,7 +130,7 @@ class StepSampler:
 def make_loader(dataset: Dataset, draws: StepSampler, workers: int) -> DataLoader:
     """Batches of `dataset` in the order of `draws`."""
     return DataLoader(
-        _NamedFiles(dataset.__getitem__),
+        NamesFile(dataset.__getitem__),
         batch_sampler=draws,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
@@ -155,14 +155,7 @@ def batches_from(
     return batches
 
 
-class _NamedFiles(NamesFile):
-    """The items of a data set, whose unforeseen errors name the last file read."""
-
-    __getitem__ = NamesFile.__call__
-
-
 def _one_thread(worker: int) -> None:
-    torch.set_num_threads(1)
     cv2.setNumThreads(1)
 
 

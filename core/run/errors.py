@@ -115,6 +115,8 @@ class NamesFile:
                 error.add_note(f"{_LAST}{_reading.last}")
             raise
 
+    __getitem__ = __call__  # for a loader's data set
+
 
 def _report(error: Exception) -> NoReturn:
     """Ends the script with one message about an unforeseen error."""
