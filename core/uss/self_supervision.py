@@ -186,7 +186,7 @@ def self_supervised_losses(
 
     outline = random_outlines(count, config.student_size).to(images)
     ground = jitter(part)
-    # Half of the figures share their ground's light, so that light alone does not give them away.
+    # A figure's light is not its ground's: one of its own, or the one that it has as a ground.
     own_light = torch.rand(count, 1, 1, 1, device=images.device) < 0.5
     figure = torch.where(own_light, jitter(part.roll(1, 0)), ground.roll(1, 0))
     composite = normalise_unit(ground * (1 - outline) + figure * outline)

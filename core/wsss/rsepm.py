@@ -18,11 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from core.complement import weighted_cross_entropy
+from core.complement import labelled_pixels, weighted_cross_entropy
 from core.crf.pamr import PAMR
 from core.data.labels import BACKGROUND, IGNORE
 from core.models.backbones import Backbone, BackboneConfig, OnBackbone
 from core.models.deeplab import ASPP, Decoder
+from core.run import distributed
 from core.run.settings import (
     ClosedUnitInterval,
     Decay,
@@ -194,7 +195,8 @@ def _tag_loss(maps: Tensor, tags: Tensor) -> Tensor:
 
 def _decoder_loss(logits: Tensor, label: Tensor) -> Tensor:
     """Cross entropy over certain pixels; classes and background have the same weight (ours)."""
-    return weighted_cross_entropy(logits.float(), label, balanced=True) / 2
+    counts = distributed.mean(labelled_pixels(label))
+    return weighted_cross_entropy(logits.float(), label, balanced=True, counts=counts) / 2
 
 
 def map_loss(maps: Tensor, target: Tensor, tags: Tensor, inside: Tensor) -> Tensor:
@@ -210,7 +212,7 @@ def map_loss(maps: Tensor, target: Tensor, tags: Tensor, inside: Tensor) -> Tens
     maps = maps / (maps.amax((2, 3), keepdim=True) + 1e-5)
     maps = F.interpolate(maps, target.shape[-2:], mode="bilinear")
     difference = ((maps - target).abs() * inside).sum((2, 3)) / inside.sum((2, 3)).clamp(min=1)
-    return (difference * tags).sum() / tags.sum().clamp(min=1)
+    return (difference * tags).sum() / distributed.mean(tags.sum()).clamp(min=1)
 
 
 def self_correlation(levels: list[Tensor], config: RsEpmConfig) -> Tensor:

@@ -3,15 +3,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
+from core.complement import labelled_pixels
 from core.models.backbones import BackboneConfig
+from core.run import distributed
 from core.run.errors import UserError
 from core.run.loop import EMA
 from core.wsss.rsepm import (
     RecurSeed,
     RsEpmClassifier,
     RsEpmConfig,
+    _decoder_loss,
     certain_label,
     correct_maps,
     edge_strength,
@@ -194,3 +198,28 @@ def test_maps_are_the_decoders_probabilities_at_stride_4():
     assert scores.shape == (2, 3, 4, 5) and logits.shape == (2, 4, 16, 18)
     groups = network.parameter_groups(0.1, 1.0)
     assert sum(len(group["params"]) for group in groups) == len([*network.parameters()])
+
+
+def test_losses_of_processes_average_to_that_of_their_images_together(monkeypatch):
+    torch.manual_seed(0)
+    logits, maps, target = (
+        torch.randn(2, 4, 9, 10),
+        torch.randn(2, 3, 9, 10),
+        torch.rand(2, 3, 9, 10),
+    )
+    label, tags = torch.zeros(2, 9, 10, dtype=torch.long), torch.tensor([[1.0, 0, 0], [1, 1, 1]])
+    label[0, 0, 0], label[1] = 1, 2
+
+    def losses(rows: slice) -> Tensor:
+        inside = torch.ones(2, 1, 9, 10)[rows]
+        return torch.stack(
+            [
+                _decoder_loss(logits[rows], label[rows]),
+                map_loss(maps[rows], target[rows], tags[rows], inside),
+            ]
+        )
+
+    together = losses(slice(2))
+    totals = {(): tags.sum(), (2,): labelled_pixels(label)}
+    monkeypatch.setattr(distributed, "mean", lambda value: totals[(*value.shape,)] / 2)
+    torch.testing.assert_close((losses(slice(1)) + losses(slice(1, 2))) / 2, together)
